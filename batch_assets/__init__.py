@@ -1,0 +1,1 @@
+"""A Dagster asset graph for governed batch inference on a lakehouse."""

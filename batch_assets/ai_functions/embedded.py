@@ -1,0 +1,82 @@
+"""The embedded endpoint: SmolLM2 behind llama.cpp's OpenAI-compatible server, started when first needed."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import httpx
+
+from batch_assets.ai_functions.endpoints import Endpoint
+from batch_assets.errors import BatchAssetsError
+from batch_assets.models import smollm2
+
+_SLOTS = 4
+_START_SECONDS = 60.0
+# "less than 100 words" is about 130 tokens; the small model doesn't always keep to it.
+_PARAMETERS = {"max_tokens": 160, "temperature": 0}
+
+
+class EmbeddedServer:
+    """Starts the server and stops it; a process that dies takes its server with it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._process: subprocess.Popen[bytes] | None = None
+        self._endpoint: Endpoint | None = None
+
+    def start(self) -> Endpoint:
+        """Start the server if it doesn't run yet, and wait until it answers.
+
+        Raises:
+            BatchAssetsError: it didn't start, and why.
+        """
+        if self._endpoint is not None and self._process is not None and self._process.poll() is None:
+            return self._endpoint
+        command = [sys.executable, "-m", "batch_assets.ai_functions.llama_server"]
+        options = {
+            "--model": str(smollm2.gguf_file()),
+            "--name": smollm2.NAME,
+            "--slots": str(_SLOTS),
+            "--threads": str(os.cpu_count() or 1),
+        }
+        command += [word for option in options.items() for word in option]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            raise BatchAssetsError(f"the embedded model server ended with status {code} while it was starting")
+        address = json.loads(line)["address"]
+        self._wait_until_healthy(address)
+        self._endpoint = Endpoint(
+            name=self._name,
+            base_url=f"{address}/v1",
+            model=smollm2.NAME,
+            parameters=_PARAMETERS,
+            requests_in_flight=_SLOTS,
+        )
+        return self._endpoint
+
+    def stop(self) -> None:
+        """Stop the server if it runs."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            self._process.wait()
+        self._process = self._endpoint = None
+
+    def _wait_until_healthy(self, address: str) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise BatchAssetsError(f"the embedded model server ended with status {self._process.returncode}")
+            try:
+                if httpx.get(f"{address}/health", timeout=5).status_code == httpx.codes.OK:
+                    return
+            except httpx.TransportError:
+                pass  # not listening yet
+            time.sleep(0.1)
+        self.stop()
+        raise BatchAssetsError(f"the embedded model server didn't answer within {_START_SECONDS:.0f} seconds")

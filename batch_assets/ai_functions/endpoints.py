@@ -1,0 +1,105 @@
+"""Endpoints by name. Addresses and keys come from configuration only, never from a row."""
+
+import hashlib
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.settings import EMBEDDED_ENDPOINT
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class Endpoint(BaseModel):
+    """An OpenAI-compatible chat server.
+
+    ``parameters`` go into every request (``max_tokens``, ``temperature``); ``api_key_env`` is the *name*
+    of the environment variable that holds the key; ``timeout_seconds`` is for one attempt,
+    ``deadline_seconds`` for a row with all its attempts.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    kind: Literal["openai"] = "openai"
+    base_url: str
+    model: str
+    api_key_env: str | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    timeout_seconds: float = Field(120.0, gt=0)
+    deadline_seconds: float = Field(300.0, gt=0)
+    requests_in_flight: int = Field(8, ge=1)
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        return check_endpoint_name(name)
+
+    @field_validator("base_url")
+    @classmethod
+    def _check_url(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("base_url must be an http or https address")
+        if parts.username or parts.password:
+            raise ValueError("base_url must not hold credentials: name an environment variable in api_key_env")
+        return url.rstrip("/")
+
+    def request_hash(self, request: str) -> str:
+        """SHA-256 of everything that decides what the answer will be; not of where the server is."""
+        parts = [self.name, self.model, self.parameters, request]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def check_endpoint_name(name: str) -> str:
+    """Return an endpoint's name unchanged.
+
+    Raises:
+        ValueError: it is not 1 to 100 of ``A-Za-z0-9._-``, a letter or digit first.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} can't name an endpoint: use 1 to 100 of A-Z, a-z, 0-9, '.', '_' and '-'")
+    return name
+
+
+def read_endpoints(path: Path) -> dict[str, Endpoint]:
+    """Read the endpoints of a TOML file: one table ``[endpoints.<name>]`` for each.
+
+    Raises:
+        BatchAssetsError: the file can't be read, or an endpoint in it can't be used.
+    """
+    try:
+        content = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise BatchAssetsError(f"BATCH_ASSETS_ENDPOINTS: {path} can't be read: {error}") from error
+    endpoints = {}
+    for name, fields in content.get("endpoints", {}).items():
+        try:
+            endpoints[name] = Endpoint(name=name, **fields)
+        except (ValidationError, TypeError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            field = ".".join(map(str, error.errors()[0]["loc"])) if isinstance(error, ValidationError) else ""
+            raise BatchAssetsError(f"{path}: the endpoint {name} can't be used: {field} {reason}") from error
+    return endpoints
+
+
+def configured_endpoint(file: Path | str | None, name: str) -> Endpoint | None:
+    """An endpoint by name; None for the embedded one, which has to be started.
+
+    Raises:
+        BatchAssetsError: there is no endpoint of that name.
+    """
+    endpoints = read_endpoints(Path(file)) if file is not None else {}
+    if name in endpoints:
+        return endpoints[name]
+    if name == EMBEDDED_ENDPOINT:
+        return None
+    known = ", ".join(sorted({*endpoints, EMBEDDED_ENDPOINT}))
+    where = f"{file}" if file is not None else "BATCH_ASSETS_ENDPOINTS, which is not set"
+    raise BatchAssetsError(f"there is no endpoint {name!r} in {where}; known: {known}")

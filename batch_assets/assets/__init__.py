@@ -1,0 +1,1 @@
+"""The graph, one module an asset: read, call a layer below, say what came of it."""

@@ -1,0 +1,122 @@
+"""What the assets that write tables have in common: metadata of a table, samples, and work batch by batch."""
+
+import html
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import dagster as dg
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.snapshot import Lake, Snapshot
+from batch_assets.lake.tables import PROD_DATA, Table
+
+_DOCUMENT_VERSION_TAG = "batch_assets/prod_data_version"
+_LONGEST_SAMPLE = 400
+
+
+def column_schema(table: Table) -> Mapping[str, Any]:
+    """Metadata of an asset's definition: the columns of its table."""
+    columns = [
+        dg.TableColumn(
+            column.name,
+            column.type,
+            description=column.description,
+            constraints=dg.TableColumnConstraints(nullable=column.nullable),
+        )
+        for column in table.columns
+    ]
+    return {"dagster/column_schema": dg.TableSchema(columns=columns)}
+
+
+def table_metadata(lake: Lake, snapshot: Snapshot, batch: str, version: int) -> dict[str, Any]:
+    """Metadata of a materialized batch: where the table is, its version and its rows."""
+    return {
+        "dagster/table_name": lake.full_name(snapshot.table),
+        "dagster/uri": snapshot.uri,
+        "dagster/storage_kind": "deltalake",
+        "dagster/partition_row_count": snapshot.rows(batch),
+        "dagster/row_count": snapshot.rows(),
+        "delta_version": version,
+    }
+
+
+def markdown_sample(rows: list[Mapping[str, Any]], columns: list[str]) -> dg.MarkdownMetadataValue:
+    """A few rows as a Markdown table in which any text shows as text."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in rows]
+    return dg.MetadataValue.md("\n".join(lines))
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else str(value)
+    if len(text) > _LONGEST_SAMPLE:
+        text = text[:_LONGEST_SAMPLE] + " …"
+    text = html.escape(" ".join(text.split()), quote=False)
+    for character in "\\`*_{}[]()#+!|~":
+        text = text.replace(character, f"&#{ord(character)};")
+    return text
+
+
+def sample_rows(snapshot: Snapshot, batch: str, columns: list[str], count: int) -> list[Mapping[str, Any]]:
+    """The first rows of a batch."""
+    rows: list[Mapping[str, Any]] = []
+    for table in snapshot.read(batch, columns) if count else []:
+        rows += table.slice(0, count - len(rows)).to_pylist()
+        if len(rows) >= count:
+            break
+    return rows
+
+
+def pinned(context: dg.AssetExecutionContext, tag: str, resolve: Callable[[], int]) -> int:
+    """A number that is resolved once in a run, kept as a tag of the run, and read from there ever after."""
+    run_id = context.run.run_id
+    run = context.instance.get_run_by_id(run_id)
+    if run is None:
+        raise BatchAssetsError(f"the run {run_id} is not in Dagster's storage")
+    if tag not in run.tags:
+        context.instance.add_run_tags(run_id, {tag: str(resolve())})
+        return pinned(context, tag, resolve)
+    return int(run.tags[tag])
+
+
+def pinned_documents(context: dg.AssetExecutionContext, lake: Lake) -> Snapshot:
+    """``m4_1_prod_data`` at the version that this run works on."""
+    version = pinned(context, _DOCUMENT_VERSION_TAG, lambda: lake.open(PROD_DATA).version)
+    return lake.open(PROD_DATA, version)
+
+
+def each_batch(
+    context: dg.AssetExecutionContext, work: Callable[[str], Mapping[str, Any]]
+) -> dg.MaterializeResult[None]:
+    """Do the work for every batch of the run; a batch that fails does not stop the others.
+
+    Args:
+        context: of the asset.
+        work: takes the key of a batch, commits it, and returns metadata of its materialization.
+
+    Raises:
+        dagster.Failure: batches failed; those that were committed are recorded as materialized before.
+    """
+    done: dict[str, Mapping[str, Any]] = {}
+    failed: dict[str, Exception] = {}
+    for batch in context.partition_keys:
+        try:
+            done[batch] = work(batch)
+        except Exception as error:  # named in the Failure below
+            failed[batch] = error
+            context.log.error(f"batch {batch} failed: {error}")
+    if failed:
+        for batch, metadata in done.items():
+            context.log_event(dg.AssetMaterialization(context.asset_key, partition=batch, metadata=metadata))
+        reasons = "; ".join(f"{batch}: {_one_line(error)}" for batch, error in failed.items())
+        raise dg.Failure(
+            f"{len(failed)} of {len(context.partition_keys)} batches failed ({reasons})", allow_retries=True
+        ) from next(iter(failed.values()))
+    for batch, metadata in done.items():
+        context.add_asset_metadata(metadata, partition_key=batch)
+    return dg.MaterializeResult()
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300]

@@ -1,0 +1,104 @@
+"""Summaries by SQL: one request to an endpoint for each of the first rows of a batch."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from batch_assets.assets._tables import (
+    column_schema,
+    each_batch,
+    markdown_sample,
+    pinned_documents,
+    sample_rows,
+    table_metadata,
+)
+from batch_assets.assets.external import CHAT_ENDPOINT
+from batch_assets.assets.prod_data import prod_data
+from batch_assets.automation.partitions import BATCHES
+from batch_assets.automation.stale import input_version, is_stale
+from batch_assets.lake.snapshot import Lake
+from batch_assets.lake.tables import AI_QUERY_INFERENCE
+from batch_assets.resources.endpoints import EndpointsResource
+from batch_assets.resources.spark import SparkResource
+from batch_assets.settings import Settings
+
+STATEMENT = """\
+SELECT id, batch, request, ai_query('{endpoint}', request, failOnError => false) AS answer
+FROM (
+  SELECT id, batch,
+    CONCAT('Based on the following document, provide a summary in less than 100 words. Document: ', document) AS request
+  FROM m4_1_prod_data
+  WHERE batch = '{batch}'
+  ORDER BY id{limit}
+)"""
+
+
+@dg.asset(
+    partitions_def=BATCHES,
+    deps=[prod_data, CHAT_ENDPOINT],
+    group_name="summaries",
+    kinds={"deltalake", "spark", "sql"},
+    code_version="1",
+    pool="spark",
+    description=AI_QUERY_INFERENCE.description,
+    metadata=column_schema(AI_QUERY_INFERENCE),
+)
+def ai_query_inference(
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    lake: dg.ResourceParam[Lake],
+    spark: SparkResource,
+    endpoints: EndpointsResource,
+) -> dg.MaterializeResult[None]:
+    """Ask for the batches of the run that are stale."""
+    output = lake.open(AI_QUERY_INFERENCE)
+    documents = pinned_documents(context, lake)
+    limit = f"\n  LIMIT {settings.ai_query_limit}" if settings.ai_query_limit else ""
+
+    def ask(batch: str) -> Mapping[str, Any]:
+        from batch_assets.ai_functions.statement import answer_batch
+
+        statement = STATEMENT.format(endpoint=settings.endpoint, batch=batch, limit=limit)
+        digest = hashlib.sha256(json.dumps([statement]).encode()).hexdigest()
+        expected = {"input_version": input_version(documents, batch), "statement": digest}
+        if not is_stale(output, batch, expected):
+            commit = output.last_commit(batch)
+            assert commit is not None
+            context.log.info(f"batch {batch}: up to date, {output.rows(batch)} rows")
+            return _metadata(output, batch, commit.version, statement, asked=0)
+        answered = answer_batch(
+            spark.session,
+            lake,
+            documents,
+            output,
+            batch,
+            endpoints.get(settings.endpoint),
+            statement,
+            settings.ai_query_limit,
+            {**expected, "endpoint": settings.endpoint, "run_id": context.run.run_id},
+            context.log.info,
+        )
+        context.log.info(
+            f"batch {batch}: {answered.rows} rows committed in {answered.seconds:.0f} s, {answered.asked} requests, "
+            f"{answered.errors} errors"
+        )
+        return {
+            **_metadata(lake.open(AI_QUERY_INFERENCE), batch, answered.version, statement, answered.asked),
+            "errors": answered.errors,
+        }
+
+    def _metadata(snapshot: Any, batch: str, version: int, statement: str, asked: int) -> dict[str, Any]:
+        columns = ["id", "generated_summary", "prompt_tokens", "completion_tokens"]
+        return {
+            **table_metadata(lake, snapshot, batch, version),
+            "input_version": input_version(documents, batch),
+            "endpoint": settings.endpoint,
+            "requests": asked,
+            "statement": dg.MetadataValue.md(f"```sql\n{statement}\n```"),
+            "sample": markdown_sample(sample_rows(snapshot, batch, columns, settings.samples), columns),
+        }
+
+    return each_batch(context, ask)

@@ -1,0 +1,96 @@
+"""One summary for every document, scored on Spark with the champion."""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import dagster as dg
+
+from batch_assets.assets._tables import (
+    column_schema,
+    each_batch,
+    markdown_sample,
+    pinned,
+    pinned_documents,
+    sample_rows,
+    table_metadata,
+)
+from batch_assets.assets.champion_model import champion_model
+from batch_assets.assets.prod_data import prod_data
+from batch_assets.automation.partitions import BATCHES
+from batch_assets.automation.stale import input_version, is_stale
+from batch_assets.inference.completions import CompletionStore
+from batch_assets.lake.snapshot import Lake
+from batch_assets.lake.tables import BATCH_INFERENCE
+from batch_assets.resources.registry import ModelRegistry
+from batch_assets.resources.spark import SparkResource
+from batch_assets.settings import Settings
+
+CHAMPION_TAG = "batch_assets/champion_version"
+
+
+@dg.asset(
+    partitions_def=BATCHES,
+    deps=[prod_data, champion_model],
+    group_name="summaries",
+    kinds={"deltalake", "spark", "huggingface"},
+    code_version="1",
+    pool="spark",
+    description=BATCH_INFERENCE.description,
+    metadata=column_schema(BATCH_INFERENCE),
+)
+def batch_inference(
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    lake: dg.ResourceParam[Lake],
+    registry: dg.ResourceParam[ModelRegistry],
+    spark: SparkResource,
+) -> dg.MaterializeResult[None]:
+    """Score the batches of the run that are stale, with one version of the model for all of them."""
+    from batch_assets.inference.scorer import score_batch
+    from batch_assets.models.registry import champion, get_version, scoring_model
+
+    output = lake.open(BATCH_INFERENCE)
+    number = pinned(context, CHAMPION_TAG, lambda: champion(registry.client, settings).number)
+    documents = pinned_documents(context, lake)
+    model = cache(lambda: scoring_model(get_version(registry.client, settings, number), settings))
+    rescored = {"all": set(documents.batches()), "latest": set(context.partition_keys[-1:]), "none": set[str]()}
+
+    def score(batch: str) -> Mapping[str, Any]:
+        expected = {"input_version": input_version(documents, batch)}
+        if batch in rescored[settings.rescore]:
+            expected["model_version"] = number
+        if not is_stale(output, batch, expected):
+            commit = output.last_commit(batch)
+            assert commit is not None
+            by = commit.metadata.get("model_version")
+            hint = "" if by == number else f" (the champion is {number}; BATCH_ASSETS_RESCORE=all scores again)"
+            context.log.info(f"batch {batch}: up to date, scored by version {by}{hint}")
+            return _metadata(output, batch, commit.version, scored=0, errors=None, by=by)
+        store = CompletionStore.of(lake, BATCH_INFERENCE, batch, model().digest)
+        recorded = {**expected, "model_version": number, "engine": model().engine, "run_id": context.run.run_id}
+        scored = score_batch(spark.session, documents, output, batch, model(), store, recorded, report=context.log.info)
+        context.log.info(
+            f"batch {batch}: {scored.rows} rows committed in {scored.seconds:.0f} s, {scored.scored} scored with "
+            f"version {number}, {scored.errors} errors"
+        )
+        return {
+            **_metadata(lake.open(BATCH_INFERENCE), batch, scored.version, scored.scored, scored.errors, number),
+            "documents_per_second": round(scored.scored / scored.seconds, 2),
+        }
+
+    def _metadata(snapshot: Any, batch: str, version: int, scored: int, errors: int | None, by: Any) -> dict[str, Any]:
+        columns = ["id", "document", "summary", "generated_summary"]
+        return {
+            **table_metadata(lake, snapshot, batch, version),
+            "input_version": input_version(documents, batch),
+            "model": settings.registered_model,
+            "model_version": by,
+            "version_page": dg.MetadataValue.url(registry.version_page(settings.registered_model, by)),
+            "engine": snapshot.last_commit(batch).metadata.get("engine"),
+            "rows_scored": scored,
+            **({} if errors is None else {"errors": errors}),
+            "sample": markdown_sample(sample_rows(snapshot, batch, columns, settings.samples), columns),
+        }
+
+    return each_batch(context, score)

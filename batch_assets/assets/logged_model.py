@@ -1,0 +1,52 @@
+"""The configured checkpoint as an MLflow model."""
+
+import dagster as dg
+
+from batch_assets.assets._tables import markdown_sample
+from batch_assets.assets.external import BASE_CHECKPOINT, SOURCE_DATASET
+from batch_assets.models.checkpoint import load_checkpoint
+from batch_assets.resources.registry import ModelRegistry
+from batch_assets.settings import Settings
+from batch_assets.sources.configured import evaluation_dataset, scored_dataset
+
+
+@dg.asset(
+    deps=[BASE_CHECKPOINT, SOURCE_DATASET],
+    group_name="model",
+    kinds={"mlflow", "huggingface"},
+    code_version="1",
+    description="The checkpoint as a transformers pipeline, logged to an MLflow experiment with all that a user of "
+    "the version needs: parameters, signature, example, requirements, model card.",
+)
+def logged_model(
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    registry: dg.ResourceParam[ModelRegistry],
+) -> dg.MaterializeResult[None]:
+    """Log the model unless the same one is logged already."""
+    from batch_assets.models.logged import log_checkpoint
+
+    example = evaluation_dataset(settings).held_out(1)[0].document or ""
+    logged = log_checkpoint(
+        registry.client,
+        settings,
+        load_checkpoint(settings),
+        scored_dataset(settings),
+        example,
+        context.log.info,
+    )
+    metadata = {
+        "mlflow_run": dg.MetadataValue.url(registry.run_page(logged.run.run_id)),
+        "mlflow_model": dg.MetadataValue.url(registry.model_page(logged.run)),
+        "model_uri": logged.run.model_uri,
+        "checkpoint": logged.run.tags["batch_assets.checkpoint"],
+        "digest": logged.run.digest,
+        "new": logged.is_new,
+        "parameters": dg.MetadataValue.json(logged.parameters),
+    }
+    if logged.example is not None and settings.samples:
+        document, summary = logged.example
+        metadata["sample"] = markdown_sample(
+            [{"document": document, "generated_summary": summary}], ["document", "generated_summary"]
+        )
+    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(logged.run.run_id))

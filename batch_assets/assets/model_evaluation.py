@@ -1,0 +1,63 @@
+"""How good the logged model is on documents that it will not be asked to summarize."""
+
+import os
+
+import dagster as dg
+
+from batch_assets.assets.external import SOURCE_DATASET
+from batch_assets.assets.logged_model import logged_model
+from batch_assets.resources.registry import ModelRegistry
+from batch_assets.settings import Settings
+from batch_assets.sources.configured import evaluation_dataset
+from batch_assets.sources.dataset import digest_documents
+
+
+@dg.asset(
+    deps=[logged_model, SOURCE_DATASET],
+    group_name="model",
+    kinds={"mlflow", "python"},
+    code_version="1",
+    description="ROUGE of the newest logged model on held-out documents, beside the lead baseline, in the same run.",
+)
+def model_evaluation(
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    registry: dg.ResourceParam[ModelRegistry],
+) -> dg.MaterializeResult[None]:
+    """Evaluate the newest logged model, once for each set of documents."""
+    from batch_assets.inference.contract import Engine
+    from batch_assets.models.evaluation import evaluate
+    from batch_assets.models.registry import run_model
+    from batch_assets.models.runs import newest_run
+
+    dataset = evaluation_dataset(settings)
+    documents = dataset.held_out(settings.evaluation_rows)
+    run = newest_run(registry.client, settings)
+
+    def load_engine() -> Engine:
+        from batch_assets.inference.transformers_engine import TransformersEngine
+
+        return TransformersEngine(run_model(run, settings), os.cpu_count() or 1)
+
+    evaluation = evaluate(
+        registry.client,
+        run,
+        documents,
+        dataset.name,
+        digest_documents(documents),
+        load_engine,
+        settings.samples,
+        context.log.info,
+    )
+    rouge1, lead = evaluation.metrics["rouge1"], evaluation.metrics["lead_rouge1"]
+    context.log.info(f"ROUGE-1 {rouge1:.3f}, lead-3 baseline {lead:.3f}, on {len(documents)} of {dataset.name}")
+    return dg.MaterializeResult(
+        metadata={
+            **{name: round(value, 4) for name, value in evaluation.metrics.items()},
+            "documents": len(documents),
+            "data_set": dataset.name,
+            "new": evaluation.is_new,
+            "mlflow_run": dg.MetadataValue.url(registry.run_page(run.run_id)),
+        },
+        data_version=dg.DataVersion(f"{run.run_id}-{digest_documents(documents)[:16]}"),
+    )

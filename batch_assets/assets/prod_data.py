@@ -1,0 +1,52 @@
+"""The documents: one Delta partition a batch, from the source data set."""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import dagster as dg
+
+from batch_assets.assets._tables import column_schema, each_batch, markdown_sample, sample_rows, table_metadata
+from batch_assets.assets.external import SOURCE_DATASET
+from batch_assets.automation.partitions import BATCHES
+from batch_assets.lake.snapshot import Lake
+from batch_assets.lake.tables import PROD_DATA
+from batch_assets.settings import Settings
+from batch_assets.sources.configured import scored_dataset
+from batch_assets.sources.landing import land_batch
+
+
+@dg.asset(
+    partitions_def=BATCHES,
+    deps=[SOURCE_DATASET],
+    group_name="data",
+    kinds={"deltalake", "python"},
+    code_version="1",
+    description=PROD_DATA.description,
+    metadata=column_schema(PROD_DATA),
+)
+def prod_data(
+    context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], lake: dg.ResourceParam[Lake]
+) -> dg.MaterializeResult[None]:
+    """Land each batch of the run, or find that it is there already."""
+    dataset = cache(lambda: scored_dataset(settings))
+
+    def land(batch: str) -> Mapping[str, Any]:
+        landed = land_batch(dataset(), lake, batch, context.run.run_id)
+        if landed.observed:
+            state = "written by somebody else, only observed"
+        elif landed.changed:
+            state = f"{landed.rows} documents landed, {landed.rejected} records rejected"
+        else:
+            state = f"up to date with its source, {landed.rows} documents"
+        context.log.info(f"batch {batch}: {state}")
+        snapshot = lake.open(PROD_DATA)
+        columns = ["id", "document", "summary"]
+        return {
+            **table_metadata(lake, snapshot, batch, landed.version),
+            "rejected": landed.rejected,
+            "changed": landed.changed,
+            "sample": markdown_sample(sample_rows(snapshot, batch, columns, settings.samples), columns),
+        }
+
+    return each_batch(context, land)

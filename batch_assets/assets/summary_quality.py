@@ -1,0 +1,60 @@
+"""ROUGE and reference-free measures of the summaries, for each batch, table and model version."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from batch_assets.assets._tables import column_schema, each_batch, pinned_documents, table_metadata
+from batch_assets.assets.ai_query_inference import ai_query_inference
+from batch_assets.assets.batch_inference import batch_inference
+from batch_assets.automation.partitions import BATCHES
+from batch_assets.automation.stale import input_version, is_stale
+from batch_assets.lake.snapshot import Lake
+from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, SUMMARY_QUALITY
+from batch_assets.resources.spark import SparkResource
+
+
+@dg.asset(
+    partitions_def=BATCHES,
+    deps=[batch_inference, ai_query_inference],
+    group_name="summaries",
+    kinds={"deltalake", "spark"},
+    code_version="1",
+    pool="spark",
+    description=SUMMARY_QUALITY.description,
+    metadata=column_schema(SUMMARY_QUALITY),
+)
+def summary_quality(
+    context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake], spark: SparkResource
+) -> dg.MaterializeResult[None]:
+    """Measure the batches of the run whose summaries have changed."""
+    output = lake.open(SUMMARY_QUALITY)
+    scored, answered = lake.open(BATCH_INFERENCE), lake.open(AI_QUERY_INFERENCE)
+    documents = pinned_documents(context, lake)
+
+    def measure(batch: str) -> Mapping[str, Any]:
+        from batch_assets.quality.batches import measure_tables
+
+        expected = {"input_version": input_version(scored, batch), "ai_query_version": input_version(answered, batch)}
+        if not is_stale(output, batch, expected):
+            commit = output.last_commit(batch)
+            assert commit is not None
+            context.log.info(f"batch {batch}: up to date")
+            return _metadata(output, batch, commit.version)
+        metadata = {**expected, "run_id": context.run.run_id}
+        version = measure_tables(spark.session, documents, scored, answered, output, batch, metadata)
+        context.log.info(f"batch {batch}: measured")
+        return _metadata(lake.open(SUMMARY_QUALITY), batch, version)
+
+    def _metadata(snapshot: Any, batch: str, version: int) -> dict[str, Any]:
+        rows = [row for table in snapshot.read(batch) for row in table.to_pylist()]
+        figures = {
+            f"{row['table_name']} {row['model_version'] or row['model_name']} {name}": round(row[name], 4)
+            for row in rows
+            for name in ("rouge1", "rougeL", "compression")
+            if row[name] is not None
+        }
+        return {**table_metadata(lake, snapshot, batch, version), **figures}
+
+    return each_batch(context, measure)

@@ -1,0 +1,86 @@
+"""Run the graph in this process, recorded in the same Dagster storage that the UI shows."""
+
+import os
+from collections.abc import Iterable
+from itertools import groupby
+
+import dagster as dg
+import yaml
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+
+from batch_assets.automation.partitions import BATCHES
+from batch_assets.settings import Settings
+
+_LAUNCHED_TAG = "batch_assets/launched_by"
+_COMMAND = "command line"
+
+_DAGSTER_YAML = {
+    "telemetry": {"enabled": False},
+    "nux": {"enabled": False},
+    # Two Spark sessions would fight for one machine, two promotions for one alias.
+    "concurrency": {"pools": {"granularity": "op", "default_limit": 1}, "runs": {"max_concurrent_runs": 4}},
+    "run_retries": {"enabled": True, "max_retries": 1},
+    "run_monitoring": {"enabled": True, "free_slots_after_run_end_seconds": 30},
+}
+
+
+def prepare_dagster_home(settings: Settings) -> None:
+    """Make DAGSTER_HOME under the home folder; a dagster.yaml that is there is left as it is."""
+    folder = settings.dagster_home
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "dagster.yaml"
+    if not path.exists():
+        path.write_text(yaml.safe_dump(_DAGSTER_YAML, sort_keys=False))
+    os.environ["DAGSTER_HOME"] = str(folder)
+
+
+def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
+    """Mark runs of the command line whose process was killed as failed, and free the pools that they held.
+
+    Only to be called by the holder of the home's lock: while it is held, no such run is alive.
+
+    Returns:
+        Ids of the runs.
+    """
+    alive = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+    dead = instance.get_runs(dg.RunsFilter(tags={_LAUNCHED_TAG: _COMMAND}, statuses=alive))
+    for run in dead:
+        instance.report_run_failed(run, "The process of this run ended without a word.")
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    return [run.run_id for run in dead]
+
+
+def register_batches(instance: dg.DagsterInstance, batches: Iterable[str]) -> None:
+    """Make batches known as partitions."""
+    known = set(instance.get_dynamic_partitions(str(BATCHES.name)))
+    instance.add_dynamic_partitions(str(BATCHES.name), [batch for batch in batches if batch not in known])
+
+
+def materialize_everything(definitions: dg.Definitions, instance: dg.DagsterInstance, batches: list[str]) -> list[str]:
+    """Materialize all assets for batches that are registered, one run for each unbroken range of them.
+
+    Returns:
+        What failed, one line for each step; nothing where all went well.
+    """
+    job = definitions.resolve_job_def("materialize_all")
+    failures = []
+    for start, end in _ranges(list(instance.get_dynamic_partitions(str(BATCHES.name))), set(batches)):
+        result = job.execute_in_process(
+            instance=instance,
+            raise_on_error=False,
+            # Without it, Dagster logs to the terminal with a logger of its own.
+            run_config={"loggers": {"console": {}}},
+            tags={
+                ASSET_PARTITION_RANGE_START_TAG: start,
+                ASSET_PARTITION_RANGE_END_TAG: end,
+                _LAUNCHED_TAG: _COMMAND,
+            },
+        )
+        failures += [f"{event.step_key} (run {result.run_id})" for event in result.all_events if event.is_step_failure]
+    return failures
+
+
+def _ranges(known: list[str], wanted: set[str]) -> list[tuple[str, str]]:
+    """First and last key of each unbroken range of wanted keys, in the order in which they are known."""
+    runs = (list(group) for is_wanted, group in groupby(known, key=wanted.__contains__) if is_wanted)
+    return [(keys[0], keys[-1]) for keys in runs]

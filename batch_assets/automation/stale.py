@@ -1,0 +1,34 @@
+"""The one decision whether a batch of a table needs work."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.snapshot import Snapshot
+
+
+def input_version(table: Snapshot, batch: str) -> int:
+    """The version of a table in which a batch was last changed.
+
+    Raises:
+        BatchAssetsError: the batch is not in the table.
+    """
+    commit = table.last_commit(batch)
+    if commit is None:
+        raise BatchAssetsError(
+            f"the batch {batch} is not in {table.table.name} at version {table.version}: materialize prod_data "
+            "for it first"
+        )
+    return commit.version
+
+
+def is_stale(output: Snapshot, batch: str, recorded: Mapping[str, Any]) -> bool:
+    """Whether the last commit of a batch doesn't record what a run would record now.
+
+    Args:
+        output: the table, as it is now.
+        batch: key of the batch.
+        recorded: what a commit of a run made now would record, as far as a difference calls for a new run.
+    """
+    commit = output.last_commit(batch)
+    return commit is None or any(commit.metadata.get(key) != value for key, value in recorded.items())

@@ -1,0 +1,58 @@
+"""Every table against its contract."""
+
+import dagster as dg
+
+from batch_assets.lake.snapshot import Lake
+from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY, Table
+
+
+def contract_check(asset: str, table: Table) -> dg.AssetChecksDefinition:
+    """A check that the Delta table has the columns and types that its contract names."""
+
+    @dg.asset_check(
+        asset=asset, name="contract", blocking=True, description=f"{table.name} has the columns of its contract."
+    )
+    def check(lake: dg.ResourceParam[Lake]) -> dg.AssetCheckResult:
+        found = lake.open(table).arrow_schema()
+        differences = [
+            f"{field.name}: {found.field(field.name).type if field.name in found.names else 'missing'}, "
+            f"should be {field.type}"
+            for field in table.arrow_schema
+            if field.name not in found.names or found.field(field.name).type != field.type
+        ]
+        return dg.AssetCheckResult(passed=not differences, metadata={"differences": differences})
+
+    return check
+
+
+def row_parity_check() -> dg.AssetChecksDefinition:
+    """A check that every document of a scored batch has one row."""
+
+    @dg.asset_check(
+        asset="batch_inference",
+        name="row_parity",
+        blocking=True,
+        description="Every scored batch has as many rows as the documents that it was scored from.",
+    )
+    def check(lake: dg.ResourceParam[Lake]) -> dg.AssetCheckResult:
+        scored, documents = lake.open(BATCH_INFERENCE), lake.open(PROD_DATA)
+        different = {}
+        for batch in scored.batches():
+            commit, origin = scored.last_commit(batch), documents.last_commit(batch)
+            # A batch that has changed since it was scored is stale, not wrong.
+            if commit and origin and commit.metadata.get("input_version") == origin.version:
+                counts = (documents.rows(batch), scored.rows(batch))
+                if counts[0] != counts[1]:
+                    different[batch] = f"{counts[0]} documents, {counts[1]} rows"
+        return dg.AssetCheckResult(passed=not different, metadata={"different": different})
+
+    return check
+
+
+TABLE_CHECKS = [
+    contract_check("prod_data", PROD_DATA),
+    contract_check("batch_inference", BATCH_INFERENCE),
+    contract_check("ai_query_inference", AI_QUERY_INFERENCE),
+    contract_check("summary_quality", SUMMARY_QUALITY),
+    row_parity_check(),
+]

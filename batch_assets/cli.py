@@ -1,0 +1,183 @@
+"""The command batch-assets."""
+
+import os
+import sys
+import time
+import warnings
+from typing import Any
+
+import click
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.settings import PREFIX, Settings, keep_off_the_hub, load_settings
+
+_CELL = 160
+
+
+class _Group(click.Group):
+    """Turns an error that the user can mend into one line and exit status 2."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except BatchAssetsError as error:
+            click.echo(f"batch-assets: {' '.join(str(error).split())}", err=True)
+            sys.exit(2)
+
+
+@click.group(cls=_Group)
+def main() -> None:
+    """Turn text in Delta tables into governed summaries.
+
+    Settings are environment variables that start with BATCH_ASSETS_; the README lists them.
+    """
+    # Dagster warns of its own beta parameters each time that definitions are loaded.
+    warnings.filterwarnings("ignore", module="dagster")
+
+
+def _load() -> Settings:
+    settings = load_settings()
+    # The code location and the workers must see the same home, wherever they are started.
+    os.environ[f"{PREFIX}HOME"] = str(settings.home)
+    keep_off_the_hub(settings)
+    return settings
+
+
+@main.command()
+def run() -> None:
+    """Materialize the whole graph for the configured data set and model.
+
+    What is up to date is left as it is, so a second call does little. Exit status: 0 done, 1 an asset
+    failed, 2 something has to be put right first.
+    """
+    from batch_assets.locks import locked
+
+    started = time.monotonic()
+    settings = _load()
+    try:
+        with locked(settings.home / ".run.lock", wait=False):
+            _run(settings, started)
+    except BlockingIOError:
+        raise BatchAssetsError(
+            f"another 'batch-assets run' is working in {settings.home}: wait for it, or set {PREFIX}HOME to another folder"
+        ) from None
+
+
+def _run(settings: Settings, started: float) -> None:
+    from batch_assets.preflight import check_run
+
+    dataset = check_run(settings)
+    import dagster as dg
+
+    from batch_assets.automation.launch import (
+        close_dead_runs,
+        materialize_everything,
+        prepare_dagster_home,
+        register_batches,
+    )
+    from batch_assets.definitions import build_defs
+    from batch_assets.models.checkpoint import load_checkpoint
+
+    prepare_dagster_home(settings)
+    batches = dataset.batches()
+    click.echo(f"{len(batches)} batches of {dataset.name}, model {settings.model}, state in {settings.home}")
+    click.echo("preparing the checkpoint (the first time takes half a minute)")
+    load_checkpoint(settings)
+    with dg.DagsterInstance.get() as instance:
+        for run_id in close_dead_runs(instance):
+            click.echo(f"run {run_id} was killed; this one goes on where it stopped")
+        register_batches(instance, batches)
+        failures = materialize_everything(build_defs(settings=settings), instance, batches)
+    if failures:
+        click.echo(f"failed: {', '.join(failures)}; the tables are as they were. The reasons are above.", err=True)
+        sys.exit(1)
+    _summarize(settings, batches)
+    click.echo(f"Done in {time.monotonic() - started:.0f} seconds.")
+
+
+def _summarize(settings: Settings, batches: list[str]) -> None:
+    """Print a few summaries, the figures, and where everything is."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from batch_assets.assets._tables import sample_rows
+    from batch_assets.lake.snapshot import Lake
+    from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, SUMMARY_QUALITY, TABLES
+    from batch_assets.quality.report import totals
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    lake = Lake(settings.lake_uri, settings.catalog, settings.schema_name)
+    answered = sample_rows(lake.open(AI_QUERY_INFERENCE), batches[0], ["id", "generated_summary"], settings.samples)
+    answers = {row["id"]: row["generated_summary"] for row in answered}
+    rows = [
+        row
+        for part in lake.open(BATCH_INFERENCE).read(batches[0], ["id", "document", "summary", "generated_summary"])
+        for row in part.to_pylist()
+        if row["id"] in answers
+    ]
+    if rows:
+        table = Table(box=box.SIMPLE, show_lines=True)
+        for title in ("document", "expert summary", "champion", "ai_query"):
+            table.add_column(title, ratio=1)
+        for row in rows:
+            cells = (row["document"], row["summary"], row["generated_summary"], answers[row["id"]])
+            # Text, not markup: a document may hold square brackets.
+            table.add_row(*(Text(_cut(cell)) for cell in cells))
+        console.print(table)
+    quality = lake.open(SUMMARY_QUALITY)
+    figures = totals(row for batch in batches for part in quality.read(batch) for row in part.to_pylist())
+    console.print(_figures(figures))
+    for name in TABLES:
+        if lake.exists(name):
+            click.echo(f"table    {lake.table_uri(name)}")
+    click.echo(f"MLflow   {settings.tracking_uri}")
+    click.echo(f"report   {settings.home / 'reports' / 'quality_report.md'}")
+    click.echo(f"UIs      make ui, then http://127.0.0.1:{settings.ui_port} and {settings.mlflow_ui}")
+
+
+def _cut(text: str | None) -> str:
+    plain = " ".join((text or "").split())
+    return plain if len(plain) <= _CELL else plain[:_CELL] + " …"
+
+
+def _figures(figures: list[dict[str, Any]]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE)
+    for title in (
+        "table",
+        "model",
+        "version",
+        "summaries",
+        "errors",
+        "ROUGE-1",
+        "ROUGE-2",
+        "ROUGE-L",
+        "lead-3 ROUGE-1",
+    ):
+        table.add_column(title)
+    for row in figures:
+        scores = [row[name] for name in ("rouge1", "rouge2", "rougeL", "lead_rouge1")]
+        table.add_row(
+            row["table_name"],
+            row["model_name"],
+            row["model_version"],
+            str(row["summaries"]),
+            str(row["errors"]),
+            *("" if score is None else f"{score:.3f}" for score in scores),
+        )
+    return table
+
+
+@main.command()
+def ui() -> None:
+    """Open the Dagster UI and the MLflow UI on this machine, and stop both with Ctrl-C."""
+    from batch_assets.automation.launch import prepare_dagster_home
+    from batch_assets.ui import serve
+
+    settings = _load()
+    prepare_dagster_home(settings)
+    serve(settings, click.echo)

@@ -1,0 +1,1 @@
+"""Scoring: the row contract, engines, finished completions and the Spark scorer."""

@@ -1,0 +1,50 @@
+"""Find the Java that Spark needs, before Spark fails to."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from batch_assets.errors import BatchAssetsError
+
+_OLDEST = 17  # https://spark.apache.org/docs/4.2.0/
+
+_REMEDY = (
+    "install Java 17 or 21 (Debian, Ubuntu: apt-get install openjdk-17-jre-headless; Fedora: dnf install "
+    "java-21-openjdk-headless; macOS: brew install openjdk@21) or point JAVA_HOME at it"
+)
+
+
+def _candidates() -> list[Path]:
+    home = os.environ.get("JAVA_HOME")
+    if home:
+        return [Path(home) / "bin" / "java"]
+    on_path = shutil.which("java")
+    if on_path:
+        return [Path(on_path)]
+    # Where "make" unpacks a runtime on machines that have none.
+    return sorted(Path(sys.prefix).glob("java/usr/lib/jvm/*/bin/java"))
+
+
+def check_java() -> None:
+    """Make sure that Spark will find a Java it can run on; sets JAVA_HOME where make has unpacked one.
+
+    Raises:
+        BatchAssetsError: there is none, or it is too old.
+    """
+    java = next((path for path in _candidates() if path.exists()), None)
+    if java is None:
+        where = (
+            f"JAVA_HOME is {os.environ['JAVA_HOME']}, but there is no Java in it" if "JAVA_HOME" in os.environ else ""
+        )
+        raise BatchAssetsError(f"{where or 'Spark needs Java, and there is none'}: {_REMEDY}")
+    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
+    version = re.search(r'version "(?:1\.)?(\d+)', said.stderr + said.stdout)
+    if said.returncode or version is None:
+        raise BatchAssetsError(f"{java} doesn't run ({(said.stderr or said.stdout).strip()[:200]}): {_REMEDY}")
+    if int(version[1]) < _OLDEST:
+        raise BatchAssetsError(f"{java} is Java {version[1]}, but Spark needs {_OLDEST} or newer: {_REMEDY}")
+    if str(java).startswith(sys.prefix):
+        os.environ["JAVA_HOME"] = str(java.parent.parent)

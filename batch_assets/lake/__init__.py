@@ -1,0 +1,1 @@
+"""Delta tables: names and schemas, snapshots and commits, and the Spark data source over them."""

@@ -1,0 +1,54 @@
+"""Names that become paths or SQL are checked here first."""
+
+import re
+import unicodedata
+
+_NAME = re.compile(r"[A-Za-z0-9_]{1,100}")
+_BATCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def check_name(name: str) -> str:
+    """Return a catalog, schema, table or model name unchanged.
+
+    Raises:
+        ValueError: the name is not 1 to 100 of ``A-Za-z0-9_``.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not a name: use 1 to 100 of A-Z, a-z, 0-9 and _")
+    return name
+
+
+def is_batch(value: str) -> bool:
+    """Whether a value may name a batch: 1 to 100 of ``A-Za-z0-9._-``, a letter or digit first."""
+    return bool(_BATCH.fullmatch(value))
+
+
+def check_batch(batch: str) -> str:
+    """Return a batch key unchanged.
+
+    Raises:
+        ValueError: the key may not name a batch.
+    """
+    if not is_batch(batch):
+        raise ValueError(
+            f"{batch!r} can't name a batch: use 1 to 100 of A-Z, a-z, 0-9, '.', '_' and '-', "
+            "starting with a letter or digit"
+        )
+    return batch
+
+
+def batch_from(text: str, *, room: int = 0) -> str:
+    """Turn any text (a file's stem, a data set's name) into a batch key.
+
+    Args:
+        text: what the key is made from.
+        room: characters to leave free for a suffix.
+
+    Raises:
+        ValueError: nothing of the text can be used.
+    """
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    key = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("._-")[: 100 - room]
+    if not key:
+        raise ValueError(f"no batch key can be made from {text!r}: rename it with letters or digits")
+    return check_batch(key)

@@ -1,0 +1,269 @@
+"""Tables at a version: what they hold, who wrote it, and the one way to replace a batch."""
+
+import json
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.names import check_batch, check_name, is_batch
+from batch_assets.lake.staging import StagedFile
+from batch_assets.lake.storage import file_system
+from batch_assets.lake.tables import PARTITION, Table
+
+# Commits are read back for what they say of a batch, so the log is kept for ten years.
+_CONFIGURATION = {"delta.logRetentionDuration": "interval 3650 days"}
+_METADATA_PREFIX = "batch_assets."
+
+
+class ConcurrentReplacementError(BatchAssetsError):
+    """Somebody else changed the batch after this run had opened the table; nothing was written."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A data file of a table: path relative to the table, size in bytes, rows."""
+
+    path: str
+    size: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class BatchCommit:
+    """The last commit that changed a batch; ``metadata`` is what this package recorded in it, if it wrote it."""
+
+    version: int
+    metadata: Mapping[str, Any]
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this package made the commit."""
+        return bool(self.metadata)
+
+
+@dataclass(frozen=True)
+class Lake:
+    """Where the tables are: ``<uri>/<catalog>/<schema>/<table>``."""
+
+    uri: str
+    catalog: str = "main"
+    schema: str = "default"
+    storage_options: Mapping[str, str] = field(default_factory=dict)
+
+    def table_uri(self, table: Table) -> str:
+        """Root of a table."""
+        parts = (check_name(part) for part in (self.catalog, self.schema, table.name))
+        return "/".join((self.uri.rstrip("/"), *parts))
+
+    def full_name(self, table: Table) -> str:
+        """Three-part name of a table."""
+        return f"{self.catalog}.{self.schema}.{table.name}"
+
+    def exists(self, table: Table) -> bool:
+        """Whether the table has been written yet."""
+        from deltalake import DeltaTable
+
+        return bool(DeltaTable.is_deltatable(self.table_uri(table), dict(self.storage_options)))
+
+    def open(self, table: Table, version: int | None = None) -> "Snapshot":
+        """Open a table at a version, by default the newest, and make it if it does not exist.
+
+        Raises:
+            BatchAssetsError: the table there is not the one this package knows.
+        """
+        from deltalake import DeltaTable, Schema
+
+        uri, options = self.table_uri(table), dict(self.storage_options)
+        if version is None:
+            DeltaTable.create(
+                uri,
+                Schema.from_arrow(table.arrow_schema),
+                mode="ignore",
+                partition_by=[PARTITION],
+                name=table.name,
+                description=table.description,
+                configuration=_CONFIGURATION,
+                storage_options=options,
+            )
+        delta = DeltaTable(uri, version=version, storage_options=options)
+        partitions = delta.metadata().partition_columns
+        if partitions != [PARTITION]:
+            raise BatchAssetsError(
+                f"{uri} is partitioned by {partitions or 'nothing'}, but {table.name} is partitioned by "
+                f"[{PARTITION!r}]: move that table away or set BATCH_ASSETS_CATALOG or BATCH_ASSETS_SCHEMA"
+            )
+        return Snapshot(table, uri, options, delta)
+
+
+class Snapshot:
+    """A table as it was when it was opened. Replacements are committed against this state."""
+
+    def __init__(self, table: Table, uri: str, storage_options: Mapping[str, str], delta: Any) -> None:
+        self.table = table
+        self.uri = uri
+        self.storage_options = storage_options
+        self.version: int = delta.version()
+        self._delta = delta
+
+    @cached_property
+    def _files(self) -> dict[str | None, list[DataFile]]:
+        files: dict[str | None, list[DataFile]] = {}
+        for action in pa.table(self._delta.get_add_actions(flatten=False)).to_pylist():
+            data_file = DataFile(unquote(action["path"]), action["size_bytes"], action["num_records"] or 0)
+            files.setdefault(action["partition"][PARTITION], []).append(data_file)
+        return files
+
+    def batches(self) -> list[str]:
+        """Keys of the batches that hold rows, sorted; values that can't name a batch are left out."""
+        return sorted(batch for batch in self._files if batch is not None and is_batch(batch))
+
+    def files(self, batch: str) -> list[DataFile]:
+        """Data files of one batch."""
+        return self._files.get(batch, [])
+
+    def rows(self, batch: str | None = None) -> int:
+        """Rows of one batch, or of the table, from the statistics in the log."""
+        batches = self._files if batch is None else [batch]
+        return sum(data_file.rows for key in batches for data_file in self._files.get(key, []))
+
+    def read(self, batch: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yield the rows of one batch file by file, with the partition column.
+
+        Args:
+            batch: key of the batch.
+            columns: columns wanted, by default all.
+        """
+        wanted = [name for name in (columns or self.table.column_names) if name != PARTITION]
+        files = file_system(self.uri, self.storage_options)
+        for data_file in self.files(batch):
+            rows = pq.read_table(data_file.path, columns=wanted, filesystem=files, partitioning=None)
+            yield rows.append_column(PARTITION, pa.array([batch] * rows.num_rows, pa.string()))
+
+    def last_commit(self, batch: str) -> BatchCommit | None:
+        """The last commit up to this version that changed the batch, read from the log; None if there is none.
+
+        Commits that only rearrange files (``dataChange`` false) don't count.
+        """
+        return self._last_commits.get(batch)
+
+    @cached_property
+    def _last_commits(self) -> dict[str, BatchCommit]:
+        commits: dict[str, BatchCommit] = {}
+        for commit, batches in self._log():
+            for batch in batches:
+                commits.setdefault(batch, commit)
+        return commits
+
+    def _log(self) -> Iterator[tuple[BatchCommit, set[str]]]:
+        """Commits from the newest to the oldest, each with the batches that it changed."""
+        files = file_system(self.uri, self.storage_options)
+        for version in range(self.version, -1, -1):
+            try:
+                with files.open_input_stream(f"_delta_log/{version:020d}.json") as stream:
+                    lines = stream.read().decode().splitlines()
+            except FileNotFoundError:
+                return  # older commits live in a checkpoint and have been cleaned up
+            actions = [json.loads(line) for line in lines if line]
+            info = next((a["commitInfo"] for a in actions if "commitInfo" in a), {})
+            metadata = {
+                key.removeprefix(_METADATA_PREFIX): value
+                for key, value in info.items()
+                if key.startswith(_METADATA_PREFIX)
+            }
+            changed = {
+                (change.get("partitionValues") or {}).get(PARTITION)
+                for action in actions
+                for change in (action.get("add"), action.get("remove"))
+                if change and change.get("dataChange")
+            }
+            # A replacement of an empty batch by nothing changes no file, but it is on record.
+            changed.add(metadata.get("batch"))
+            yield BatchCommit(version, metadata), {batch for batch in changed if batch is not None}
+
+    def replace(self, batch: str, staged: Sequence[StagedFile], metadata: Mapping[str, Any]) -> int:
+        """Replace the rows of one batch by staged files in one commit, or change nothing.
+
+        The files that go are listed one by one from this snapshot, so nothing else can go with them.
+
+        Args:
+            batch: key of the batch.
+            staged: files that hold its new rows; none empties the batch.
+            metadata: what the commit should record; ``input_version`` becomes the version of the app
+                transaction that makes a rival replacement of the same batch fail.
+
+        Returns:
+            Version of the commit.
+
+        Raises:
+            ConcurrentReplacementError: the batch was changed since this snapshot was taken.
+        """
+        from deltalake import CommitProperties, Transaction
+        from deltalake.exceptions import CommitFailedError, DeltaError
+        from deltalake.transaction import AddAction, RemoveAction
+
+        check_batch(batch)
+        now = int(time.time() * 1000)
+        values: dict[str, str | None] = {PARTITION: batch}
+        actions: list[AddAction | RemoveAction] = [
+            AddAction(file.path, file.size, values, now, True, file.statistics) for file in staged
+        ]
+        actions += [RemoveAction(file.path, True, now, file.size, values) for file in self.files(batch)]
+        recorded = {
+            **metadata,
+            "batch": batch,
+            "rows": sum(file.rows for file in staged),
+            "commit_id": str(uuid.uuid4()),
+        }
+        transaction = Transaction(
+            f"batch_assets/{self.table.name}/{batch}", int(metadata.get("input_version", self.version)), now
+        )
+        failure: Exception | None = None
+        try:
+            self._delta.create_write_transaction(
+                actions,
+                "append",
+                self._delta.schema(),
+                [PARTITION],
+                commit_properties=CommitProperties(
+                    custom_metadata={f"{_METADATA_PREFIX}{key}": value for key, value in recorded.items()},
+                    app_transactions=[transaction],
+                ),
+            )
+        except (DeltaError, OSError) as error:
+            # The answer may have been lost on its way back: only the log says whether the commit is there.
+            failure = error
+        newest = self._newest()
+        for commit, _ in newest._log():
+            if commit.metadata.get("commit_id") == recorded["commit_id"]:
+                return commit.version
+            if commit.version <= self.version:
+                break
+        winner = newest.last_commit(batch)
+        if isinstance(failure, CommitFailedError) and winner is not None and winner.version > self.version:
+            by = f"run {winner.metadata['run_id']}" if "run_id" in winner.metadata else "another writer"
+            raise ConcurrentReplacementError(
+                f"batch {batch} of {self.table.name} was changed in version {winner.version} by {by} after this "
+                f"run had opened the table at version {self.version}; nothing was written: run it again if it "
+                "is still stale"
+            ) from failure
+        raise failure or BatchAssetsError(
+            f"the commit of batch {batch} to {self.table.name} is not in the table's log: look at {self.uri}"
+        )
+
+    def _newest(self) -> "Snapshot":
+        from deltalake import DeltaTable
+
+        delta = DeltaTable(self.uri, storage_options=dict(self.storage_options))
+        return Snapshot(self.table, self.uri, self.storage_options, delta)
+
+    def arrow_schema(self) -> pa.Schema:
+        """The schema that the Delta table has, which should be its contract's."""
+        return pa.schema(self._delta.schema().to_arrow())

@@ -1,0 +1,132 @@
+"""Checkpoints: where a model's weights, tokenizer and configuration come from."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.models import smollm2
+from batch_assets.settings import EMBEDDED_MODEL, Settings
+
+# What of a hub repository a checkpoint needs. Weights come as safetensors only: pickled ones can run code.
+_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "tokenizer.model", "vocab.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in a local folder; ``origin`` says where it came from."""
+
+    name: str
+    folder: Path
+    origin: str
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The model's config.json."""
+        config: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
+        return config
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether the model is an encoder-decoder (T5, BART) rather than decoder-only."""
+        return bool(self.config.get("is_encoder_decoder", False))
+
+    @property
+    def pipeline_task(self) -> str:
+        """The transformers pipeline that fits the architecture."""
+        return "summarization" if self.is_encoder_decoder else "text-generation"
+
+    def digest(self) -> str:
+        """SHA-256 over weights, tokenizer and configuration."""
+        total = hashlib.sha256()
+        for path in sorted(self.folder.iterdir()):
+            if path.is_file() and path.suffix in {".json", ".safetensors", ".model", ".txt", ".jinja"}:
+                with path.open("rb") as file:
+                    total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        return total.hexdigest()
+
+
+def _is_folder(model: str) -> bool:
+    return model.startswith((".", "/", "~")) or Path(model).is_dir()
+
+
+def check_checkpoint(settings: Settings) -> None:
+    """Find out, without loading anything, whether the configured model can be had.
+
+    Raises:
+        BatchAssetsError: it can't, and what to do.
+    """
+    model = settings.model
+    if model == EMBEDDED_MODEL:
+        smollm2.gguf_file()
+    elif _is_folder(model):
+        _check_folder(Path(model).expanduser())
+    else:
+        import huggingface_hub
+
+        try:
+            huggingface_hub.model_info(model, timeout=20)
+        except Exception as error:
+            raise _hub_error(model, error) from error
+
+
+def load_checkpoint(settings: Settings) -> Checkpoint:
+    """Get the configured checkpoint into a local folder.
+
+    Raises:
+        BatchAssetsError: it can't be had, lacks a part, or wants to run code of its own.
+    """
+    model = settings.model
+    if model == EMBEDDED_MODEL:
+        folder = smollm2.prepare(settings.home / "checkpoints" / smollm2.NAME)
+        checkpoint = Checkpoint(smollm2.NAME, folder, smollm2.ORIGIN)
+    elif _is_folder(model):
+        folder = Path(model).expanduser().resolve()
+        checkpoint = Checkpoint(folder.name, folder, str(folder))
+    else:
+        import huggingface_hub
+
+        try:
+            folder = Path(
+                huggingface_hub.snapshot_download(
+                    model, cache_dir=settings.home / "checkpoints" / "hub", allow_patterns=_PATTERNS
+                )
+            )
+        except Exception as error:
+            raise _hub_error(model, error) from error
+        checkpoint = Checkpoint(model, folder, f"https://huggingface.co/{model}")
+    _check_folder(checkpoint.folder)
+    return checkpoint
+
+
+def _hub_error(model: str, error: Exception) -> BatchAssetsError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return BatchAssetsError(
+        f"the model {model} can't be loaded from the Hugging Face hub ({reason}): check the name and the network, "
+        f"or set BATCH_ASSETS_MODEL={EMBEDDED_MODEL}, which needs no hub"
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise BatchAssetsError(f"BATCH_ASSETS_MODEL: there is no folder {folder}")
+    if not (folder / "config.json").is_file():
+        raise BatchAssetsError(f"the model folder {folder} has no config.json: save the model with save_pretrained()")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise BatchAssetsError(f"{folder / 'config.json'} is not JSON: {error}") from error
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise BatchAssetsError(
+            f"the model folder {folder} has no tokenizer: save it there with tokenizer.save_pretrained()"
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise BatchAssetsError(
+            f"the model folder {folder} has no safetensors weights (pickled ones are not read, they can run code): "
+            "save the model with save_pretrained(safe_serialization=True)"
+        )
+    if "auto_map" in config:
+        raise BatchAssetsError(f"the model in {folder} wants to run code of its own, which is never allowed")

@@ -1,0 +1,145 @@
+"""Log a checkpoint as an MLflow model: everything that a later user of the version needs to know."""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from batch_assets.models.checkpoint import Checkpoint
+from batch_assets.models.pipeline import build_pipeline, generation_parameters, prompt_template
+from batch_assets.models.runs import DIGEST_TAG, IDENTITY_TAG, MODEL_URI_TAG, ModelRun, search_runs
+from batch_assets.settings import Settings
+from batch_assets.sources.dataset import Dataset
+
+_REQUIRED = ("mlflow", "transformers", "torch", "accelerate", "pandas")
+
+
+@dataclass(frozen=True)
+class LoggedModel:
+    """A run with a logged model; ``example`` is one document and what the model wrote for it."""
+
+    run: ModelRun
+    is_new: bool
+    parameters: dict[str, Any]
+    example: tuple[str, str] | None
+
+
+def requirements() -> list[str]:
+    """What loading the model takes, at the versions that are installed here."""
+    # A local version such as 2.13.0+cpu can't be installed from an index.
+    return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in _REQUIRED]
+
+
+def log_checkpoint(
+    client: Any,
+    settings: Settings,
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    example: str,
+    report: Callable[[str], None],
+) -> LoggedModel:
+    """Log the checkpoint as a model with the transformers flavor, unless the same one is there.
+
+    Args:
+        client: MLflow client.
+        settings: lengths, prompt, experiment.
+        checkpoint: what is logged.
+        dataset: what the model is meant for; becomes an input of the run.
+        example: a document to summarize once.
+        report: takes lines on what happens.
+
+    Raises:
+        BatchAssetsError: the checkpoint can't be loaded.
+    """
+    import mlflow
+    from huggingface_hub import ModelCard
+    from mlflow.models import infer_signature
+
+    parameters = generation_parameters(checkpoint, settings)
+    pins = requirements()
+    weights = checkpoint.digest()
+    identity = _sha256([weights, settings.prompt, parameters, settings.dtype, pins])
+    known = search_runs(client, settings, f"tags.`{IDENTITY_TAG}` = '{identity}'", [])
+    if known and not settings.new_model:
+        report(f"run {known[0].run_id} has this model already")
+        return LoggedModel(known[0], False, parameters, None)
+
+    report(f"loading {checkpoint.name} from {checkpoint.folder}")
+    pipeline = build_pipeline(checkpoint, settings)
+    template = prompt_template(pipeline, settings)
+    request = example if template is None else template.format(prompt=example)
+    output = pipeline(request, **parameters, **({} if template is None else {"return_full_text": False}))
+    summary = output[0]["summary_text" if template is None else "generated_text"]
+    report("logging the model to MLflow")
+    mlflow.set_experiment(settings.experiment)
+    with mlflow.start_run(run_name=checkpoint.name) as run:
+        mlflow.log_params(
+            {
+                "checkpoint": checkpoint.name,
+                "origin": checkpoint.origin,
+                "pipeline": checkpoint.pipeline_task,
+                "dtype": settings.dtype,
+                "seed": settings.seed,
+                **({"prompt": settings.prompt} if template else {}),
+                **parameters,
+            }
+        )
+        mlflow.log_input(_mlflow_dataset(dataset), context="inference")
+        # The text of a document leaves the lake only where samples may be shown.
+        shown = {"input_example": example} if settings.samples else {}
+        info = mlflow.transformers.log_model(
+            transformers_model=pipeline,
+            name="model",
+            task=checkpoint.pipeline_task,
+            model_config=dict(parameters),
+            prompt_template=template,
+            signature=infer_signature(example, summary),
+            pip_requirements=pins,
+            model_card=ModelCard(_model_card(checkpoint)),
+            metadata={"checkpoint": checkpoint.name, "origin": checkpoint.origin, "digest": weights},
+            **shown,
+        )
+        mlflow.set_tags(
+            {
+                DIGEST_TAG: _sha256([weights, template]),
+                IDENTITY_TAG: identity,
+                "batch_assets.task": settings.task,
+                "batch_assets.checkpoint": checkpoint.name,
+                # Set last: a run without it was killed before its model was complete.
+                MODEL_URI_TAG: info.model_uri,
+            }
+        )
+    logged = search_runs(client, settings, f"attributes.run_id = '{run.info.run_id}'", [])
+    return LoggedModel(logged[0], True, parameters, (example, summary))
+
+
+def _sha256(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _mlflow_dataset(dataset: Dataset) -> Any:
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.http_dataset_source import HTTPDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
+
+    uri = dataset.uri
+    source = HTTPDatasetSource(uri) if uri.startswith("https://") else CodeDatasetSource(tags={"uri": uri})
+    digest = _sha256([part.provenance for part in dataset.parts()])[:32]
+    return MetaDataset(source, name=dataset.name, digest=digest)
+
+
+def _model_card(checkpoint: Checkpoint) -> str:
+    card = checkpoint.folder / "README.md"
+    if card.is_file():
+        return card.read_text()
+    config = checkpoint.config
+    facts = {
+        "Origin": checkpoint.origin,
+        "Architecture": ", ".join(config.get("architectures") or ["unknown"]),
+        "Pipeline": checkpoint.pipeline_task,
+        "Vocabulary": config.get("vocab_size"),
+    }
+    lines = "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    return f"---\npipeline_tag: {checkpoint.pipeline_task}\n---\n\n# {checkpoint.name}\n\n{lines}\n"

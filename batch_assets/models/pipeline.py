@@ -1,0 +1,84 @@
+"""From a checkpoint to a transformers pipeline, its prompt template and its generation parameters."""
+
+from typing import Any
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.inference.quiet import quiet_transformers
+from batch_assets.models.checkpoint import Checkpoint
+from batch_assets.settings import Settings
+
+_SYSTEM_PROMPT = "You are an expert editor. Answer with the summary only."
+# What stands for the document while a chat template is rendered; no tokenizer's template contains it.
+_PLACE = "\x00document\x00"
+
+
+def build_pipeline(checkpoint: Checkpoint, settings: Settings) -> Any:
+    """Load a checkpoint as the transformers pipeline that fits its architecture.
+
+    Raises:
+        BatchAssetsError: the checkpoint can't be loaded.
+    """
+    import torch
+    import transformers
+
+    quiet_transformers()
+    task = checkpoint.pipeline_task
+    try:
+        pipeline = transformers.pipeline(
+            task,
+            model=str(checkpoint.folder),
+            tokenizer=str(checkpoint.folder),
+            device_map=settings.device_map,
+            dtype=getattr(torch, settings.dtype),
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True},
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise BatchAssetsError(f"the checkpoint {checkpoint.folder} can't be loaded for {task}: {error}") from error
+    if checkpoint.is_encoder_decoder:
+        # The pipeline takes the prefix ("summarize: ") out of the model's configuration, and the
+        # configuration that is saved with the model would lack it.
+        params = (pipeline.model.config.task_specific_params or {}).get(task)
+        if params is not None and pipeline.prefix:
+            params["prefix"] = pipeline.prefix
+    elif pipeline.tokenizer.pad_token_id is None:
+        pipeline.tokenizer.pad_token = pipeline.tokenizer.eos_token
+    return pipeline
+
+
+def prompt_template(pipeline: Any, settings: Settings) -> str | None:
+    """What MLflow wraps a document in before a decoder-only model sees it; None for an encoder-decoder.
+
+    Returns:
+        A format string with ``{prompt}`` for the document, chat markup included where the tokenizer has any.
+    """
+    if pipeline.task != "text-generation":
+        return None
+    request = settings.prompt.replace("{document}", _PLACE)
+    if pipeline.tokenizer.chat_template:
+        messages = [{"role": "system", "content": _SYSTEM_PROMPT}, {"role": "user", "content": request}]
+        request = pipeline.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    else:
+        request = f"{request}\n\nSummary:"
+    return str(request).replace("{", "{{").replace("}", "}}").replace(_PLACE, "{prompt}")
+
+
+def generation_parameters(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
+    """What is logged as the model's configuration: lengths in tokens, truncation, sampling.
+
+    An encoder-decoder gets the talk's lengths, 20 to 40 tokens, unless settings say otherwise.
+    """
+    if checkpoint.is_encoder_decoder:
+        longest = settings.max_length or 40
+        return {
+            "min_length": min(20, longest) if settings.min_length is None else settings.min_length,
+            "max_length": longest,
+            # The pipeline's own default of 256 new tokens would win over max_length.
+            "max_new_tokens": None,
+            "truncation": True,
+            "do_sample": settings.do_sample,
+        }
+    parameters: dict[str, Any] = {"max_new_tokens": settings.max_length or 60, "do_sample": settings.do_sample}
+    if settings.min_length:
+        parameters["min_new_tokens"] = settings.min_length
+    return parameters

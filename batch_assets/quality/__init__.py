@@ -1,0 +1,1 @@
+"""How good a summary is: ROUGE against a reference, and measures that need none."""

@@ -1,0 +1,96 @@
+"""Measures of a summary that need no reference.
+
+Coverage, density and compression: Grusky et al., 2018, https://aclanthology.org/N18-1065, section 4.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Measures:
+    """One summary beside its document.
+
+    ``words`` counts words of the summary, ``compression`` is words of the document over words of the
+    summary; ``coverage``, ``novel_bigrams`` and ``repetition`` are shares from 0 to 1.
+    """
+
+    words: int
+    compression: float
+    coverage: float
+    density: float
+    novel_bigrams: float
+    repetition: float
+
+
+def words(text: str) -> list[str]:
+    """Words in lower case."""
+    return _WORD.findall(text.lower())
+
+
+def measure(document: str, summary: str) -> Measures | None:
+    """Measure one summary; None where it has no words."""
+    source, target = words(document), words(summary)
+    if not target:
+        return None
+    fragments = _fragments(source, target)
+    bigrams, trigrams = _ngrams(target, 2), _ngrams(target, 3)
+    known = set(_ngrams(source, 2))
+    return Measures(
+        words=len(target),
+        compression=len(source) / len(target),
+        coverage=sum(fragments) / len(target),
+        density=sum(length * length for length in fragments) / len(target),
+        novel_bigrams=sum(gram not in known for gram in bigrams) / len(bigrams) if bigrams else 0.0,
+        repetition=1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0,
+    )
+
+
+def _ngrams(tokens: list[str], size: int) -> list[tuple[str, ...]]:
+    return [tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)]
+
+
+def _fragments(source: list[str], target: list[str]) -> list[int]:
+    """Lengths of the extractive fragments: greedily, the longest runs of the summary that the document has."""
+    places: dict[str, list[int]] = {}
+    for place, word in enumerate(source):
+        places.setdefault(word, []).append(place)
+    lengths = []
+    start = 0
+    while start < len(target):
+        longest = 0
+        for place in places.get(target[start], ()):
+            length = 0
+            while (
+                start + length < len(target)
+                and place + length < len(source)
+                and target[start + length] == source[place + length]
+            ):
+                length += 1
+            longest = max(longest, length)
+        if longest:
+            lengths.append(longest)
+        start += max(longest, 1)
+    return lengths
+
+
+@cache
+def measure_names() -> tuple[str, ...]:
+    """Names of the measures, in order."""
+    return tuple(Measures.__dataclass_fields__)
+
+
+def per_document(document: str, reference: str | None, summary: str) -> dict[str, Any]:
+    """All figures of one summary; those that can't be had are None."""
+    from batch_assets.quality.rouge import ROUGE_TYPES, lead, rouge
+
+    measured = measure(document, summary)
+    figures: dict[str, Any] = {name: getattr(measured, name, None) for name in measure_names()}
+    scores = rouge(reference, summary) if reference else {}
+    figures |= {name: scores.get(name) for name in ROUGE_TYPES}
+    figures["lead_rouge1"] = rouge(reference, lead(document))["rouge1"] if reference else None
+    return figures

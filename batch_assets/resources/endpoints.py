@@ -1,0 +1,36 @@
+"""The endpoints of a run; the embedded one starts on first use and is gone when the run is over."""
+
+from typing import Any
+
+import dagster as dg
+from pydantic import PrivateAttr
+
+from batch_assets.ai_functions.embedded import EmbeddedServer
+from batch_assets.ai_functions.endpoints import Endpoint, configured_endpoint
+
+
+class EndpointsResource(dg.ConfigurableResource):
+    """Endpoints by name: those of ``file`` and the embedded one."""
+
+    file: str | None = None
+    _server: Any = PrivateAttr(default=None)
+
+    def get(self, name: str) -> Endpoint:
+        """An endpoint that is ready to be asked.
+
+        Raises:
+            BatchAssetsError: there is none of that name, or the embedded one doesn't start.
+        """
+        endpoint = configured_endpoint(self.file, name)
+        if endpoint is not None:
+            return endpoint
+        if self._server is None:
+            self._server = EmbeddedServer(name)
+        started: Endpoint = self._server.start()
+        return started
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        """Stop the embedded server if it was started."""
+        if self._server is not None:
+            self._server.stop()
+            self._server = None

@@ -1,0 +1,180 @@
+"""Every BATCH_ASSETS_* variable, in one place."""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.names import check_name
+
+PREFIX = "BATCH_ASSETS_"
+
+EMBEDDED_MODEL = "smollm2"
+EMBEDDED_DATASET = "aclsum"
+EMBEDDED_ENDPOINT = "smollm2"
+
+DEFAULT_PROMPT = "Summarize the following text in two or three sentences.\n\n{document}"
+
+
+class Settings(BaseSettings):
+    """The settings of one deployment, read from the environment; see the README for what each does."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, populate_by_name=True)
+
+    home: Path = Field(Path(".batch_assets"), description="Where state lives.")
+    lake: str | None = Field(None, description="Folder or URI of the lake; default <home>/lake.")
+    catalog: str = Field("main", description="First part of table and model names.")
+    schema_name: str = Field(
+        "default",
+        validation_alias=f"{PREFIX}SCHEMA",
+        description="Second part of table and model names.",
+    )
+
+    dataset: str = Field(
+        EMBEDDED_DATASET,
+        description="aclsum, a data set of the Hugging Face hub, or local files (a file, a folder or a glob).",
+    )
+    split: str = Field("test", description="Split of a hub data set that is scored.")
+    limit: int | None = Field(None, ge=1, description="Take only that many first records of the data set.")
+    batch_rows: int | None = Field(None, ge=1, description="Rows a batch at most; default 25 for aclsum, else 1,000.")
+    evaluation_dataset: str | None = Field(
+        None,
+        description="Held-out documents with summaries; default: the validation split of a hub data set or of aclsum.",
+    )
+    evaluation_rows: int = Field(25, ge=1, description="Held-out documents that a model is evaluated on.")
+
+    model: str = Field(EMBEDDED_MODEL, description="smollm2, a model of the Hugging Face hub, or a local folder.")
+    task: Literal["summarization"] = Field(
+        "summarization", description="What is wanted; the pipeline follows from the model's architecture."
+    )
+    prompt: str = Field(
+        DEFAULT_PROMPT, description="What a decoder-only model is told; {document} stands for the text."
+    )
+    min_length: int | None = Field(
+        None, ge=0, description="Shortest summary in tokens; default 20 for an encoder-decoder, else none."
+    )
+    max_length: int | None = Field(
+        None, ge=1, description="Longest summary in tokens; default 40 for an encoder-decoder, else 60."
+    )
+    do_sample: bool = Field(False, description="Sample instead of taking the likeliest token.")
+    seed: int = Field(0, ge=0, description="Seed of the sampling.")
+    device_map: str = Field("auto", description="Where the model goes: auto, cpu, cuda, cuda:0 and so on.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Precision of the model.")
+    experiment: str = Field("batch_assets", min_length=1, description="MLflow experiment.")
+    model_name: str = Field("summarizer", description="Third part of the registered model's name.")
+    select_by: str = Field("newest", description="Which run is registered: newest, or a logged metric such as rouge1.")
+    new_model: bool = Field(False, description="Log a new model although nothing has changed.")
+
+    spark_master: str = Field("local[*,4]", min_length=1, description="Spark master.")
+    engine: Literal["auto", "transformers"] = Field("auto", description="What runs the model on the workers.")
+    batches_per_run: int = Field(20, ge=1, description="Batches that one run of a backfill covers.")
+    rescore: Literal["none", "latest", "all"] = Field("none", description="Batches that a new champion makes stale.")
+
+    endpoints: Path | None = Field(None, description="TOML file of endpoints for ai_query.")
+    endpoint: str = Field(EMBEDDED_ENDPOINT, description="Endpoint that ai_query_inference asks.")
+    ai_query_limit: int = Field(10, ge=0, description="Rows of each batch that ai_query is asked for; 0 = all.")
+
+    samples: int = Field(3, ge=0, description="Rows of text shown in metadata and artifacts; 0 = none.")
+    ui_port: int = Field(3000, ge=1, le=65535, description="Port of the Dagster UI.")
+    mlflow_port: int = Field(5000, ge=1, le=65535, description="Port of the MLflow UI.")
+
+    mlflow_tracking_uri: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI")
+    mlflow_registry_uri: str | None = Field(None, validation_alias="MLFLOW_REGISTRY_URI")
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        return home.expanduser().resolve()
+
+    @field_validator("catalog", "schema_name", "model_name")
+    @classmethod
+    def _names(cls, name: str) -> str:
+        return check_name(name)
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt(cls, prompt: str) -> str:
+        if prompt.count("{document}") != 1:
+            raise ValueError("the prompt needs {document} exactly once")
+        return prompt
+
+    @model_validator(mode="after")
+    def _lengths(self) -> "Settings":
+        if self.min_length is not None and self.max_length is not None and self.min_length > self.max_length:
+            raise ValueError(f"MIN_LENGTH ({self.min_length}) is more than MAX_LENGTH ({self.max_length})")
+        return self
+
+    @property
+    def lake_uri(self) -> str:
+        """Folder or URI of the lake."""
+        return self.lake or str(self.home / "lake")
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's tracking store; SQLite under the home folder unless MLFLOW_TRACKING_URI says otherwise."""
+        return self.mlflow_tracking_uri or f"sqlite:///{self.home / 'mlflow' / 'mlflow.db'}"
+
+    @property
+    def artifact_root(self) -> Path:
+        """Where MLflow keeps artifacts when the tracking store is the embedded one."""
+        return self.home / "mlflow" / "artifacts"
+
+    @property
+    def mlflow_ui(self) -> str:
+        """Address of the MLflow UI that links in metadata lead to."""
+        uri = self.mlflow_tracking_uri
+        if uri and uri.startswith(("http://", "https://")):
+            return uri.rstrip("/")
+        return f"http://127.0.0.1:{self.mlflow_port}"
+
+    @property
+    def registered_model(self) -> str:
+        """Three-part name of the registered model."""
+        return f"{self.catalog}.{self.schema_name}.{self.model_name}"
+
+    @property
+    def dagster_home(self) -> Path:
+        """Dagster's storage of runs, events and partitions."""
+        return self.home / "dagster"
+
+
+def _variables() -> dict[str, str]:
+    """Environment variable of every setting, by field name."""
+    return {
+        name: str(field.validation_alias or f"{PREFIX}{name.upper()}") for name, field in Settings.model_fields.items()
+    }
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        BatchAssetsError: a BATCH_ASSETS_* variable is unknown, or a value can't be used.
+    """
+    variables = _variables()
+    for variable in sorted(os.environ):
+        if variable.startswith(PREFIX) and variable not in variables.values():
+            near = difflib.get_close_matches(variable, list(variables.values()), n=1)
+            hint = f" Did you mean {near[0]}?" if near else " The README lists the settings."
+            raise BatchAssetsError(f"Unknown setting {variable}.{hint}")
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            raise BatchAssetsError(f"The settings {PREFIX}* don't fit together: {message}.") from error
+        location = str(first["loc"][0])
+        variable = variables.get(location, location)
+        value = os.environ.get(variable, "")
+        raise BatchAssetsError(f"{variable}={value!r} can't be used: {message}.") from error
+
+
+def keep_off_the_hub(settings: Settings) -> None:
+    """Stop the Hugging Face libraries from asking the hub when nothing configured comes from there."""
+    if settings.model == EMBEDDED_MODEL and settings.dataset == EMBEDDED_DATASET:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")

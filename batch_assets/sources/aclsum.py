@@ -1,0 +1,50 @@
+"""The embedded data set: abstracts of research papers with summaries by experts.
+
+ACLSum (Takeshita et al., 2024, https://arxiv.org/abs/2403.05303): 250 papers of the ACL Anthology, each
+summarized under three aspects.
+"""
+
+from collections.abc import Iterator
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.sources.dataset import Dataset, Part
+from batch_assets.sources.records import Record
+
+_SPLITS = {"train": "train", "validation": "val", "test": "test"}
+_ASPECTS = ("challenge", "approach", "outcome")
+
+
+class ACLSumDataset(Dataset):
+    """One split of ACLSum; the abstract is the document, the three expert summaries joined its summary."""
+
+    def __init__(self, split: str, batch_rows: int, limit: int | None = None) -> None:
+        if split not in _SPLITS:
+            raise BatchAssetsError(f"aclsum has no split {split!r}: BATCH_ASSETS_SPLIT is one of {', '.join(_SPLITS)}")
+        super().__init__(f"aclsum/{split}", batch_rows, limit)
+        self._split = split
+
+    @property
+    def uri(self) -> str:
+        """The package that carries it."""
+        return "https://pypi.org/project/aclsum/"
+
+    def parts(self) -> list[Part]:
+        """The split."""
+        from importlib.metadata import version
+
+        from aclsum import ACLSum
+
+        count = len(ACLSum(_SPLITS[self._split]).documents)
+        return [Part(f"aclsum-{self._split}", count, {"package": f"aclsum {version('aclsum')}"})]
+
+    def read(self, part: Part) -> Iterator[Record]:
+        """Every paper as a record."""
+        from aclsum import ACLSum
+
+        for position, paper in enumerate(ACLSum(_SPLITS[self._split]).documents):
+            fields = {
+                "id": paper.id,
+                "document": " ".join(paper.get_all_sentences(["abstract"])),
+                "summary": " ".join(paper.summaries[aspect].strip() for aspect in _ASPECTS),
+            }
+            yield Record(self.name, position, fields, raw=paper.id)

@@ -1,0 +1,45 @@
+"""The data sets that the settings name."""
+
+from batch_assets.settings import EMBEDDED_DATASET, Settings
+from batch_assets.sources.aclsum import ACLSumDataset
+from batch_assets.sources.dataset import Dataset
+from batch_assets.sources.files import FileDataset, looks_local
+from batch_assets.sources.hub import HubDataset
+
+# The embedded data set is cut small, so that a first run shows several batches.
+_EMBEDDED_BATCH_ROWS = 25
+_BATCH_ROWS = 1000
+
+
+def scored_dataset(settings: Settings) -> Dataset:
+    """The data set whose documents are summarized.
+
+    Raises:
+        BatchAssetsError: there is no such data set.
+    """
+    return _open(settings, settings.dataset, settings.split, settings.limit)
+
+
+def evaluation_dataset(settings: Settings) -> Dataset:
+    """The data set whose documents a model is evaluated on; never the split that is scored.
+
+    Files have no validation split of their own: without BATCH_ASSETS_EVALUATION_DATASET, models are
+    evaluated on the embedded data set.
+
+    Raises:
+        BatchAssetsError: there is no such data set.
+    """
+    name = settings.evaluation_dataset
+    if name is None:
+        name = EMBEDDED_DATASET if looks_local(settings.dataset) else settings.dataset
+    split = "test" if (name, settings.split) == (settings.dataset, "validation") else "validation"
+    return _open(settings, name, split, None)
+
+
+def _open(settings: Settings, name: str, split: str, limit: int | None) -> Dataset:
+    if name == EMBEDDED_DATASET:
+        return ACLSumDataset(split, settings.batch_rows or _EMBEDDED_BATCH_ROWS, limit)
+    rows = settings.batch_rows or _BATCH_ROWS
+    if looks_local(name):
+        return FileDataset(name, rows, limit)
+    return HubDataset(name, split, settings.home / "datasets", rows, limit)

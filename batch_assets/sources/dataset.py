@@ -1,0 +1,144 @@
+"""A data set: parts that are cut into batches, and read back batch by batch."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.names import batch_from
+from batch_assets.sources.records import Document, Record, Rejected, validate
+
+# Room for the suffix -0001 to -9999999 of a part that is cut into several batches.
+_SUFFIX_ROOM = 8
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file or a split: what it is called, how many records it has, and what they were made from."""
+
+    name: str
+    records: int
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Slice:
+    part: Part
+    start: int
+    stop: int
+
+
+class Dataset(ABC):
+    """Documents that can be read again and again, in the same order.
+
+    Args:
+        name: what people call it.
+        batch_rows: records a batch at most.
+        limit: take only that many first records, None for all.
+    """
+
+    def __init__(self, name: str, batch_rows: int, limit: int | None = None) -> None:
+        self.name = name
+        self._batch_rows = batch_rows
+        self._limit = limit
+
+    @abstractmethod
+    def parts(self) -> list[Part]:
+        """The files or splits, in order."""
+
+    @abstractmethod
+    def read(self, part: Part) -> Iterator[Record]:
+        """The records of one part, in order."""
+
+    @property
+    def uri(self) -> str:
+        """Where the data set is."""
+        return self.name
+
+    @cached_property
+    def _slices(self) -> dict[str, _Slice]:
+        slices: dict[str, _Slice] = {}
+        left = self._limit
+        for part in self.parts():
+            records = part.records if left is None else min(part.records, left)
+            left = None if left is None else left - records
+            try:
+                key = batch_from(part.name, room=_SUFFIX_ROOM)
+            except ValueError as error:
+                raise BatchAssetsError(str(error)) from error
+            starts = range(0, records, self._batch_rows)
+            for number, start in enumerate(starts, 1):
+                name = key if len(starts) == 1 else f"{key}-{number:04d}"
+                if name in slices:
+                    raise BatchAssetsError(
+                        f"{part.name} and {slices[name].part.name} of {self.name} would both become the batch "
+                        f"{name}: rename one of them"
+                    )
+                slices[name] = _Slice(part, start, min(start + self._batch_rows, records))
+        return slices
+
+    def batches(self) -> list[str]:
+        """Keys of the batches, in order."""
+        return list(self._slices)
+
+    def records(self, batch: str) -> Iterator[Record]:
+        """Records of one batch, in order."""
+        part = self._slices[batch]
+        return islice(self.read(part.part), part.start, part.stop)
+
+    def provenance(self, batch: str) -> dict[str, Any]:
+        """What the batch is made from: names, sizes and digests."""
+        part = self._slices[batch]
+        return {**part.part.provenance, "first_record": part.start, "records": part.stop - part.start}
+
+    def check(self) -> None:
+        """Look at the first record of each part.
+
+        Raises:
+            BatchAssetsError: the data set can't be read, is empty or has no ``document``.
+        """
+        if not self.batches():
+            raise BatchAssetsError(f"the data set {self.name} has no records")
+        for part in self.parts():
+            first = next((record for record in self.read(part) if record.fields is not None), None)
+            if first is None or first.fields is None:
+                problem = next((record.problem for record in self.read(part)), "it is empty")
+                raise BatchAssetsError(f"{part.name} of the data set {self.name} can't be read: {problem}")
+            if "document" not in first.fields:
+                found = ", ".join(sorted(first.fields)) or "none"
+                raise BatchAssetsError(
+                    f"{part.name} of the data set {self.name} has no column 'document' (columns: {found}): "
+                    "rename the column that holds the text to 'document', and its summary, if any, to 'summary'"
+                )
+
+    def held_out(self, count: int) -> list[Document]:
+        """The first documents that have both a text and a summary.
+
+        Raises:
+            BatchAssetsError: there is none.
+        """
+        found: list[Document] = []
+        for part in self.parts():
+            for item in validate(self.read(part)):
+                if isinstance(item, Rejected) or not (item.document or "").strip() or not item.summary:
+                    continue
+                found.append(item)
+                if len(found) == count:
+                    return found
+        if not found:
+            raise BatchAssetsError(
+                f"no document of {self.name} has a summary to be compared with: set "
+                "BATCH_ASSETS_EVALUATION_DATASET to one with the columns 'document' and 'summary'"
+            )
+        return found
+
+
+def digest_documents(documents: list[Document]) -> str:
+    """SHA-256 over ids, texts and summaries."""
+    rows = [[item.id, item.document, item.summary] for item in documents]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

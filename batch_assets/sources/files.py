@@ -1,0 +1,142 @@
+"""Local files: JSON Lines, CSV and Parquet, plain or compressed with gzip."""
+
+import csv
+import glob
+import gzip
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.sources.dataset import Dataset, Part
+from batch_assets.sources.records import Record
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
+
+csv.field_size_limit(sys.maxsize)
+
+
+def looks_local(dataset: str) -> bool:
+    """Whether the value of BATCH_ASSETS_DATASET means local files rather than a data set of the hub."""
+    return (
+        any(character in dataset for character in "*?,")
+        or dataset.lower().endswith(SUFFIXES)
+        or dataset.startswith((".", "/", "~"))
+        or Path(dataset).exists()
+    )
+
+
+class FileDataset(Dataset):
+    """Files named by a path, a folder or a glob; several are separated by commas."""
+
+    def __init__(self, pattern: str, batch_rows: int, limit: int | None = None) -> None:
+        super().__init__(pattern, batch_rows, limit)
+        self._paths = _find(pattern)
+
+    def parts(self) -> list[Part]:
+        """The files, by name."""
+        return [_part(path, path.stat().st_mtime_ns) for path in self._paths]
+
+    def read(self, part: Part) -> Iterator[Record]:
+        """Every record of one file."""
+        return _records(Path(part.provenance["file"]))
+
+
+@cache
+def _part(path: Path, modified: int) -> Part:
+    """A file by path and time of modification, so that a change is noticed."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    provenance = {"file": str(path), "bytes": path.stat().st_size, "sha256": digest}
+    return Part(_stem(path), sum(1 for _ in _records(path)), provenance)
+
+
+def _find(pattern: str) -> list[Path]:
+    paths: list[Path] = []
+    for one in pattern.split(","):
+        name = str(Path(one.strip()).expanduser())
+        if Path(name).is_dir():
+            found = sorted(p for p in Path(name).iterdir() if p.name.lower().endswith(SUFFIXES))
+        else:
+            found = sorted(Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file())
+        if not found:
+            raise BatchAssetsError(
+                f"BATCH_ASSETS_DATASET: no file matches {one.strip()!r}; files end in {', '.join(SUFFIXES)}"
+            )
+        for path in found:
+            if not path.name.lower().endswith(SUFFIXES):
+                raise BatchAssetsError(f"{path} can't be read: files end in {', '.join(SUFFIXES)}")
+        paths += [path.resolve() for path in found]
+    return list(dict.fromkeys(paths))
+
+
+def _stem(path: Path) -> str:
+    name = path.name
+    for suffix in sorted(SUFFIXES, key=len, reverse=True):
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def _records(path: Path) -> Iterator[Record]:
+    name = path.name.lower()
+    try:
+        if name.endswith(".parquet"):
+            yield from _parquet(path)
+        elif name.endswith((".csv", ".csv.gz")):
+            yield from _csv(path)
+        else:
+            yield from _json_lines(path)
+    except (OSError, EOFError, pa.ArrowException, csv.Error) as error:
+        raise BatchAssetsError(f"{path} can't be read: {error}") from error
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+def _json_lines(path: Path) -> Iterator[Record]:
+    with _open(path) as lines:
+        position = 0
+        for number, line in enumerate(lines):
+            content = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
+            if not content.strip():
+                continue
+            raw = content.decode(errors="replace").rstrip("\r\n")
+            fields, problem = None, None
+            try:
+                fields = json.loads(content)
+            except (ValueError, RecursionError) as error:
+                problem = f"line {number + 1} is not JSON: {error}"
+            if problem is None and not isinstance(fields, dict):
+                fields, problem = None, f"line {number + 1} is not a JSON object"
+            yield Record(path.name, position, fields, raw, problem)
+            position += 1
+
+
+def _csv(path: Path) -> Iterator[Record]:
+    with _open(path) as binary:
+        # Bytes that are not UTF-8 become surrogates here, and their record is rejected by validate().
+        text = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        for position, row in enumerate(csv.DictReader(text)):
+            raw = json.dumps(row, ensure_ascii=True)
+            extra = row.pop(None, None)  # type: ignore[call-overload]
+            problem = f"there are {len(extra)} fields more than columns" if extra else None
+            yield Record(path.name, position, None if problem else row, raw, problem)
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    position = 0
+    with pq.ParquetFile(path) as file:
+        for rows in file.iter_batches(batch_size=1000):
+            for fields in rows.to_pylist():
+                yield Record(path.name, position, fields, json.dumps(fields, default=str))
+                position += 1

@@ -1,0 +1,123 @@
+"""Bring one batch of a data set into m4_1_prod_data: every record lands or is set aside with a reason."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.snapshot import Lake, Snapshot
+from batch_assets.lake.staging import TableWriter
+from batch_assets.lake.tables import PARTITION, PROD_DATA, PROD_DATA_REJECTED
+from batch_assets.sources.dataset import Dataset
+from batch_assets.sources.records import Document, Rejected, validate
+
+_ROWS_AT_ONCE = 1000
+_LONGEST_RAW = 10_000
+
+
+@dataclass(frozen=True)
+class LandedBatch:
+    """A batch of m4_1_prod_data; ``changed`` is false where it was there already, and nothing was written.
+
+    ``observed`` is true where the batch holds rows of another writer, and is only looked at.
+    """
+
+    version: int
+    rows: int
+    rejected: int
+    changed: bool
+    observed: bool = False
+
+
+def land_batch(dataset: Dataset, lake: Lake, batch: str, run_id: str) -> LandedBatch:
+    """Replace a batch by what its source holds now, unless it holds just that, or rows of another writer.
+
+    Raises:
+        BatchAssetsError: the source of the batch is gone, or can't be read.
+    """
+    rejected_table = lake.open(PROD_DATA_REJECTED)
+    table = lake.open(PROD_DATA)
+    commit = table.last_commit(batch)
+    if commit is not None and not commit.is_ours:
+        return LandedBatch(commit.version, table.rows(batch), 0, changed=False, observed=True)
+    if batch not in dataset.batches():
+        raise BatchAssetsError(
+            f"the batch {batch} is not in the data set {dataset.name} (its batches: {_some(dataset.batches())}): "
+            "set BATCH_ASSETS_DATASET to the one that it came from"
+        )
+    digest = _digest(_items(dataset, batch))
+    if commit is not None and commit.metadata.get("digest") == digest:
+        return LandedBatch(commit.version, table.rows(batch), rejected_table.rows(batch), changed=False)
+
+    now = datetime.now(UTC)
+    documents, rejected = _writer(table, batch), _writer(rejected_table, batch)
+    counts = {"documents": 0, "rejected": 0}
+    for items in _chunks(_items(dataset, batch)):
+        landed = [
+            {"id": i.id, "document": i.document, "summary": i.summary, "source": i.source, "landed_at": now}
+            for i in items
+            if isinstance(i, Document)
+        ]
+        aside = [_rejected_row(item, now) for item in items if isinstance(item, Rejected)]
+        documents.write(pa.Table.from_pylist(landed, schema=PROD_DATA.file_schema))
+        rejected.write(pa.Table.from_pylist(aside, schema=PROD_DATA_REJECTED.file_schema))
+        counts["documents"] += len(landed)
+        counts["rejected"] += len(aside)
+    metadata = {"run_id": run_id, "digest": digest, "provenance": dataset.provenance(batch), **counts}
+    # The rejected records first: a run that dies in between finds the batch unlanded and does both again.
+    staged_rejected = rejected.close()
+    if staged_rejected or rejected_table.files(batch):
+        rejected_table.replace(batch, staged_rejected, metadata)
+    version = table.replace(batch, documents.close(), metadata)
+    return LandedBatch(version, counts["documents"], counts["rejected"], changed=True)
+
+
+def _items(dataset: Dataset, batch: str) -> Iterator[Document | Rejected]:
+    return validate(dataset.records(batch))
+
+
+def _writer(table: Snapshot, batch: str) -> TableWriter:
+    return TableWriter(table.uri, {PARTITION: batch}, table.table.file_schema, table.storage_options)
+
+
+def _chunks(items: Iterator[Document | Rejected]) -> Iterator[list[Document | Rejected]]:
+    chunk: list[Document | Rejected] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == _ROWS_AT_ONCE:
+            yield chunk
+            chunk = []
+    yield chunk
+
+
+def _digest(items: Iterator[Document | Rejected]) -> str:
+    total = hashlib.sha256()
+    for item in items:
+        if isinstance(item, Document):
+            parts: list[Any] = [item.id, item.document, item.summary, item.source]
+        else:
+            parts = [item.record.source, item.record.position, item.reason, item.record.raw]
+        total.update(json.dumps(parts).encode() + b"\n")
+    return total.hexdigest()
+
+
+def _rejected_row(item: Rejected, now: datetime) -> Mapping[str, Any]:
+    # Characters that are no valid Unicode would be refused by Parquet, too.
+    raw = item.record.raw[:_LONGEST_RAW].encode(errors="replace").decode()
+    reason = item.reason.encode(errors="replace").decode()
+    return {
+        "source": item.record.source,
+        "position": item.record.position,
+        "reason": reason,
+        "raw": raw,
+        "rejected_at": now,
+    }
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

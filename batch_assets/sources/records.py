@@ -1,0 +1,92 @@
+"""From a record as it was found to a document, or to a rejected record with the reason."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record of a source.
+
+    ``position`` counts from 0 within ``source``; ``fields`` is None where the record could not be
+    read, and then ``problem`` says why.
+    """
+
+    source: str
+    position: int
+    fields: Mapping[str, Any] | None
+    raw: str
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text to summarize, with the summary that a person wrote, if there is one."""
+
+    id: str
+    document: str | None
+    summary: str | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A record that can't be used, and why."""
+
+    record: Record
+    reason: str
+
+
+def validate(records: Iterable[Record]) -> Iterator[Document | Rejected]:
+    """Turn every record of one batch into a document or a rejected record.
+
+    A record without an id gets one made of its content, the same every time.
+    """
+    seen: set[str] = set()
+    copies: Counter[str] = Counter()
+    for record in records:
+        reason = record.problem or _problem(record.fields or {})
+        if reason is not None:
+            yield Rejected(record, reason)
+            continue
+        fields = record.fields or {}
+        document, summary = fields.get("document"), fields.get("summary")
+        identifier = fields.get("id")
+        if identifier is None or identifier == "":
+            key = hashlib.sha256(f"{document}\0{summary}".encode()).hexdigest()[:16]
+            copies[key] += 1
+            identifier = key if copies[key] == 1 else f"{key}-{copies[key]}"
+        identifier = str(identifier)
+        if identifier in seen:
+            yield Rejected(record, f"the id {identifier[:100]!r} is in this batch already")
+            continue
+        seen.add(identifier)
+        yield Document(identifier, document, summary, record.source)
+
+
+def _problem(fields: Mapping[str, Any]) -> str | None:
+    if "document" not in fields:
+        return "there is no field 'document'"
+    for name in ("document", "summary"):
+        value = fields.get(name)
+        if value is not None and not isinstance(value, str):
+            return f"{name} is {type(value).__name__}, not text"
+    identifier = fields.get("id")
+    if identifier is not None and not isinstance(identifier, str | int):
+        return f"id is {type(identifier).__name__}, neither text nor a whole number"
+    for name in ("id", "document", "summary"):
+        value = fields.get(name)
+        if isinstance(value, str) and not _is_unicode(value):
+            return f"{name} has characters that are not valid UTF-8"
+    return None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
