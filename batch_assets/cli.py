@@ -59,7 +59,8 @@ def run() -> None:
             _run(settings, started)
     except BlockingIOError:
         raise BatchAssetsError(
-            f"another 'batch-assets run' is working in {settings.home}: wait for it, or set {PREFIX}HOME to another folder"
+            f"another 'batch-assets run' is working in {settings.home}: wait for it, or set {PREFIX}HOME to "
+            "another folder"
         ) from None
 
 

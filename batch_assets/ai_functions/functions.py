@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.functions import arrow_udf
+from pyspark.sql.functions import arrow_udf  # type: ignore[attr-defined]
 
 from batch_assets.ai_functions.client import AiFunctionError, Answer, ask
 from batch_assets.ai_functions.endpoints import Endpoint

@@ -1,7 +1,7 @@
 """What the assets that write tables have in common: metadata of a table, samples, and work batch by batch."""
 
 import html
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -40,7 +40,7 @@ def table_metadata(lake: Lake, snapshot: Snapshot, batch: str, version: int) -> 
     }
 
 
-def markdown_sample(rows: list[Mapping[str, Any]], columns: list[str]) -> dg.MarkdownMetadataValue:
+def markdown_sample(rows: Sequence[Mapping[str, Any]], columns: list[str]) -> dg.MarkdownMetadataValue:
     """A few rows as a Markdown table in which any text shows as text."""
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     lines += ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in rows]
@@ -60,8 +60,8 @@ def _cell(value: Any) -> str:
 def sample_rows(snapshot: Snapshot, batch: str, columns: list[str], count: int) -> list[Mapping[str, Any]]:
     """The first rows of a batch."""
     rows: list[Mapping[str, Any]] = []
-    for table in snapshot.read(batch, columns) if count else []:
-        rows += table.slice(0, count - len(rows)).to_pylist()
+    for part in snapshot.read(batch, columns) if count else []:
+        rows += part.slice(0, count - len(rows)).to_pylist()
         if len(rows) >= count:
             break
     return rows

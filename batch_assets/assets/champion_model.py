@@ -1,5 +1,7 @@
 """The registered version that has the alias champion."""
 
+from typing import Any
+
 import dagster as dg
 
 from batch_assets.assets._tables import markdown_sample
@@ -31,14 +33,14 @@ def champion_model(
     from batch_assets.models.runs import find_run
 
     run = find_run(registry.client, settings)
-    tags = {
+    tags: dict[str, str] = {
         "task": settings.task,
         "checkpoint": run.tags["batch_assets.checkpoint"],
         "data_set": settings.dataset,
         **{name: f"{run.metrics[name]:.4f}" for name in ("rouge1", "lead_rouge1") if name in run.metrics},
     }
     version, is_new = register(registry.client, settings.registered_model, run, tags)
-    metadata = {
+    metadata: dict[str, Any] = {
         "model": version.name,
         "version": version.number,
         "alias": CHAMPION,

@@ -1,5 +1,7 @@
 """The configured checkpoint as an MLflow model."""
 
+from typing import Any
+
 import dagster as dg
 
 from batch_assets.assets._tables import markdown_sample
@@ -35,7 +37,7 @@ def logged_model(
         example,
         context.log.info,
     )
-    metadata = {
+    metadata: dict[str, Any] = {
         "mlflow_run": dg.MetadataValue.url(registry.run_page(logged.run.run_id)),
         "mlflow_model": dg.MetadataValue.url(registry.model_page(logged.run)),
         "model_uri": logged.run.model_uri,

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from batch_assets.lake.names import check_batch
 from batch_assets.lake.snapshot import Lake, Snapshot
-from batch_assets.lake.storage import file_system
+from batch_assets.lake.storage import file_system, read_parquet
 from batch_assets.lake.tables import Table
 
 COMPLETION_SCHEMA = pa.schema(
@@ -76,8 +76,9 @@ class CompletionStore:
         files = self._files()
         found: dict[str, Completion] = {}
         for path in self._paths(files):
-            for row in pq.read_table(path, filesystem=files, partitioning=None).to_pylist():
-                found.setdefault(row["request_hash"], Completion(**row))
+            for rows in read_parquet(files, path):
+                for row in rows.to_pylist():
+                    found.setdefault(row["request_hash"], Completion(**row))
         return found
 
     def count(self) -> int:
@@ -122,8 +123,9 @@ class FinishedWork:
         found = self.store.load()
         files = file_system(self.output_uri, self.storage_options)
         for path in self.output_files:
-            for row in pq.read_table(path, columns=list(self.columns), filesystem=files, partitioning=None).to_pylist():
-                if row["request_hash"] is not None:
-                    fields = dict.fromkeys(COMPLETION_SCHEMA.names) | {self.columns[key]: row[key] for key in row}
-                    found.setdefault(row["request_hash"], Completion(**fields))
+            for rows in read_parquet(files, path, list(self.columns)):
+                for row in rows.to_pylist():
+                    if row["request_hash"] is not None:
+                        fields = dict.fromkeys(COMPLETION_SCHEMA.names) | {self.columns[key]: row[key] for key in row}
+                        found.setdefault(row["request_hash"], Completion(**fields))
         return found

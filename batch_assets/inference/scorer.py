@@ -201,6 +201,6 @@ def _engine(model: ScoringModel, threads: int) -> Engine:
 
 def _threads_per_worker(spark: "SparkSession", slots: int) -> int:
     """Threads of one worker, so that workers times threads is no more than the cores."""
-    if spark.sparkContext.master.startswith("local"):
+    if str(spark.sparkContext.master).startswith("local"):
         return max((os.cpu_count() or 1) // slots, 1)
     return int(spark.conf.get("spark.task.cpus", "1") or 1)

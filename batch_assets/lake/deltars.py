@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.datasource import DataSource, DataSourceReader, EqualTo, Filter, InputPartition
 from pyspark.sql.pandas.types import from_arrow_schema
@@ -19,7 +18,7 @@ from pyspark.sql.types import StructType
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.snapshot import Snapshot
 from batch_assets.lake.staging import STAGED_FILE_DDL, StagedFile, staged_files_batches
-from batch_assets.lake.storage import file_system
+from batch_assets.lake.storage import file_system, read_parquet
 from batch_assets.lake.tables import PARTITION
 
 # Features of newer readers that plain Parquet reading would silently get wrong.
@@ -125,15 +124,14 @@ class DeltarsReader(DataSourceReader):
         assert isinstance(partition, _FilePartition)
         stored = [name for name in self._schema.names if name not in self._partition_columns]
         files = file_system(self._uri, self._storage_options)
-        with files.open_input_file(partition.path) as source:
-            for rows in pq.ParquetFile(source).iter_batches(columns=stored):
-                columns = [
-                    rows.column(field.name).cast(field.type)
-                    if field.name in stored
-                    else pa.array([partition.values[field.name]] * rows.num_rows, field.type)
-                    for field in self._schema
-                ]
-                yield pa.RecordBatch.from_arrays(columns, schema=self._schema)
+        for rows in read_parquet(files, partition.path, stored):
+            columns = [
+                rows.column(field.name).cast(field.type)
+                if field.name in stored
+                else pa.array([partition.values[field.name]] * rows.num_rows, field.type)
+                for field in self._schema
+            ]
+            yield pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
 
 def read_snapshot(spark: SparkSession, snapshot: Snapshot) -> DataFrame:

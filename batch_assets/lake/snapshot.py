@@ -10,12 +10,11 @@ from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.names import check_batch, check_name, is_batch
 from batch_assets.lake.staging import StagedFile
-from batch_assets.lake.storage import file_system
+from batch_assets.lake.storage import file_system, read_parquet
 from batch_assets.lake.tables import PARTITION, Table
 
 # Commits are read back for what they say of a batch, so the log is kept for ten years.
@@ -134,8 +133,8 @@ class Snapshot:
         batches = self._files if batch is None else [batch]
         return sum(data_file.rows for key in batches for data_file in self._files.get(key, []))
 
-    def read(self, batch: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """Yield the rows of one batch file by file, with the partition column.
+    def read(self, batch: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of one batch, with the partition column.
 
         Args:
             batch: key of the batch.
@@ -144,8 +143,8 @@ class Snapshot:
         wanted = [name for name in (columns or self.table.column_names) if name != PARTITION]
         files = file_system(self.uri, self.storage_options)
         for data_file in self.files(batch):
-            rows = pq.read_table(data_file.path, columns=wanted, filesystem=files, partitioning=None)
-            yield rows.append_column(PARTITION, pa.array([batch] * rows.num_rows, pa.string()))
+            for rows in read_parquet(files, data_file.path, wanted):
+                yield rows.append_column(PARTITION, pa.array([batch] * rows.num_rows, pa.string()))
 
     def last_commit(self, batch: str) -> BatchCommit | None:
         """The last commit up to this version that changed the batch, read from the log; None if there is none.
@@ -172,7 +171,7 @@ class Snapshot:
             except FileNotFoundError:
                 return  # older commits live in a checkpoint and have been cleaned up
             actions = [json.loads(line) for line in lines if line]
-            info = next((a["commitInfo"] for a in actions if "commitInfo" in a), {})
+            info: dict[str, Any] = next((a["commitInfo"] for a in actions if "commitInfo" in a), {})
             metadata = {
                 key.removeprefix(_METADATA_PREFIX): value
                 for key, value in info.items()

@@ -1,9 +1,11 @@
 """One file system over everything delta-rs can reach: a local folder or an object store."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
 
 def file_system(root: str, storage_options: Mapping[str, str]) -> pafs.FileSystem:
@@ -20,3 +22,13 @@ def file_system(root: str, storage_options: Mapping[str, str]) -> pafs.FileSyste
     if "://" not in root:
         Path(root).mkdir(parents=True, exist_ok=True)
     return pafs.PyFileSystem(DeltaStorageHandler(root, dict(storage_options)))
+
+
+def read_parquet(files: pafs.FileSystem, path: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of one Parquet file.
+
+    Everything happens in the calling thread: these file systems are written in Python, and a thread of
+    Arrow's that still talks to one while the interpreter ends takes the process down with it.
+    """
+    with files.open_input_file(path) as source:
+        yield from pq.ParquetFile(source, pre_buffer=False).iter_batches(columns=columns, use_threads=False)

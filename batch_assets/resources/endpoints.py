@@ -9,7 +9,7 @@ from batch_assets.ai_functions.embedded import EmbeddedServer
 from batch_assets.ai_functions.endpoints import Endpoint, configured_endpoint
 
 
-class EndpointsResource(dg.ConfigurableResource):
+class EndpointsResource(dg.ConfigurableResource[Any]):
     """Endpoints by name: those of ``file`` and the embedded one."""
 
     file: str | None = None

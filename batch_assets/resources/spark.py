@@ -10,7 +10,7 @@ import dagster as dg
 from pydantic import PrivateAttr
 
 
-class SparkResource(dg.ConfigurableResource):
+class SparkResource(dg.ConfigurableResource[Any]):
     """One Spark session for a run, started on first use by dagster-pyspark's LazyPySparkResource.
 
     A session that was there before the run is used, and left as it is.

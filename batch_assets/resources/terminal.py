@@ -21,7 +21,7 @@ class _LineFormatter(logging.Formatter):
         return f"{self.formatTime(record, '%H:%M:%S')}  {step:<20}  {text}"
 
 
-@dg.logger(description="One line for each message of an asset; failures with their reason.")
+@dg.logger({}, description="One line for each message of an asset; failures with their reason.")
 def terminal_logger(init_context: dg.InitLoggerContext) -> logging.Logger:
     """Log messages of level INFO and above to standard output, one line each."""
     handler = logging.StreamHandler(sys.stdout)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -66,7 +66,7 @@ def _find(pattern: str) -> list[Path]:
         if Path(name).is_dir():
             found = sorted(p for p in Path(name).iterdir() if p.name.lower().endswith(SUFFIXES))
         else:
-            found = sorted(Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file())
+            found = sorted(Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file())  # noqa: PTH207 - absolute patterns
         if not found:
             raise BatchAssetsError(
                 f"BATCH_ASSETS_DATASET: no file matches {one.strip()!r}; files end in {', '.join(SUFFIXES)}"
@@ -99,8 +99,9 @@ def _records(path: Path) -> Iterator[Record]:
         raise BatchAssetsError(f"{path} can't be read: {error}") from error
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+def _open(path: Path) -> BinaryIO:
+    # A GzipFile reads like any binary file.
+    return cast(BinaryIO, gzip.open(path)) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
