@@ -95,6 +95,13 @@ class Settings(BaseSettings):
     def _names(cls, name: str) -> str:
         return check_name(name)
 
+    @field_validator("dataset", "model", "split", "evaluation_dataset", "endpoint", "lake", "select_by", "device_map")
+    @classmethod
+    def _not_blank(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("it is empty")
+        return value
+
     @field_validator("prompt")
     @classmethod
     def _prompt(cls, prompt: str) -> str:

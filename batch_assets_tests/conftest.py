@@ -1,0 +1,93 @@
+"""What tests share: one Spark session, one trained T5, one converted SmolLM2, one set of documents."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from aclsum import ACLSum
+
+from batch_assets.lake.snapshot import Lake
+from batch_assets.settings import PREFIX, Settings
+from batch_assets_tests import small_t5
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith(PREFIX) or name in {"MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "DAGSTER_HOME"}:
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory):
+    """One session for all tests; the resource of a run uses it and leaves it running."""
+    from batch_assets.java import check_java
+    from batch_assets.resources.spark import SparkResource
+
+    check_java()
+    resource = SparkResource(master="local[2,4]")
+    yield resource.session
+    resource.session.stop()
+
+
+@pytest.fixture(scope="session")
+def t5_folder(tmp_path_factory) -> Path:
+    """A small trained encoder-decoder in a local folder."""
+    return small_t5.build(tmp_path_factory.mktemp("models") / "small-t5")
+
+
+@pytest.fixture(scope="session")
+def smollm2_checkpoints(tmp_path_factory) -> Path:
+    """A folder of checkpoints with the embedded one, to be linked into homes."""
+    from batch_assets.models import smollm2
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    smollm2.prepare(folder / smollm2.NAME)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def documents() -> list[dict[str, str]]:
+    """Real documents in XSum's columns."""
+    return [
+        {
+            "id": paper.id,
+            "document": " ".join(paper.get_all_sentences(["abstract"])),
+            "summary": paper.summaries["outcome"],
+        }
+        for paper in ACLSum("test").documents
+    ]
+
+
+@pytest.fixture
+def home(tmp_path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def lake(tmp_path) -> Lake:
+    return Lake(str(tmp_path / "lake"))
+
+
+def settings_for(home: Path, **values) -> Settings:
+    """Settings as the environment would give them; few documents are evaluated, to save time."""
+    return Settings(**{"home": home, "evaluation_rows": 3, "spark_master": "local[2,4]", **values})
+
+
+def write_json_lines(path: Path, rows: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def environment(home: Path, **settings: str) -> dict[str, str]:
+    """The environment of a command line with these settings."""
+    return {**os.environ, f"{PREFIX}HOME": str(home), **{f"{PREFIX}{key}": value for key, value in settings.items()}}
+
+
+BATCH_ASSETS = [sys.executable, "-m", "batch_assets"]

@@ -1,0 +1,231 @@
+import json
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+
+from batch_assets.automation.stale import is_stale
+from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.names import batch_from, check_batch, check_name
+from batch_assets.lake.snapshot import ConcurrentReplacementError
+from batch_assets.lake.staging import stage
+from batch_assets.lake.tables import PROD_DATA, TABLES
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+
+
+def stage_rows(snapshot, batch, texts):
+    rows = [
+        {"id": str(n), "document": text, "summary": None, "source": "s", "landed_at": NOW}
+        for n, text in enumerate(texts)
+    ]
+    table = pa.Table.from_pylist(rows, schema=PROD_DATA.file_schema)
+    return stage([table], snapshot.uri, {"batch": batch}, PROD_DATA.file_schema, {})
+
+
+def replace(lake, batch, texts, **metadata):
+    snapshot = lake.open(PROD_DATA)
+    return snapshot.replace(batch, stage_rows(snapshot, batch, texts), metadata)
+
+
+def texts(lake, batch):
+    return [row["document"] for part in lake.open(PROD_DATA).read(batch) for row in part.to_pylist()]
+
+
+@pytest.mark.parametrize("batch", ["", "-a", "a/b", "a b", "a'b", "ä", "a" * 101, "a\n", "../x", "b=1"])
+def test_a_batch_key_that_could_become_a_path_or_sql_is_refused(batch, lake):
+    with pytest.raises(ValueError, match="can't name a batch"):
+        check_batch(batch)
+    with pytest.raises(ValueError, match="can't name a batch"):
+        lake.open(PROD_DATA).replace(batch, [], {})
+
+
+def test_names_of_tables_and_keys_made_of_file_names_are_plain():
+    assert batch_from("../Größe & Co.jsonl") == "Groe-Co.jsonl"
+    with pytest.raises(ValueError, match="is not a name"):
+        check_name("a.b")
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_tables_stay_readable_by_any_delta_reader(lake, table):
+    lake.open(table)
+    protocol = DeltaTable(lake.table_uri(table)).protocol()
+    assert (protocol.min_reader_version, protocol.min_writer_version) == (1, 2)
+    assert lake.open(table).arrow_schema() == table.arrow_schema
+
+
+def test_a_replacement_changes_its_batch_and_no_other(lake):
+    replace(lake, "a", ["old", "older"])
+    replace(lake, "b", ["other"])
+    replace(lake, "a", ["new"])
+    assert texts(lake, "a") == ["new"]
+    assert texts(lake, "b") == ["other"]
+    assert lake.open(PROD_DATA).rows() == 2
+
+
+def test_an_empty_result_empties_the_batch_and_is_on_record(lake):
+    replace(lake, "a", ["old"])
+    version = replace(lake, "a", [])
+    assert lake.open(PROD_DATA).rows("a") == 0
+    assert lake.open(PROD_DATA).last_commit("a").version == version
+    assert replace(lake, "empty", []) == lake.open(PROD_DATA).last_commit("empty").version
+
+
+def test_every_add_action_has_statistics_that_hold(lake):
+    replace(lake, "a", ["b", "a", "c" * 100])
+    (action,) = pa.table(lake.open(PROD_DATA)._delta.get_add_actions(flatten=False)).to_pylist()
+    assert action["num_records"] == 3
+    assert action["null_count"]["summary"] == 3
+    assert (action["min"]["id"], action["max"]["id"]) == ("0", "2")
+    assert action["min"]["landed_at"] <= NOW <= action["max"]["landed_at"]
+
+
+def test_a_commit_records_what_it_was_made_from(lake):
+    version = replace(lake, "a", ["x"], run_id="r1", input_version=7)
+    replace(lake, "b", ["y"])
+    commit = lake.open(PROD_DATA).last_commit("a")
+    assert (commit.version, commit.metadata["run_id"], commit.metadata["input_version"]) == (version, "r1", 7)
+    assert commit.metadata["rows"] == 1
+    assert lake.open(PROD_DATA).last_commit("never") is None
+
+
+def test_a_batch_is_stale_until_a_commit_records_what_a_run_would_record(lake):
+    assert is_stale(lake.open(PROD_DATA), "a", {"input_version": 7})
+    replace(lake, "a", ["x"], input_version=7)
+    assert not is_stale(lake.open(PROD_DATA), "a", {"input_version": 7})
+    assert is_stale(lake.open(PROD_DATA), "a", {"input_version": 8})
+    assert is_stale(lake.open(PROD_DATA), "b", {"input_version": 7})
+
+
+@pytest.mark.parametrize("held", [[], ["there"]], ids=["empty", "filled"])
+def test_of_two_replacements_of_one_batch_the_slower_fails_and_names_the_winner(lake, held):
+    if held:
+        replace(lake, "a", held)
+    slow = lake.open(PROD_DATA)
+    staged = stage_rows(slow, "a", ["slow"])
+    winner = replace(lake, "a", ["fast"], run_id="the-fast-run")
+    with pytest.raises(ConcurrentReplacementError, match=f"version {winner} by run the-fast-run"):
+        slow.replace("a", staged, {"run_id": "slow"})
+    assert texts(lake, "a") == ["fast"]
+
+
+def test_replacements_of_different_batches_at_once_all_land(lake):
+    snapshots = {f"b{n}": lake.open(PROD_DATA) for n in range(8)}
+    failures = []
+
+    def work(batch, snapshot):
+        try:
+            snapshot.replace(batch, stage_rows(snapshot, batch, [batch]), {})
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=item) for item in snapshots.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert {batch: texts(lake, batch) for batch in snapshots} == {batch: [batch] for batch in snapshots}
+
+
+def test_a_commit_whose_answer_was_lost_is_found_in_the_log(lake):
+    snapshot = lake.open(PROD_DATA)
+    delta = snapshot._delta
+
+    class AnswerLost:
+        def create_write_transaction(self, *arguments, **options):
+            delta.create_write_transaction(*arguments, **options)
+            raise OSError("connection reset")
+
+        schema = staticmethod(delta.schema)
+
+    staged = stage_rows(snapshot, "a", ["x"])
+    snapshot.files("a")
+    snapshot._delta = AnswerLost()
+    version = snapshot.replace("a", staged, {})
+    assert lake.open(PROD_DATA).last_commit("a").version == version
+    assert texts(lake, "a") == ["x"]
+
+
+def test_a_storage_fault_at_the_commit_stays_an_error(lake):
+    replace(lake, "a", ["old"])
+    snapshot = lake.open(PROD_DATA)
+    staged = stage_rows(snapshot, "a", ["new"])
+
+    class Broken:
+        def create_write_transaction(self, *arguments, **options):
+            raise OSError("disk full")
+
+        schema = staticmethod(snapshot._delta.schema)
+
+    snapshot.files("a")
+    snapshot._delta = Broken()
+    with pytest.raises(OSError, match="disk full"):
+        snapshot.replace("a", staged, {})
+    assert texts(lake, "a") == ["old"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"id": ["1"]}, "lack the column"),
+        ({"id": [None], "document": ["x"], "summary": ["y"], "source": ["s"], "landed_at": [NOW]}, "must not be null"),
+        ({"id": ["1"], "document": ["x"], "summary": ["y"], "source": ["s"], "landed_at": ["soon"]}, "don't fit"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused_before_a_file_is_written(lake, tmp_path, rows, message):
+    snapshot = lake.open(PROD_DATA)
+    with pytest.raises(BatchAssetsError, match=message):
+        stage([pa.table(rows)], snapshot.uri, {"batch": "a"}, PROD_DATA.file_schema, {})
+    assert not list((tmp_path / "lake").rglob("*.parquet"))
+
+
+def test_a_table_with_other_partitions_is_not_touched(lake):
+    from deltalake import write_deltalake
+
+    write_deltalake(lake.table_uri(PROD_DATA), pa.table({"id": ["1"], "day": ["x"]}), partition_by=["day"])
+    with pytest.raises(BatchAssetsError, match="partitioned by"):
+        lake.open(PROD_DATA)
+
+
+def test_spark_reads_a_version_some_columns_and_one_batch_without_opening_the_others(lake, spark, tmp_path):
+    from batch_assets.lake.deltars import read_snapshot
+
+    replace(lake, "a", ["one", "two"])
+    replace(lake, "b", ["three"])
+    first = lake.open(PROD_DATA)
+    replace(lake, "a", [])
+    frame = read_snapshot(spark, first)
+    assert sorted(row["document"] for row in frame.collect()) == ["one", "three", "two"]
+    for path in (tmp_path / "lake").rglob("batch=b/*.parquet"):
+        path.write_bytes(b"nobody should read this")
+    rows = frame.where("batch = 'a'").select("id", "batch", "landed_at").orderBy("id").collect()
+    assert [(row["id"], row["batch"]) for row in rows] == [("0", "a"), ("1", "a")]
+    assert rows[0]["landed_at"].astimezone(UTC) == NOW
+    some = spark.read.format("deltars").option("columns", "document, batch").load(first.uri)
+    assert some.columns == ["document", "batch"]
+
+
+def test_spark_refuses_tables_that_it_would_read_wrongly(lake, spark):
+    from deltalake import DeltaTable
+
+    from batch_assets.lake.deltars import DeltarsDataSource
+
+    replace(lake, "a", ["x"])
+    uri = lake.table_uri(PROD_DATA)
+    version = DeltaTable(uri).version() + 1
+    protocol = {
+        "protocol": {
+            "minReaderVersion": 3,
+            "minWriterVersion": 7,
+            "readerFeatures": ["deletionVectors"],
+            "writerFeatures": ["deletionVectors"],
+        }
+    }
+    Path(uri, "_delta_log", f"{version:020d}.json").write_text(json.dumps(protocol))
+    spark.dataSource.register(DeltarsDataSource)
+    with pytest.raises(Exception, match="deletionVectors"):
+        spark.read.format("deltars").load(uri).collect()

@@ -1,0 +1,48 @@
+import pytest
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.settings import load_settings
+
+
+def test_defaults_need_no_variable(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings()
+    assert settings.model == "smollm2"
+    assert settings.lake_uri == str(tmp_path / ".batch_assets" / "lake")
+    assert settings.registered_model == "main.default.summarizer"
+    assert not settings.do_sample
+
+
+def test_an_unknown_setting_is_named_with_the_one_that_was_meant(monkeypatch):
+    monkeypatch.setenv("BATCH_ASSETS_MODLE", "t5-small")
+    with pytest.raises(BatchAssetsError, match=r"BATCH_ASSETS_MODLE.*BATCH_ASSETS_MODEL"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ENGINE", "warp"),
+        ("LIMIT", "0"),
+        ("LIMIT", "many"),
+        ("SCHEMA", "a b"),
+        ("CATALOG", "../etc"),
+        ("MIN_LENGTH", "-1"),
+        ("PROMPT", "no place for the text"),
+        ("UI_PORT", "70000"),
+        ("SPARK_MASTER", ""),
+        ("MODEL", ""),
+        ("DATASET", " "),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named_with_its_variable(monkeypatch, variable, value):
+    monkeypatch.setenv(f"BATCH_ASSETS_{variable}", value)
+    with pytest.raises(BatchAssetsError, match=f"BATCH_ASSETS_{variable}="):
+        load_settings()
+
+
+def test_lengths_that_exclude_each_other_are_refused(monkeypatch):
+    monkeypatch.setenv("BATCH_ASSETS_MIN_LENGTH", "50")
+    monkeypatch.setenv("BATCH_ASSETS_MAX_LENGTH", "40")
+    with pytest.raises(BatchAssetsError, match="MIN_LENGTH"):
+        load_settings()

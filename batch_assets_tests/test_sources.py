@@ -1,0 +1,195 @@
+import csv
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.tables import PROD_DATA, PROD_DATA_REJECTED
+from batch_assets.sources.aclsum import ACLSumDataset
+from batch_assets.sources.configured import evaluation_dataset, scored_dataset
+from batch_assets.sources.files import FileDataset
+from batch_assets.sources.hub import HubDataset
+from batch_assets.sources.landing import land_batch
+from batch_assets.sources.records import Document, Record, Rejected, validate
+from batch_assets_tests.conftest import settings_for, write_json_lines
+
+
+def records(*fields):
+    return [Record("file", place, item, str(item)) for place, item in enumerate(fields)]
+
+
+def test_the_embedded_data_set_is_four_batches_of_25_with_joined_expert_summaries(home):
+    dataset = scored_dataset(settings_for(home))
+    assert dataset.batches() == [f"aclsum-test-000{number}" for number in (1, 2, 3, 4)]
+    found = [item for batch in dataset.batches() for item in validate(dataset.records(batch))]
+    assert len(found) == 100
+    assert all(isinstance(item, Document) and item.document and item.summary for item in found)
+    from aclsum import ACLSum
+
+    paper = ACLSum("test").documents[30]
+    assert found[30].id == paper.id
+    for aspect in ("challenge", "approach", "outcome"):
+        assert paper.summaries[aspect].strip() in found[30].summary
+
+
+def test_evaluated_documents_are_never_scored_ones(home):
+    for split in ("test", "validation", "train"):
+        settings = settings_for(home, split=split)
+        scored = {
+            r.fields["id"] for b in scored_dataset(settings).batches() for r in scored_dataset(settings).records(b)
+        }
+        assert not scored & {document.id for document in evaluation_dataset(settings).held_out(25)}
+
+
+def test_a_limit_takes_the_first_records_over_all_batches():
+    dataset = ACLSumDataset("test", 25, limit=30)
+    assert [len(list(dataset.records(batch))) for batch in dataset.batches()] == [25, 5]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"id": "a"}, "no field 'document'"),
+        ({"id": "a", "document": 7}, "document is int"),
+        ({"id": "a", "document": "x", "summary": ["y"]}, "summary is list"),
+        ({"id": 1.5, "document": "x"}, "id is float"),
+        ({"id": "a", "document": "lone \ud800 surrogate"}, "not valid UTF-8"),
+    ],
+)
+def test_a_record_that_cannot_be_used_is_set_aside_with_the_reason(fields, reason):
+    (item,) = validate(records(fields))
+    assert isinstance(item, Rejected)
+    assert reason in item.reason
+
+
+def test_ids_are_unique_within_a_batch_and_missing_ones_are_made_the_same_every_time():
+    rows = records({"id": 5, "document": "x"}, {"id": "5", "document": "y"}, {"document": "z"}, {"document": "z"})
+    first, second = list(validate(rows)), list(validate(rows))
+    assert first == second
+    assert [type(item) for item in first] == [Document, Rejected, Document, Document]
+    assert first[0].id == "5"
+    assert first[2].id != first[3].id
+
+
+def test_json_lines_csv_and_parquet_plain_and_compressed_give_the_same_documents(tmp_path):
+    rows = [{"id": str(n), "document": f'text {n}, "quoted"\nand more é', "summary": f"s{n}"} for n in range(3)]
+    write_json_lines(tmp_path / "lines.jsonl", rows)
+    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress((tmp_path / "lines.jsonl").read_bytes()))
+    with (tmp_path / "table.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, ["id", "document", "summary"])
+        writer.writeheader()
+        writer.writerows(rows)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "columns.parquet")
+    dataset = FileDataset(str(tmp_path), batch_rows=10)
+    dataset.check()
+    assert dataset.batches() == ["columns", "lines", "packed", "table"]
+    for batch in dataset.batches():
+        documents = [(d.id, d.document, d.summary) for d in validate(dataset.records(batch))]
+        assert documents == [(row["id"], row["document"], row["summary"]) for row in rows]
+
+
+def test_a_file_that_is_larger_than_a_batch_is_split(tmp_path):
+    rows = [{"id": str(n), "document": "x"} for n in range(7)]
+    dataset = FileDataset(str(write_json_lines(tmp_path / "é big.jsonl", rows)), batch_rows=3)
+    assert dataset.batches() == ["e-big-0001", "e-big-0002", "e-big-0003"]
+    assert [record.fields["id"] for record in dataset.records("e-big-0003")] == ["6"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b"", "no records"),
+        ("a.jsonl", b"[1, 2]\n", "not a JSON object"),
+        ("a.jsonl", b'{"text": "x"}\n', "no column 'document'"),
+        ("a.csv", b"id,article\n1,x\n", "no column 'document' .columns: article, id"),
+        ("a.parquet", b"PAR1 but not really", "can't be read"),
+        ("a.jsonl.gz", b"not gzip", "can't be read"),
+        ("a.xlsx", b"x", "files end in"),
+    ],
+)
+def test_a_file_without_usable_records_is_refused_before_anything_is_done(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BatchAssetsError, match=message):
+        FileDataset(str(tmp_path / name), batch_rows=10).check()
+
+
+def test_a_pattern_that_matches_nothing_is_refused(tmp_path):
+    with pytest.raises(BatchAssetsError, match="no file matches"):
+        FileDataset(str(tmp_path / "*.csv"), batch_rows=10)
+
+
+def test_two_files_that_would_become_one_batch_are_refused(tmp_path):
+    write_json_lines(tmp_path / "a.jsonl", [{"document": "x"}])
+    write_json_lines(tmp_path / "a.json", [{"document": "y"}])
+    with pytest.raises(BatchAssetsError, match="both become the batch a"):
+        FileDataset(str(tmp_path), batch_rows=10).batches()
+
+
+def test_a_hub_data_set_that_cannot_be_reached_names_the_embedded_one(tmp_path):
+    with pytest.raises(BatchAssetsError, match="BATCH_ASSETS_DATASET=aclsum"):
+        HubDataset("EdinburghNLP/xsum", "test", tmp_path, 10).check()
+
+
+def test_a_hub_data_set_that_ships_a_script_is_read_from_its_converted_copy(tmp_path, monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(name, *, split, revision, cache_dir):
+        asked.append((name, split, revision))
+        if revision is None:
+            raise RuntimeError("Dataset scripts are no longer supported, but found xsum.py")
+        return datasets.Dataset.from_list([{"id": "1", "document": "text", "summary": "short"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    dataset = HubDataset("EdinburghNLP/xsum", "test", tmp_path, 10)
+    dataset.check()
+    assert dataset.batches() == ["EdinburghNLP-xsum-test"]
+    assert [item.document for item in validate(dataset.records("EdinburghNLP-xsum-test"))] == ["text"]
+    assert asked == [
+        ("EdinburghNLP/xsum", "test", None),
+        ("EdinburghNLP/xsum", "test", "refs/convert/parquet"),
+    ]
+
+
+def test_every_record_lands_or_is_set_aside_and_a_second_time_nothing_is_written(tmp_path, lake):
+    path = write_json_lines(tmp_path / "a.jsonl", [{"id": "1", "document": "x"}, {"id": "1", "document": "y"}])
+    with path.open("a") as file:
+        file.write("{broken\n" + json.dumps({"id": "2", "document": None}) + "\n")
+    landed = land_batch(FileDataset(str(path), 10), lake, "a", "run")
+    assert (landed.rows, landed.rejected, landed.changed) == (2, 2, True)
+    rejected = [row for part in lake.open(PROD_DATA_REJECTED).read("a") for row in part.to_pylist()]
+    assert [(row["position"], row["source"]) for row in rejected] == [(1, "a.jsonl"), (2, "a.jsonl")]
+    assert "line 3 is not JSON" in rejected[1]["reason"]
+    before = lake.open(PROD_DATA).version
+    assert not land_batch(FileDataset(str(path), 10), lake, "a", "run").changed
+    assert lake.open(PROD_DATA).version == before
+
+
+def test_a_source_that_changed_replaces_its_batch_and_one_that_is_gone_is_an_error(tmp_path, lake):
+    path = write_json_lines(tmp_path / "a.jsonl", [{"id": "1", "document": "x"}])
+    land_batch(FileDataset(str(path), 10), lake, "a", "run")
+    write_json_lines(path, [{"id": "1", "document": "new"}, {"id": "2", "document": "y"}])
+    assert land_batch(FileDataset(str(path), 10), lake, "a", "run").rows == 2
+    other = write_json_lines(tmp_path / "b.jsonl", [{"id": "1", "document": "x"}])
+    with pytest.raises(BatchAssetsError, match="not in the data set"):
+        land_batch(FileDataset(str(other), 10), lake, "a", "run")
+    assert lake.open(PROD_DATA).rows("a") == 2
+
+
+def test_a_batch_with_rows_of_another_writer_is_only_observed(tmp_path, lake):
+    from deltalake import write_deltalake
+
+    path = write_json_lines(tmp_path / "a.jsonl", [{"id": "1", "document": "x"}])
+    land_batch(FileDataset(str(path), 10), lake, "a", "run")
+    (ours,) = list(lake.open(PROD_DATA).read("a"))
+    write_deltalake(
+        lake.table_uri(PROD_DATA), pa.Table.from_batches([ours]).select(PROD_DATA.column_names), mode="append"
+    )
+    write_json_lines(path, [{"id": "9", "document": "new"}])
+    landed = land_batch(FileDataset(str(path), 10), lake, "a", "run")
+    assert landed.observed
+    assert lake.open(PROD_DATA).rows("a") == 2
