@@ -4,12 +4,13 @@ import os
 import sys
 import time
 import warnings
+from contextlib import ExitStack
 from typing import Any
 
 import click
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.settings import PREFIX, Settings, keep_off_the_hub, load_settings
+from batch_assets.settings import PREFIX, Settings, load_settings, redacted
 
 _CELL = 160
 
@@ -20,7 +21,8 @@ class _Group(click.Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
-        except BatchAssetsError as error:
+        except (BatchAssetsError, OSError) as error:
+            # An OSError says which file or address it is about: a full disk, a folder that may not be written.
             click.echo(f"batch-assets: {' '.join(str(error).split())}", err=True)
             sys.exit(2)
 
@@ -36,6 +38,8 @@ def main() -> None:
 
 
 def _load() -> Settings:
+    from batch_assets.hub import keep_off_the_hub
+
     settings = load_settings()
     # The code location and the workers must see the same home, wherever they are started.
     os.environ[f"{PREFIX}HOME"] = str(settings.home)
@@ -54,14 +58,17 @@ def run() -> None:
 
     started = time.monotonic()
     settings = _load()
+    lock = locked(settings.home / ".run.lock", wait=False)
     try:
-        with locked(settings.home / ".run.lock", wait=False):
-            _run(settings, started)
+        lock.__enter__()
     except BlockingIOError:
         raise BatchAssetsError(
             f"another 'batch-assets run' is working in {settings.home}: wait for it, or set {PREFIX}HOME to "
             "another folder"
         ) from None
+    with ExitStack() as held:
+        held.push(lock)
+        _run(settings, started)
 
 
 def _run(settings: Settings, started: float) -> None:
@@ -72,21 +79,25 @@ def _run(settings: Settings, started: float) -> None:
 
     from batch_assets.automation.launch import (
         close_dead_runs,
+        held_pools,
         materialize_everything,
         prepare_dagster_home,
         register_batches,
     )
     from batch_assets.definitions import build_defs
     from batch_assets.models.checkpoint import load_checkpoint
+    from batch_assets.models.pipeline import generation_parameters
 
     prepare_dagster_home(settings)
     batches = dataset.batches()
     click.echo(f"{len(batches)} batches of {dataset.name}, model {settings.model}, state in {settings.home}")
     click.echo("preparing the checkpoint (the first time takes half a minute)")
-    load_checkpoint(settings)
+    generation_parameters(load_checkpoint(settings), settings)
     with dg.DagsterInstance.get() as instance:
         for run_id in close_dead_runs(instance):
             click.echo(f"run {run_id} was killed; this one goes on where it stopped")
+        for pool, run_id in held_pools(instance):
+            click.echo(f"run {run_id} holds the pool {pool}; this one waits for it (is it dead? cancel it in the UI)")
         register_batches(instance, batches)
         failures = materialize_everything(build_defs(settings=settings), instance, batches)
     if failures:
@@ -133,7 +144,7 @@ def _summarize(settings: Settings, batches: list[str]) -> None:
     for name in TABLES:
         if lake.exists(name):
             click.echo(f"table    {lake.table_uri(name)}")
-    click.echo(f"MLflow   {settings.tracking_uri}")
+    click.echo(f"MLflow   {redacted(settings.tracking_uri)}")
     click.echo(f"report   {settings.home / 'reports' / 'quality_report.md'}")
     click.echo(f"UIs      make ui, then http://127.0.0.1:{settings.ui_port} and {settings.mlflow_ui}")
 

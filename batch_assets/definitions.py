@@ -17,12 +17,13 @@ from batch_assets.assets.summary_quality import summary_quality
 from batch_assets.automation.jobs import materialize_all
 from batch_assets.checks.models import beats_lead_baseline
 from batch_assets.checks.tables import TABLE_CHECKS
+from batch_assets.hub import keep_off_the_hub
 from batch_assets.lake.snapshot import Lake
 from batch_assets.resources.endpoints import EndpointsResource
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.resources.spark import SparkResource
 from batch_assets.resources.terminal import terminal_logger
-from batch_assets.settings import Settings, keep_off_the_hub, load_settings
+from batch_assets.settings import Settings, load_settings
 
 _PARTITIONED = (prod_data, batch_inference, ai_query_inference, summary_quality)
 _WHOLE = (logged_model, model_evaluation, champion_model, quality_report)

@@ -40,7 +40,10 @@ def check_java() -> None:
             f"JAVA_HOME is {os.environ['JAVA_HOME']}, but there is no Java in it" if "JAVA_HOME" in os.environ else ""
         )
         raise BatchAssetsError(f"{where or 'Spark needs Java, and there is none'}: {_REMEDY}")
-    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
+    try:
+        said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BatchAssetsError(f"{java} doesn't run ({error.strerror}): {_REMEDY}") from error
     version = re.search(r'version "(?:1\.)?(\d+)', said.stderr + said.stdout)
     if said.returncode or version is None:
         raise BatchAssetsError(f"{java} doesn't run ({(said.stderr or said.stdout).strip()[:200]}): {_REMEDY}")

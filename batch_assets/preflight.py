@@ -1,11 +1,15 @@
 """What can be known to be wrong before any asset is touched."""
 
+import os
 import socket
 
 from batch_assets.ai_functions.endpoints import configured_endpoint
 from batch_assets.errors import BatchAssetsError
 from batch_assets.java import check_java
+from batch_assets.lake.snapshot import Lake
+from batch_assets.lake.tables import TABLES
 from batch_assets.models.checkpoint import check_checkpoint
+from batch_assets.models.tracking import connect
 from batch_assets.settings import Settings
 from batch_assets.sources.configured import evaluation_dataset, scored_dataset
 from batch_assets.sources.dataset import Dataset
@@ -18,11 +22,22 @@ def check_run(settings: Settings) -> Dataset:
         The data set that is to be scored.
 
     Raises:
-        BatchAssetsError: Java, the model, the data set or the endpoint can't be had; nothing was changed.
+        BatchAssetsError: Java, the model, the data set, the endpoint, the lake or the MLflow store can't be had;
+            no asset was touched.
     """
     check_java()
     check_checkpoint(settings)
-    configured_endpoint(settings.endpoints, settings.endpoint)
+    endpoint = configured_endpoint(settings.endpoints, settings.endpoint)
+    if endpoint is not None and endpoint.api_key_env and not os.environ.get(endpoint.api_key_env):
+        raise BatchAssetsError(
+            f"the endpoint {endpoint.name} takes its key from the environment variable {endpoint.api_key_env}, which "
+            "is not set"
+        )
+    lake = Lake(settings.lake_uri, settings.catalog, settings.schema_name)
+    for table in TABLES:
+        if lake.exists(table):
+            lake.open(table)
+    connect(settings)
     dataset = scored_dataset(settings)
     dataset.check()
     evaluation_dataset(settings).held_out(1)

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,13 @@ EMBEDDED_DATASET = "aclsum"
 EMBEDDED_ENDPOINT = "smollm2"
 
 DEFAULT_PROMPT = "Summarize the following text in two or three sentences.\n\n{document}"
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.expanduser().resolve()
+    except RuntimeError as error:  # ~somebody, whom this machine doesn't know
+        raise ValueError(str(error)) from error
 
 
 class Settings(BaseSettings):
@@ -87,20 +95,43 @@ class Settings(BaseSettings):
 
     @field_validator("home")
     @classmethod
-    def _absolute(cls, home: Path) -> Path:
-        return home.expanduser().resolve()
+    def _home(cls, home: Path) -> Path:
+        return _absolute(home)
 
     @field_validator("catalog", "schema_name", "model_name")
     @classmethod
     def _names(cls, name: str) -> str:
         return check_name(name)
 
-    @field_validator("dataset", "model", "split", "evaluation_dataset", "endpoint", "lake", "select_by", "device_map")
+    @field_validator("lake")
     @classmethod
-    def _not_blank(cls, value: str | None) -> str | None:
-        if value is not None and not value.strip():
-            raise ValueError("it is empty")
-        return value
+    def _lake(cls, lake: str | None) -> str | None:
+        if lake is None or "://" in lake:
+            return lake
+        if "%" in lake:
+            raise ValueError("a lake's folder must not have % in its name")
+        return str(_absolute(Path(lake)))
+
+    @field_validator("device_map")
+    @classmethod
+    def _device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+            raise ValueError("use auto, cpu, cuda, cuda:0 and so on, or mps")
+        return device
+
+    @field_validator("spark_master")
+    @classmethod
+    def _master(cls, master: str) -> str:
+        if not re.fullmatch(r"local(\[(\d+|\*)(,\d+)?\])?|yarn|(spark|k8s)://.+", master):
+            raise ValueError("use local[*,4], spark://host:port, k8s://host:port or yarn")
+        return master
+
+    @field_validator("select_by")
+    @classmethod
+    def _metric(cls, name: str) -> str:
+        if not re.fullmatch(r"[\w. /-]+", name):
+            raise ValueError("use newest, or the name of a logged metric")
+        return name
 
     @field_validator("prompt")
     @classmethod
@@ -110,9 +141,11 @@ class Settings(BaseSettings):
         return prompt
 
     @model_validator(mode="after")
-    def _lengths(self) -> "Settings":
+    def _together(self) -> "Settings":
         if self.min_length is not None and self.max_length is not None and self.min_length > self.max_length:
             raise ValueError(f"MIN_LENGTH ({self.min_length}) is more than MAX_LENGTH ({self.max_length})")
+        if self.ui_port == self.mlflow_port:
+            raise ValueError(f"UI_PORT and MLFLOW_PORT are both {self.ui_port}")
         return self
 
     @property
@@ -135,7 +168,7 @@ class Settings(BaseSettings):
         """Address of the MLflow UI that links in metadata lead to."""
         uri = self.mlflow_tracking_uri
         if uri and uri.startswith(("http://", "https://")):
-            return uri.rstrip("/")
+            return redacted(uri.rstrip("/"))
         return f"http://127.0.0.1:{self.mlflow_port}"
 
     @property
@@ -163,6 +196,9 @@ def load_settings() -> Settings:
         BatchAssetsError: a BATCH_ASSETS_* variable is unknown, or a value can't be used.
     """
     variables = _variables()
+    for variable in variables.values():
+        if variable in os.environ and not os.environ[variable].strip():
+            raise BatchAssetsError(f"{variable}={os.environ[variable]!r} can't be used: it is empty; unset it.")
     for variable in sorted(os.environ):
         if variable.startswith(PREFIX) and variable not in variables.values():
             near = difflib.get_close_matches(variable, list(variables.values()), n=1)
@@ -181,7 +217,6 @@ def load_settings() -> Settings:
         raise BatchAssetsError(f"{variable}={value!r} can't be used: {message}.") from error
 
 
-def keep_off_the_hub(settings: Settings) -> None:
-    """Stop the Hugging Face libraries from asking the hub when nothing configured comes from there."""
-    if settings.model == EMBEDDED_MODEL and settings.dataset == EMBEDDED_DATASET:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+def redacted(uri: str) -> str:
+    """An address as it may be shown: without user name and password."""
+    return re.sub(r"(?<=://)[^/@]*@", "", uri)

@@ -32,7 +32,8 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
     check_port(settings.ui_port, f"{PREFIX}UI_PORT")
     check_port(settings.mlflow_port, f"{PREFIX}MLFLOW_PORT")
     connect(settings)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     servers = {"Dagster": (_dagster(settings), f"http://127.0.0.1:{settings.ui_port}", "/server_info")}
     if settings.mlflow_ui == f"http://127.0.0.1:{settings.mlflow_port}":
         servers["MLflow"] = (_mlflow(settings), settings.mlflow_ui, "/health")
@@ -63,7 +64,7 @@ def _dagster(settings: Settings) -> list[str]:
 
 
 def _mlflow(settings: Settings) -> list[str]:
-    store = ["--backend-store-uri", settings.tracking_uri, "--artifacts-destination", settings.artifact_root.as_uri()]
+    store = ["--artifacts-destination", settings.artifact_root.as_uri()]
     address = ["--host", "127.0.0.1", "--port", str(settings.mlflow_port), "--workers", "1"]
     return [sys.executable, "-m", "mlflow", "server", *store, *address]
 
@@ -74,6 +75,8 @@ def _start(command: list[str], settings: Settings) -> "subprocess.Popen[bytes]":
         # Both servers look for the programs of their own environment.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         f"{PREFIX}HOME": str(settings.home),
+        # Not on the command line: the address of a store may hold a password, and others can list processes.
+        "MLFLOW_BACKEND_STORE_URI": settings.tracking_uri,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     # A shell starts background jobs with interrupts ignored, and Dagster would inherit that and never stop.

@@ -93,11 +93,18 @@ def test_a_commit_records_what_it_was_made_from(lake):
 
 
 def test_a_batch_is_stale_until_a_commit_records_what_a_run_would_record(lake):
-    assert is_stale(lake.open(PROD_DATA), "a", {"input_version": 7})
+    assert is_stale(lake.open(PROD_DATA), "a", {"input_version": 7}, 9)
     replace(lake, "a", ["x"], input_version=7)
-    assert not is_stale(lake.open(PROD_DATA), "a", {"input_version": 7})
-    assert is_stale(lake.open(PROD_DATA), "a", {"input_version": 8})
-    assert is_stale(lake.open(PROD_DATA), "b", {"input_version": 7})
+    assert not is_stale(lake.open(PROD_DATA), "a", {"input_version": 7}, 9)
+    assert is_stale(lake.open(PROD_DATA), "a", {"input_version": 8}, 9)
+    assert is_stale(lake.open(PROD_DATA), "a", {"input_version": 7, "model_version": 2}, 9)
+    assert is_stale(lake.open(PROD_DATA), "b", {"input_version": 7}, 9)
+
+
+def test_a_run_that_was_overtaken_finds_nothing_to_do_but_a_table_made_anew_is_stale(lake):
+    replace(lake, "a", ["x"], input_version=7)
+    assert not is_stale(lake.open(PROD_DATA), "a", {"input_version": 5}, 7)
+    assert is_stale(lake.open(PROD_DATA), "a", {"input_version": 5}, 6)
 
 
 @pytest.mark.parametrize("held", [[], ["there"]], ids=["empty", "filled"])
@@ -110,6 +117,22 @@ def test_of_two_replacements_of_one_batch_the_slower_fails_and_names_the_winner(
     with pytest.raises(ConcurrentReplacementError, match=f"version {winner} by run the-fast-run"):
         slow.replace("a", staged, {"run_id": "slow"})
     assert texts(lake, "a") == ["fast"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_rows_that_another_writer_appended_are_never_removed_unseen(lake, when):
+    from deltalake import write_deltalake
+
+    if when == "after":
+        replace(lake, "a", ["ours"])
+    snapshot = lake.open(PROD_DATA)
+    staged = stage_rows(snapshot, "a", ["ours again"])
+    theirs = {"id": "9", "document": "theirs", "summary": None, "batch": "a", "source": "x", "landed_at": NOW}
+    write_deltalake(snapshot.uri, pa.Table.from_pylist([theirs], schema=PROD_DATA.arrow_schema), mode="append")
+    with pytest.raises(ConcurrentReplacementError, match="another writer"):
+        snapshot.replace("a", staged, {})
+    assert "theirs" in texts(lake, "a")
+    assert not lake.open(PROD_DATA).is_ours("a")
 
 
 def test_replacements_of_different_batches_at_once_all_land(lake):
@@ -187,7 +210,7 @@ def test_a_table_with_other_partitions_is_not_touched(lake):
     from deltalake import write_deltalake
 
     write_deltalake(lake.table_uri(PROD_DATA), pa.table({"id": ["1"], "day": ["x"]}), partition_by=["day"])
-    with pytest.raises(BatchAssetsError, match="partitioned by"):
+    with pytest.raises(BatchAssetsError, match="partitioned by day"):
         lake.open(PROD_DATA)
 
 

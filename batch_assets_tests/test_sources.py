@@ -107,6 +107,8 @@ def test_a_file_that_is_larger_than_a_batch_is_split(tmp_path):
         ("a.csv", b"id,article\n1,x\n", "no column 'document' .columns: article, id"),
         ("a.parquet", b"PAR1 but not really", "can't be read"),
         ("a.jsonl.gz", b"not gzip", "can't be read"),
+        ("a.csv", b'id,document\n1,"never closed\n2,x\n3,y\n', "can't be read"),
+        ("a.csv", b"id,document,document\n1,x,y\n", "twice"),
         ("a.xlsx", b"x", "files end in"),
     ],
 )
@@ -117,7 +119,7 @@ def test_a_file_without_usable_records_is_refused_before_anything_is_done(tmp_pa
 
 
 def test_a_pattern_that_matches_nothing_is_refused(tmp_path):
-    with pytest.raises(BatchAssetsError, match="no file matches"):
+    with pytest.raises(BatchAssetsError, match="no file of a data set matches"):
         FileDataset(str(tmp_path / "*.csv"), batch_rows=10)
 
 
@@ -178,6 +180,21 @@ def test_a_source_that_changed_replaces_its_batch_and_one_that_is_gone_is_an_err
     with pytest.raises(BatchAssetsError, match="not in the data set"):
         land_batch(FileDataset(str(other), 10), lake, "a", "run")
     assert lake.open(PROD_DATA).rows("a") == 2
+
+
+def test_a_batch_is_never_replaced_from_another_file_of_the_same_name(tmp_path, lake):
+    january = write_json_lines(tmp_path / "jan" / "data.jsonl", [{"id": "1", "document": "january"}])
+    february = write_json_lines(tmp_path / "feb" / "data.jsonl", [{"id": "1", "document": "february"}])
+    land_batch(FileDataset(str(january), 10), lake, "data", "run")
+    with pytest.raises(BatchAssetsError, match=r"jan/data.jsonl.*rename"):
+        land_batch(FileDataset(str(february), 10), lake, "data", "run")
+    assert [row["document"] for part in lake.open(PROD_DATA).read("data") for row in part.to_pylist()] == ["january"]
+
+
+def test_a_csv_row_with_other_fields_than_columns_is_set_aside(tmp_path):
+    (tmp_path / "a.csv").write_text("id,document\n1,x\n2\n3,y,z\n")
+    items = list(validate(FileDataset(str(tmp_path / "a.csv"), 10).records("a")))
+    assert [type(item) for item in items] == [Document, Rejected, Rejected]
 
 
 def test_a_batch_with_rows_of_another_writer_is_only_observed(tmp_path, lake):

@@ -120,6 +120,11 @@ async def _ask_once(client: httpx.AsyncClient, endpoint: Endpoint, request: str)
             f"[AI_FUNCTION_HTTP_REQUEST_ERROR] the endpoint {endpoint.name} refuses access (HTTP status {status}): "
             f"check the key in {endpoint.api_key_env or 'api_key_env, which is not set'}"
         )
+    if response.is_redirect:
+        raise AiFunctionError(
+            f"[AI_FUNCTION_HTTP_REQUEST_ERROR] the endpoint {endpoint.name} redirects (HTTP status {status}), which is "
+            "not followed: set its base_url to where it really is"
+        )
     if status != httpx.codes.OK:
         return Answer(None, f"[AI_FUNCTION_HTTP_REQUEST_ERROR] HTTP status {status}: {response.text[:500]}")
     return _read(response)

@@ -12,10 +12,11 @@ from batch_assets.ai_functions.endpoints import Endpoint
 from batch_assets.errors import BatchAssetsError
 from batch_assets.models import smollm2
 
+EMBEDDED_MODEL_NAME = smollm2.NAME
 _SLOTS = 4
 _START_SECONDS = 60.0
 # "less than 100 words" is about 130 tokens; the small model doesn't always keep to it.
-_PARAMETERS = {"max_tokens": 160, "temperature": 0}
+EMBEDDED_PARAMETERS = {"max_tokens": 160, "temperature": 0}
 
 
 class EmbeddedServer:
@@ -37,7 +38,7 @@ class EmbeddedServer:
         command = [sys.executable, "-m", "batch_assets.ai_functions.llama_server"]
         options = {
             "--model": str(smollm2.gguf_file()),
-            "--name": smollm2.NAME,
+            "--name": EMBEDDED_MODEL_NAME,
             "--slots": str(_SLOTS),
             "--threads": str(os.cpu_count() or 1),
         }
@@ -53,8 +54,8 @@ class EmbeddedServer:
         self._endpoint = Endpoint(
             name=self._name,
             base_url=f"{address}/v1",
-            model=smollm2.NAME,
-            parameters=_PARAMETERS,
+            model=EMBEDDED_MODEL_NAME,
+            parameters=EMBEDDED_PARAMETERS,
             requests_in_flight=_SLOTS,
         )
         return self._endpoint

@@ -51,6 +51,15 @@ class Endpoint(BaseModel):
             raise ValueError("base_url must not hold credentials: name an environment variable in api_key_env")
         return url.rstrip("/")
 
+    @field_validator("parameters")
+    @classmethod
+    def _check_parameters(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(parameters)
+        except TypeError as error:
+            raise ValueError(f"parameters go into a JSON request, but {error}") from error
+        return parameters
+
     def request_hash(self, request: str) -> str:
         """SHA-256 of everything that decides what the answer will be; not of where the server is."""
         parts = [self.name, self.model, self.parameters, request]
@@ -75,17 +84,20 @@ def read_endpoints(path: Path) -> dict[str, Endpoint]:
         BatchAssetsError: the file can't be read, or an endpoint in it can't be used.
     """
     try:
-        content = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BatchAssetsError(f"BATCH_ASSETS_ENDPOINTS: {path} can't be read: {error}") from error
+    tables = content.get("endpoints", {})
+    if not isinstance(tables, dict) or not all(isinstance(fields, dict) for fields in tables.values()):
+        raise BatchAssetsError(f"{path}: write one table [endpoints.<name>] for each endpoint")
     endpoints = {}
-    for name, fields in content.get("endpoints", {}).items():
+    for name, fields in tables.items():
         try:
-            endpoints[name] = Endpoint(name=name, **fields)
-        except (ValidationError, TypeError) as error:
-            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-            field = ".".join(map(str, error.errors()[0]["loc"])) if isinstance(error, ValidationError) else ""
-            raise BatchAssetsError(f"{path}: the endpoint {name} can't be used: {field} {reason}") from error
+            endpoints[name] = Endpoint(**{**fields, "name": name})
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise BatchAssetsError(f"{path}: the endpoint {name} can't be used: {field}: {first['msg']}") from error
     return endpoints
 
 

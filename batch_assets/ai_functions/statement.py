@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from batch_assets.ai_functions.endpoints import Endpoint
 from batch_assets.ai_functions.sql import ai_sql
 from batch_assets.errors import BatchAssetsError
-from batch_assets.inference.completions import CompletionStore, FinishedWork
+from batch_assets.inference.completions import CompletionStore, FinishedWork, refuse_if_all_failed
 from batch_assets.inference.progress import progress
 from batch_assets.lake.snapshot import Lake, Snapshot
 from batch_assets.lake.tables import AI_QUERY_INFERENCE
@@ -75,6 +75,7 @@ def answer_batch(
     with progress(f"batch {batch}", rows, store.count, report):
         answered = to_ai_query_inference(ai_sql(spark, statement), endpoint, finished)
         staged = stage_frame(answered, output, batch)
+    refuse_if_all_failed(store, batch)
     staged_rows = sum(file.rows for file in staged)
     if staged_rows != rows:
         raise BatchAssetsError(f"batch {batch}: {rows} rows were to be answered, but there are {staged_rows}")

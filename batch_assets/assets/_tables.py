@@ -1,6 +1,7 @@
 """What the assets that write tables have in common: metadata of a table, samples, and work batch by batch."""
 
 import html
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -104,11 +105,11 @@ def each_batch(
             done[batch] = work(batch)
         except Exception as error:  # named in the Failure below
             failed[batch] = error
-            context.log.error(f"batch {batch} failed: {error}")
+            context.log.error(f"batch {batch} failed: {_reason(error)}")
     if failed:
         for batch, metadata in done.items():
             context.log_event(dg.AssetMaterialization(context.asset_key, partition=batch, metadata=metadata))
-        reasons = "; ".join(f"{batch}: {_one_line(error)}" for batch, error in failed.items())
+        reasons = "; ".join(f"{batch}: {_reason(error)}" for batch, error in failed.items())
         raise dg.Failure(
             f"{len(failed)} of {len(context.partition_keys)} batches failed ({reasons})", allow_retries=True
         ) from next(iter(failed.values()))
@@ -117,6 +118,8 @@ def each_batch(
     return dg.MaterializeResult()
 
 
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:300]
+def _reason(error: Exception) -> str:
+    """The line that says what went wrong; of an error from a worker, the last line of the worker's traceback."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b.*: ", line)]
+    return (raised[-1] if raised else lines[0])[:500]

@@ -20,7 +20,7 @@ from batch_assets.assets.prod_data import prod_data
 from batch_assets.automation.partitions import BATCHES
 from batch_assets.automation.stale import input_version, is_stale
 from batch_assets.lake.snapshot import Lake
-from batch_assets.lake.tables import AI_QUERY_INFERENCE
+from batch_assets.lake.tables import AI_QUERY_INFERENCE, PROD_DATA
 from batch_assets.resources.endpoints import EndpointsResource
 from batch_assets.resources.spark import SparkResource
 from batch_assets.settings import Settings
@@ -62,9 +62,10 @@ def ai_query_inference(
         from batch_assets.ai_functions.statement import answer_batch
 
         statement = STATEMENT.format(endpoint=settings.endpoint, batch=batch, limit=limit)
-        digest = hashlib.sha256(json.dumps([statement]).encode()).hexdigest()
+        asked_how = endpoints.describe(settings.endpoint)
+        digest = hashlib.sha256(json.dumps([statement, asked_how]).encode()).hexdigest()
         expected = {"input_version": input_version(documents, batch), "statement": digest}
-        if not is_stale(output, batch, expected):
+        if not is_stale(output, batch, expected, lake.open(PROD_DATA).version):
             commit = output.last_commit(batch)
             assert commit is not None
             context.log.info(f"batch {batch}: up to date, {output.rows(batch)} rows")

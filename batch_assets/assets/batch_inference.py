@@ -21,7 +21,7 @@ from batch_assets.automation.partitions import BATCHES
 from batch_assets.automation.stale import input_version, is_stale
 from batch_assets.inference.completions import CompletionStore
 from batch_assets.lake.snapshot import Lake
-from batch_assets.lake.tables import BATCH_INFERENCE
+from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.resources.spark import SparkResource
 from batch_assets.settings import Settings
@@ -53,14 +53,14 @@ def batch_inference(
     output = lake.open(BATCH_INFERENCE)
     number = pinned(context, CHAMPION_TAG, lambda: champion(registry.client, settings).number)
     documents = pinned_documents(context, lake)
-    model = cache(lambda: scoring_model(get_version(registry.client, settings, number), settings))
+    model = cache(lambda: scoring_model(registry.client, get_version(registry.client, settings, number), settings))
     rescored = {"all": set(documents.batches()), "latest": set(context.partition_keys[-1:]), "none": set[str]()}
 
     def score(batch: str) -> Mapping[str, Any]:
         expected = {"input_version": input_version(documents, batch)}
         if batch in rescored[settings.rescore]:
             expected["model_version"] = number
-        if not is_stale(output, batch, expected):
+        if not is_stale(output, batch, expected, lake.open(PROD_DATA).version):
             commit = output.last_commit(batch)
             assert commit is not None
             by = commit.metadata.get("model_version")

@@ -37,7 +37,7 @@ def summary_quality(
         from batch_assets.quality.batches import measure_tables
 
         expected = {"input_version": input_version(scored, batch), "ai_query_version": input_version(answered, batch)}
-        if not is_stale(output, batch, expected):
+        if not is_stale(output, batch, expected, scored.version):
             commit = output.last_commit(batch)
             assert commit is not None
             context.log.info(f"batch {batch}: up to date")

@@ -42,12 +42,30 @@ def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     Returns:
         Ids of the runs.
     """
-    alive = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+    alive = [
+        dg.DagsterRunStatus.NOT_STARTED,
+        dg.DagsterRunStatus.STARTING,
+        dg.DagsterRunStatus.STARTED,
+        dg.DagsterRunStatus.CANCELING,
+    ]
     dead = instance.get_runs(dg.RunsFilter(tags={_LAUNCHED_TAG: _COMMAND}, statuses=alive))
     for run in dead:
         instance.report_run_failed(run, "The process of this run ended without a word.")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
     return [run.run_id for run in dead]
+
+
+def held_pools(instance: dg.DagsterInstance) -> list[tuple[str, str]]:
+    """Pools that a run holds, with the run's id; pools held by runs that are over are freed."""
+    held = []
+    for pool in instance.event_log_storage.get_concurrency_keys():
+        for slot in instance.event_log_storage.get_concurrency_info(pool).claimed_slots:
+            run = instance.get_run_by_id(slot.run_id)
+            if run is None or run.is_finished:
+                instance.event_log_storage.free_concurrency_slots_for_run(slot.run_id)
+            else:
+                held.append((pool, slot.run_id))
+    return held
 
 
 def register_batches(instance: dg.DagsterInstance, batches: Iterable[str]) -> None:
@@ -60,7 +78,7 @@ def materialize_everything(definitions: dg.Definitions, instance: dg.DagsterInst
     """Materialize all assets for batches that are registered, one run for each unbroken range of them.
 
     Returns:
-        What failed, one line for each step; nothing where all went well.
+        What failed, one entry for each run; nothing where all went well.
     """
     job = definitions.resolve_job_def("materialize_all")
     failures = []
@@ -76,7 +94,9 @@ def materialize_everything(definitions: dg.Definitions, instance: dg.DagsterInst
                 _LAUNCHED_TAG: _COMMAND,
             },
         )
-        failures += [f"{event.step_key} (run {result.run_id})" for event in result.all_events if event.is_step_failure]
+        steps = [str(event.step_key) for event in result.all_events if event.is_step_failure]
+        if not result.success:
+            failures.append(f"{', '.join(steps) or 'the start'} of run {result.run_id}")
     return failures
 
 

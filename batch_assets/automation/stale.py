@@ -22,13 +22,23 @@ def input_version(table: Snapshot, batch: str) -> int:
     return commit.version
 
 
-def is_stale(output: Snapshot, batch: str, recorded: Mapping[str, Any]) -> bool:
+def is_stale(output: Snapshot, batch: str, recorded: Mapping[str, Any], newest_input: int) -> bool:
     """Whether the last commit of a batch doesn't record what a run would record now.
+
+    A run that works on an older version of the input than the last commit did has been overtaken: for it, the
+    batch is not stale.
 
     Args:
         output: the table, as it is now.
         batch: key of the batch.
-        recorded: what a commit of a run made now would record, as far as a difference calls for a new run.
+        recorded: what a commit of a run made now would record, as far as a difference calls for a new run;
+            ``input_version`` among it.
+        newest_input: the newest version of the input; a commit that records a later one was made from a table
+            that is gone.
     """
     commit = output.last_commit(batch)
-    return commit is None or any(commit.metadata.get(key) != value for key, value in recorded.items())
+    if commit is None:
+        return True
+    if recorded["input_version"] < commit.metadata.get("input_version", -1) <= newest_input:
+        return False
+    return any(commit.metadata.get(key) != value for key, value in recorded.items())

@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from batch_assets.errors import BatchAssetsError
+from batch_assets.inference.contract import SYSTEMIC_ERRORS
 from batch_assets.lake.names import check_batch
 from batch_assets.lake.snapshot import Lake, Snapshot
 from batch_assets.lake.storage import file_system, read_parquet
@@ -99,6 +101,21 @@ class CompletionStore:
         return [info.path for info in files.get_file_info(selector) if info.path.endswith(".parquet")]
 
 
+def refuse_if_all_failed(store: CompletionStore, batch: str) -> None:
+    """Refuse to commit a batch in which every request of this run failed, and forget their errors.
+
+    Raises:
+        BatchAssetsError: all failed, and there are too many to blame the rows.
+    """
+    made = list(store.load().values())
+    if len(made) >= SYSTEMIC_ERRORS and all(completion.error_message for completion in made):
+        store.clear()
+        raise BatchAssetsError(
+            f"all {len(made)} requests of batch {batch} failed, so nothing was committed; the first one with: "
+            f"{made[0].error_message}"
+        )
+
+
 @dataclass(frozen=True)
 class FinishedWork:
     """Completions that need not be made again: those of this work, and those in the current output.
@@ -125,7 +142,8 @@ class FinishedWork:
         for path in self.output_files:
             for rows in read_parquet(files, path, list(self.columns)):
                 for row in rows.to_pylist():
-                    if row["request_hash"] is not None:
+                    # What failed once is tried again: the reason may have been the engine or the endpoint.
+                    if row["request_hash"] is not None and row["error_message"] is None:
                         fields = dict.fromkeys(COMPLETION_SCHEMA.names) | {self.columns[key]: row[key] for key in row}
                         found.setdefault(row["request_hash"], Completion(**fields))
         return found

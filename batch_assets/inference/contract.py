@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+# A batch in which that many rows, and all of them, fail is not committed: the rows are hardly the reason.
+SYSTEMIC_ERRORS = 5
+
 
 @dataclass(frozen=True)
 class Generation:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.inference.completions import Completion, CompletionStore, FinishedWork
+from batch_assets.inference.completions import Completion, CompletionStore, FinishedWork, refuse_if_all_failed
 from batch_assets.inference.contract import Engine, ScoringModel
 from batch_assets.inference.progress import progress
 from batch_assets.lake.snapshot import Snapshot
@@ -88,6 +88,7 @@ def score_batch(
     rows = documents.rows(batch)
     with progress(f"batch {batch}", rows, store.count, report):
         scored = _complete(spark, frame, model, finished)
+    refuse_if_all_failed(store, batch)
     staged = stage_frame(_assemble(frame, model, finished), output, batch)
     staged_rows = sum(file.rows for file in staged)
     if staged_rows != rows:
@@ -152,11 +153,13 @@ def _generate(requests: Sequence[dict[str, str]], model: ScoringModel, store: Co
     """Score requests, shortest first, and write what is finished every few seconds."""
     engine = _engine(model, threads)
     requests = sorted(requests, key=lambda request: len(request["document"]))
-    start, size = 0, _FIRST_ROWS
+    start = 0
+    # Parts are bounded by length, not by rows: after many short documents come the long ones.
+    size = sum(len(request["document"]) for request in requests[:_FIRST_ROWS])
     finished: list[Completion] = []
     flushed = time.monotonic()
     while start < len(requests):
-        part = requests[start : start + size]
+        part = _take(requests[start:], size)
         began = time.monotonic()
         generations = engine.generate([request["document"] for request in part])
         now = datetime.now(UTC)
@@ -177,12 +180,22 @@ def _generate(requests: Sequence[dict[str, str]], model: ScoringModel, store: Co
         ]
         start += len(part)
         if time.monotonic() - began < _FLUSH_SECONDS:
-            size = min(size * 2, _MOST_ROWS)
+            size *= 2
         if time.monotonic() - flushed >= _FLUSH_SECONDS:
             store.write(finished)
             finished, flushed = [], time.monotonic()
     store.write(finished)
     return len(requests)
+
+
+def _take(requests: Sequence[dict[str, str]], size: int) -> Sequence[dict[str, str]]:
+    """The first requests with no more than ``size`` characters, at least one and not too many."""
+    total = 0
+    for count, request in enumerate(requests[:_MOST_ROWS]):
+        total += len(request["document"])
+        if total > size and count:
+            return requests[:count]
+    return requests[:_MOST_ROWS]
 
 
 # The engine of this worker process, kept for all batches of a run.

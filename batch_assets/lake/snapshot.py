@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.names import check_batch, check_name, is_batch
@@ -41,11 +42,6 @@ class BatchCommit:
 
     version: int
     metadata: Mapping[str, Any]
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether this package made the commit."""
-        return bool(self.metadata)
 
 
 @dataclass(frozen=True)
@@ -93,13 +89,31 @@ class Lake:
                 storage_options=options,
             )
         delta = DeltaTable(uri, version=version, storage_options=options)
-        partitions = delta.metadata().partition_columns
-        if partitions != [PARTITION]:
+        problem = _difference(table, delta)
+        if problem is not None:
             raise BatchAssetsError(
-                f"{uri} is partitioned by {partitions or 'nothing'}, but {table.name} is partitioned by "
-                f"[{PARTITION!r}]: move that table away or set BATCH_ASSETS_CATALOG or BATCH_ASSETS_SCHEMA"
+                f"the table at {uri} is not {table.name} as this package knows it: {problem}; move it away, or "
+                "set BATCH_ASSETS_CATALOG or BATCH_ASSETS_SCHEMA to other names"
             )
         return Snapshot(table, uri, options, delta)
+
+
+def _difference(table: Table, delta: Any) -> str | None:
+    """What keeps this package from reading and writing a Delta table, None if nothing does."""
+    protocol = delta.protocol()
+    if protocol.min_reader_version > 1:
+        features = protocol.reader_features or [f"reader version {protocol.min_reader_version}"]
+        return f"it needs {', '.join(features)} of its readers"
+    partitions = delta.metadata().partition_columns
+    if partitions != [PARTITION]:
+        return f"it is partitioned by {', '.join(partitions) or 'nothing'}, not by {PARTITION}"
+    found = pa.schema(delta.schema().to_arrow())
+    for field in table.arrow_schema:
+        if field.name not in found.names:
+            return f"it has no column {field.name}"
+        if found.field(field.name).type != field.type:
+            return f"its column {field.name} is {found.field(field.name).type}, not {field.type}"
+    return None
 
 
 class Snapshot:
@@ -111,12 +125,19 @@ class Snapshot:
         self.storage_options = storage_options
         self.version: int = delta.version()
         self._delta = delta
+        self._oldest = self.version
+        self._commits: dict[str, BatchCommit] = {}
+        self._unread_log = self._log()
 
     @cached_property
     def _files(self) -> dict[str | None, list[DataFile]]:
         files: dict[str | None, list[DataFile]] = {}
+        storage = file_system(self.uri, self.storage_options)
         for action in pa.table(self._delta.get_add_actions(flatten=False)).to_pylist():
-            data_file = DataFile(unquote(action["path"]), action["size_bytes"], action["num_records"] or 0)
+            path, rows = unquote(action["path"]), action["num_records"]
+            if rows is None:  # other writers may leave statistics out
+                rows = pq.read_metadata(path, filesystem=storage).num_rows
+            data_file = DataFile(path, action["size_bytes"], rows)
             files.setdefault(action["partition"][PARTITION], []).append(data_file)
         return files
 
@@ -151,15 +172,22 @@ class Snapshot:
 
         Commits that only rearrange files (``dataChange`` false) don't count.
         """
-        return self._last_commits.get(batch)
+        while batch not in self._commits:
+            entry = next(self._unread_log, None)
+            if entry is None:
+                break
+            commit, batches = entry
+            for changed in batches:
+                self._commits.setdefault(changed, commit)
+        if batch not in self._commits and self.files(batch):
+            # Its commit has been cleaned up; the oldest version that is left is later than it.
+            return BatchCommit(self._oldest, {})
+        return self._commits.get(batch)
 
-    @cached_property
-    def _last_commits(self) -> dict[str, BatchCommit]:
-        commits: dict[str, BatchCommit] = {}
-        for commit, batches in self._log():
-            for batch in batches:
-                commits.setdefault(batch, commit)
-        return commits
+    def is_ours(self, batch: str) -> bool:
+        """Whether this package wrote all rows of a batch, or it has none."""
+        commit = self.last_commit(batch)
+        return commit is None or (bool(commit.metadata) and commit.metadata["rows"] == self.rows(batch))
 
     def _log(self) -> Iterator[tuple[BatchCommit, set[str]]]:
         """Commits from the newest to the oldest, each with the batches that it changed."""
@@ -170,6 +198,7 @@ class Snapshot:
                     lines = stream.read().decode().splitlines()
             except FileNotFoundError:
                 return  # older commits live in a checkpoint and have been cleaned up
+            self._oldest = version
             actions = [json.loads(line) for line in lines if line]
             info: dict[str, Any] = next((a["commitInfo"] for a in actions if "commitInfo" in a), {})
             metadata = {
@@ -224,6 +253,8 @@ class Snapshot:
         transaction = Transaction(
             f"batch_assets/{self.table.name}/{batch}", int(metadata.get("input_version", self.version)), now
         )
+        # An app transaction stops rivals of our own; a writer that knows nothing of it is found in the log.
+        self._refuse_if_changed(batch, self._newest(), None)
         failure: Exception | None = None
         try:
             self._delta.create_write_transaction(
@@ -245,17 +276,21 @@ class Snapshot:
                 return commit.version
             if commit.version <= self.version:
                 break
+        if isinstance(failure, CommitFailedError):
+            self._refuse_if_changed(batch, newest, failure)
+        raise failure or BatchAssetsError(
+            f"the commit of batch {batch} to {self.table.name} is not in the table's log: look at {self.uri}"
+        )
+
+    def _refuse_if_changed(self, batch: str, newest: "Snapshot", cause: Exception | None) -> None:
         winner = newest.last_commit(batch)
-        if isinstance(failure, CommitFailedError) and winner is not None and winner.version > self.version:
+        if winner is not None and winner.version > self.version:
             by = f"run {winner.metadata['run_id']}" if "run_id" in winner.metadata else "another writer"
             raise ConcurrentReplacementError(
                 f"batch {batch} of {self.table.name} was changed in version {winner.version} by {by} after this "
                 f"run had opened the table at version {self.version}; nothing was written: run it again if it "
                 "is still stale"
-            ) from failure
-        raise failure or BatchAssetsError(
-            f"the commit of batch {batch} to {self.table.name} is not in the table's log: look at {self.uri}"
-        )
+            ) from cause
 
     def _newest(self) -> "Snapshot":
         from deltalake import DeltaTable

@@ -12,7 +12,6 @@ from batch_assets.settings import EMBEDDED_MODEL, Settings
 
 # What of a hub repository a checkpoint needs. Weights come as safetensors only: pickled ones can run code.
 _PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,11 @@ def _is_folder(model: str) -> bool:
     return model.startswith((".", "/", "~")) or Path(model).is_dir()
 
 
+def is_on_hub(model: str) -> bool:
+    """Whether the name of a model means one of the hub."""
+    return model != EMBEDDED_MODEL and not _is_folder(model)
+
+
 def check_checkpoint(settings: Settings) -> None:
     """Find out, without loading anything, whether the configured model can be had.
 
@@ -66,11 +70,17 @@ def check_checkpoint(settings: Settings) -> None:
         _check_folder(Path(model).expanduser())
     else:
         import huggingface_hub
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
-            huggingface_hub.model_info(model, timeout=20)
-        except Exception as error:
-            raise _hub_error(model, error) from error
+            huggingface_hub.snapshot_download(
+                model, cache_dir=_cache(settings), allow_patterns=_PATTERNS, local_files_only=True
+            )
+        except LocalEntryNotFoundError:
+            try:
+                huggingface_hub.model_info(model, timeout=20)
+            except (OSError, ValueError) as error:
+                raise _hub_error(model, error) from error
 
 
 def load_checkpoint(settings: Settings) -> Checkpoint:
@@ -91,15 +101,17 @@ def load_checkpoint(settings: Settings) -> Checkpoint:
 
         try:
             folder = Path(
-                huggingface_hub.snapshot_download(
-                    model, cache_dir=settings.home / "checkpoints" / "hub", allow_patterns=_PATTERNS
-                )
+                huggingface_hub.snapshot_download(model, cache_dir=_cache(settings), allow_patterns=_PATTERNS)
             )
-        except Exception as error:
+        except (OSError, ValueError) as error:
             raise _hub_error(model, error) from error
         checkpoint = Checkpoint(model, folder, f"https://huggingface.co/{model}")
     _check_folder(checkpoint.folder)
     return checkpoint
+
+
+def _cache(settings: Settings) -> Path:
+    return settings.home / "checkpoints" / "hub"
 
 
 def _hub_error(model: str, error: Exception) -> BatchAssetsError:
@@ -119,10 +131,8 @@ def _check_folder(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
     except ValueError as error:
         raise BatchAssetsError(f"{folder / 'config.json'} is not JSON: {error}") from error
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise BatchAssetsError(
-            f"the model folder {folder} has no tokenizer: save it there with tokenizer.save_pretrained()"
-        )
+    if not isinstance(config, dict):
+        raise BatchAssetsError(f"{folder / 'config.json'} is no model configuration")
     if not any(folder.glob("*.safetensors")):
         raise BatchAssetsError(
             f"the model folder {folder} has no safetensors weights (pickled ones are not read, they can run code): "
@@ -130,3 +140,16 @@ def _check_folder(folder: Path) -> None:
         )
     if "auto_map" in config:
         raise BatchAssetsError(f"the model in {folder} wants to run code of its own, which is never allowed")
+    _check_tokenizer(folder)
+
+
+def _check_tokenizer(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    try:
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        raise BatchAssetsError(
+            f"the model folder {folder} has no tokenizer that can be loaded ({type(error).__name__}): save it there "
+            "with tokenizer.save_pretrained()"
+        ) from error

@@ -3,13 +3,14 @@
 import hashlib
 import importlib.metadata
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from batch_assets.models.checkpoint import Checkpoint
 from batch_assets.models.pipeline import build_pipeline, generation_parameters, prompt_template
-from batch_assets.models.runs import DIGEST_TAG, IDENTITY_TAG, MODEL_URI_TAG, ModelRun, search_runs
+from batch_assets.models.runs import DIGEST_TAG, IDENTITY_TAG, MODEL_URI_TAG, WANTED_TAG, ModelRun, search_runs
 from batch_assets.settings import Settings
 from batch_assets.sources.dataset import Dataset
 
@@ -63,6 +64,7 @@ def log_checkpoint(
     identity = _sha256([weights, settings.prompt, parameters, settings.dtype, pins])
     known = search_runs(client, settings, f"tags.`{IDENTITY_TAG}` = '{identity}'", [])
     if known and not settings.new_model:
+        client.set_tag(known[0].run_id, WANTED_TAG, _milliseconds())
         report(f"run {known[0].run_id} has this model already")
         return LoggedModel(known[0], False, parameters, None)
 
@@ -107,12 +109,17 @@ def log_checkpoint(
                 IDENTITY_TAG: identity,
                 "batch_assets.task": settings.task,
                 "batch_assets.checkpoint": checkpoint.name,
+                WANTED_TAG: _milliseconds(),
                 # Set last: a run without it was killed before its model was complete.
                 MODEL_URI_TAG: info.model_uri,
             }
         )
     logged = search_runs(client, settings, f"attributes.run_id = '{run.info.run_id}'", [])
     return LoggedModel(logged[0], True, parameters, (example, summary))
+
+
+def _milliseconds() -> str:
+    return f"{time.time_ns() // 1_000_000:015d}"
 
 
 def _sha256(parts: list[Any]) -> str:

@@ -20,6 +20,7 @@ def build_pipeline(checkpoint: Checkpoint, settings: Settings) -> Any:
     """
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     quiet_transformers()
     task = checkpoint.pipeline_task
@@ -33,7 +34,7 @@ def build_pipeline(checkpoint: Checkpoint, settings: Settings) -> Any:
             trust_remote_code=False,
             model_kwargs={"use_safetensors": True},
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BatchAssetsError(f"the checkpoint {checkpoint.folder} can't be loaded for {task}: {error}") from error
     if checkpoint.is_encoder_decoder:
         # The pipeline takes the prefix ("summarize: ") out of the model's configuration, and the
@@ -67,11 +68,16 @@ def generation_parameters(checkpoint: Checkpoint, settings: Settings) -> dict[st
     """What is logged as the model's configuration: lengths in tokens, truncation, sampling.
 
     An encoder-decoder gets the talk's lengths, 20 to 40 tokens, unless settings say otherwise.
+
+    Raises:
+        BatchAssetsError: the shortest summary would be longer than the longest.
     """
     if checkpoint.is_encoder_decoder:
         longest = settings.max_length or 40
+        shortest = min(20, longest) if settings.min_length is None else settings.min_length
+        _check_lengths(shortest, longest)
         return {
-            "min_length": min(20, longest) if settings.min_length is None else settings.min_length,
+            "min_length": shortest,
             "max_length": longest,
             # The pipeline's own default of 256 new tokens would win over max_length.
             "max_new_tokens": None,
@@ -79,6 +85,15 @@ def generation_parameters(checkpoint: Checkpoint, settings: Settings) -> dict[st
             "do_sample": settings.do_sample,
         }
     parameters: dict[str, Any] = {"max_new_tokens": settings.max_length or 60, "do_sample": settings.do_sample}
+    _check_lengths(settings.min_length or 0, parameters["max_new_tokens"])
     if settings.min_length:
         parameters["min_new_tokens"] = settings.min_length
     return parameters
+
+
+def _check_lengths(shortest: int, longest: int) -> None:
+    if shortest > longest:
+        raise BatchAssetsError(
+            f"BATCH_ASSETS_MIN_LENGTH={shortest} is more than the longest summary, {longest} tokens: "
+            "set BATCH_ASSETS_MAX_LENGTH"
+        )

@@ -49,10 +49,13 @@ def register(client: Any, name: str, run: ModelRun, tags: dict[str, str]) -> tup
     """
     import mlflow
 
+    tags = {**tags, DIGEST_TAG: run.digest, "batch_assets.run_id": run.run_id}
     for version in versions(client, name) if _is_registered(client, name) else []:
         if version.run_id == run.run_id:
+            # Somebody may have registered it by hand, without tags.
+            for key in tags.keys() - version.tags.keys():
+                client.set_model_version_tag(name, str(version.number), key, tags[key])
             return version, False
-    tags = {**tags, DIGEST_TAG: run.digest, "batch_assets.run_id": run.run_id}
     created = mlflow.register_model(run.model_uri, name, tags=tags)
     client.set_registered_model_alias(name, CHALLENGER, created.version)
     return _version(client.get_model_version(name, created.version)), True
@@ -124,9 +127,21 @@ def predict(version: Version, documents: list[str]) -> list[str]:
     return [str(summary) for summary in model.predict(documents)]
 
 
-def scoring_model(version: Version, settings: Settings) -> ScoringModel:
-    """Fetch a version and describe it for the workers."""
-    return _scoring_model(version.uri, version.name, version.number, version.tags[DIGEST_TAG], settings)
+def scoring_model(client: Any, version: Version, settings: Settings) -> ScoringModel:
+    """Fetch a version and describe it for the workers.
+
+    Raises:
+        BatchAssetsError: the version was not made from a model that this package logged.
+    """
+    digest = version.tags.get(DIGEST_TAG)
+    if digest is None and version.run_id:
+        digest = client.get_run(version.run_id).data.tags.get(DIGEST_TAG)
+    if digest is None:
+        raise BatchAssetsError(
+            f"version {version.number} of {version.name} has no tag {DIGEST_TAG}, so it was not logged by "
+            "logged_model: give the alias champion to a version that was"
+        )
+    return _scoring_model(version.uri, version.name, version.number, digest, settings)
 
 
 def run_model(run: ModelRun, settings: Settings) -> ScoringModel:

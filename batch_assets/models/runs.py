@@ -11,6 +11,9 @@ from batch_assets.settings import Settings
 MODEL_URI_TAG = "batch_assets.model_uri"
 DIGEST_TAG = "batch_assets.digest"
 IDENTITY_TAG = "batch_assets.identity"
+# When the model was last what the settings asked for, in milliseconds: a model that is asked for again is the
+# newest again, although its run is old.
+WANTED_TAG = "batch_assets.wanted_at"
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ def search_runs(client: Any, settings: Settings, filter_string: str, order_by: l
         [experiment_id(client, settings)],
         f"attributes.status = 'FINISHED' and tags.`{MODEL_URI_TAG}` LIKE 'models:/%'"
         + (f" and {filter_string}" if filter_string else ""),
-        order_by=[*order_by, "attributes.start_time DESC"],
+        order_by=[*order_by, f"tags.`{WANTED_TAG}` DESC", "attributes.start_time DESC"],
     )
     return [
         ModelRun(

@@ -6,7 +6,7 @@ from typing import Any
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.locks import locked
-from batch_assets.settings import Settings
+from batch_assets.settings import Settings, redacted
 
 
 def connect(settings: Settings) -> Any:
@@ -37,7 +37,9 @@ def connect(settings: Settings) -> Any:
                 location = settings.artifact_root.as_uri() if embedded else None
                 client.create_experiment(settings.experiment, artifact_location=location)
     except MlflowException as error:
-        raise BatchAssetsError(f"the MLflow store {settings.tracking_uri} can't be used: {error.message}") from error
+        raise BatchAssetsError(
+            f"the MLflow store {redacted(settings.tracking_uri)} can't be used: {error.message}"
+        ) from error
     return client
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import dagster as dg
 from pydantic import PrivateAttr
 
-from batch_assets.ai_functions.embedded import EmbeddedServer
+from batch_assets.ai_functions.embedded import EMBEDDED_MODEL_NAME, EMBEDDED_PARAMETERS, EmbeddedServer
 from batch_assets.ai_functions.endpoints import Endpoint, configured_endpoint
 
 
@@ -14,6 +14,17 @@ class EndpointsResource(dg.ConfigurableResource[Any]):
 
     file: str | None = None
     _server: Any = PrivateAttr(default=None)
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """Model and parameters of an endpoint, without starting it.
+
+        Raises:
+            BatchAssetsError: there is no endpoint of that name.
+        """
+        endpoint = configured_endpoint(self.file, name)
+        if endpoint is None:
+            return {"model": EMBEDDED_MODEL_NAME, "parameters": EMBEDDED_PARAMETERS}
+        return {"model": endpoint.model, "parameters": endpoint.parameters}
 
     def get(self, name: str) -> Endpoint:
         """An endpoint that is ready to be asked.

@@ -35,7 +35,7 @@ class ACLSumDataset(Dataset):
         from aclsum import ACLSum
 
         count = len(ACLSum(_SPLITS[self._split]).documents)
-        return [Part(f"aclsum-{self._split}", count, {"package": f"aclsum {version('aclsum')}"})]
+        return [Part(f"aclsum-{self._split}", count, {"source": self.name, "package": f"aclsum {version('aclsum')}"})]
 
     def read(self, part: Part) -> Iterator[Record]:
         """Every paper as a record."""

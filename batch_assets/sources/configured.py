@@ -36,6 +36,11 @@ def evaluation_dataset(settings: Settings) -> Dataset:
     return _open(settings, name, split, None)
 
 
+def is_on_hub(name: str) -> bool:
+    """Whether the name of a data set means one of the hub."""
+    return name != EMBEDDED_DATASET and not looks_local(name)
+
+
 def _open(settings: Settings, name: str, split: str, limit: int | None) -> Dataset:
     if name == EMBEDDED_DATASET:
         return ACLSumDataset(split, settings.batch_rows or _EMBEDDED_BATCH_ROWS, limit)

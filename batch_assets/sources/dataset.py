@@ -15,11 +15,16 @@ from batch_assets.sources.records import Document, Record, Rejected, validate
 
 # Room for the suffix -0001 to -9999999 of a part that is cut into several batches.
 _SUFFIX_ROOM = 8
+# One odd record must not condemn a file; it will be set aside.
+_LOOKED_AT = 100
 
 
 @dataclass(frozen=True)
 class Part:
-    """A file or a split: what it is called, how many records it has, and what they were made from."""
+    """A file or a split: what it is called, how many records it has, and what they were made from.
+
+    ``provenance`` holds at least ``source``, which says where it is.
+    """
 
     name: str
     records: int
@@ -97,7 +102,7 @@ class Dataset(ABC):
         return {**part.part.provenance, "first_record": part.start, "records": part.stop - part.start}
 
     def check(self) -> None:
-        """Look at the first record of each part.
+        """Look at the first records of each part.
 
         Raises:
             BatchAssetsError: the data set can't be read, is empty or has no ``document``.
@@ -105,12 +110,14 @@ class Dataset(ABC):
         if not self.batches():
             raise BatchAssetsError(f"the data set {self.name} has no records")
         for part in self.parts():
-            first = next((record for record in self.read(part) if record.fields is not None), None)
-            if first is None or first.fields is None:
-                problem = next((record.problem for record in self.read(part)), "it is empty")
-                raise BatchAssetsError(f"{part.name} of the data set {self.name} can't be read: {problem}")
-            if "document" not in first.fields:
-                found = ", ".join(sorted(first.fields)) or "none"
+            if part.records == 0:
+                continue
+            first = list(islice(self.read(part), _LOOKED_AT))
+            fields = [record.fields for record in first if record.fields is not None]
+            if not fields:
+                raise BatchAssetsError(f"{part.name} of the data set {self.name} can't be read: {first[0].problem}")
+            if not any("document" in record for record in fields):
+                found = ", ".join(sorted(fields[0])) or "none"
                 raise BatchAssetsError(
                     f"{part.name} of the data set {self.name} has no column 'document' (columns: {found}): "
                     "rename the column that holds the text to 'document', and its summary, if any, to 'summary'"

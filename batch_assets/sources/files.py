@@ -6,7 +6,9 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import sys
+import zlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -47,34 +49,39 @@ class FileDataset(Dataset):
 
     def read(self, part: Part) -> Iterator[Record]:
         """Every record of one file."""
-        return _records(Path(part.provenance["file"]))
+        return _records(Path(part.provenance["source"]))
 
 
 @cache
 def _part(path: Path, modified: int) -> Part:
     """A file by path and time of modification, so that a change is noticed."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    provenance = {"file": str(path), "bytes": path.stat().st_size, "sha256": digest}
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BatchAssetsError(f"{path} can't be read: {error.strerror}") from error
+    provenance = {"source": str(path), "bytes": path.stat().st_size, "sha256": digest}
     return Part(_stem(path), sum(1 for _ in _records(path)), provenance)
 
 
 def _find(pattern: str) -> list[Path]:
     paths: list[Path] = []
-    for one in pattern.split(","):
-        name = str(Path(one.strip()).expanduser())
-        if Path(name).is_dir():
-            found = sorted(p for p in Path(name).iterdir() if p.name.lower().endswith(SUFFIXES))
+    # A name that exists is meant as it stands, whatever characters it has.
+    for one in [pattern] if Path(pattern).exists() else pattern.split(","):
+        name = os.path.expanduser(one.strip())  # noqa: PTH111 - Path.expanduser fails for an unknown user
+        if Path(name).is_file():
+            found = [Path(name)]
+        elif Path(name).is_dir():
+            found = [path for path in Path(name).iterdir() if path.is_file() and path.name.lower().endswith(SUFFIXES)]
         else:
-            found = sorted(Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file())  # noqa: PTH207 - absolute patterns
+            matches = glob.glob(name, recursive=True)  # noqa: PTH207 - patterns may be absolute
+            found = [Path(match) for match in matches if Path(match).is_file()]
         if not found:
-            raise BatchAssetsError(
-                f"BATCH_ASSETS_DATASET: no file matches {one.strip()!r}; files end in {', '.join(SUFFIXES)}"
-            )
-        for path in found:
+            raise BatchAssetsError(f"no file of a data set matches {one.strip()!r}; files end in {', '.join(SUFFIXES)}")
+        for path in sorted(found):
             if not path.name.lower().endswith(SUFFIXES):
                 raise BatchAssetsError(f"{path} can't be read: files end in {', '.join(SUFFIXES)}")
-        paths += [path.resolve() for path in found]
+            paths.append(path.resolve())
     return list(dict.fromkeys(paths))
 
 
@@ -95,7 +102,7 @@ def _records(path: Path) -> Iterator[Record]:
             yield from _csv(path)
         else:
             yield from _json_lines(path)
-    except (OSError, EOFError, pa.ArrowException, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error) as error:
         raise BatchAssetsError(f"{path} can't be read: {error}") from error
 
 
@@ -127,17 +134,27 @@ def _csv(path: Path) -> Iterator[Record]:
     with _open(path) as binary:
         # Bytes that are not UTF-8 become surrogates here, and their record is rejected by validate().
         text = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        for position, row in enumerate(csv.DictReader(text)):
+        # Strict: a quote that is never closed would swallow the rest of the file without a word.
+        reader = csv.DictReader(text, strict=True)
+        names = list(reader.fieldnames or [])
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise BatchAssetsError(f"{path} names the column(s) {', '.join(twice)} twice")
+        for position, row in enumerate(reader):
             raw = json.dumps(row, ensure_ascii=True)
-            extra = row.pop(None, None)  # type: ignore[call-overload]
-            problem = f"there are {len(extra)} fields more than columns" if extra else None
+            problem = None
+            if None in row:
+                problem = f"there are {len(names)} columns, but more fields"
+            elif None in row.values():
+                problem = f"there are {len(names)} columns, but fewer fields"
             yield Record(path.name, position, None if problem else row, raw, problem)
 
 
 def _parquet(path: Path) -> Iterator[Record]:
     position = 0
     with pq.ParquetFile(path) as file:
-        for rows in file.iter_batches(batch_size=1000):
+        columns = [name for name in ("id", "document", "summary") if name in file.schema_arrow.names]
+        for rows in file.iter_batches(batch_size=1000, columns=columns or None):
             for fields in rows.to_pylist():
                 yield Record(path.name, position, fields, json.dumps(fields, default=str))
                 position += 1

@@ -60,9 +60,7 @@ class HubDataset(Dataset):
     def parts(self) -> list[Part]:
         """The split."""
         loaded = self._load()
-        return [
-            Part(f"{self._id}-{self._split}", loaded.num_rows, {"data_set": self._id, "digest": loaded._fingerprint})
-        ]
+        return [Part(f"{self._id}-{self._split}", loaded.num_rows, {"source": self.uri, "digest": loaded._fingerprint})]
 
     def read(self, part: Part) -> Iterator[Record]:
         """Every row of the split."""

@@ -43,7 +43,7 @@ def land_batch(dataset: Dataset, lake: Lake, batch: str, run_id: str) -> LandedB
     rejected_table = lake.open(PROD_DATA_REJECTED)
     table = lake.open(PROD_DATA)
     commit = table.last_commit(batch)
-    if commit is not None and not commit.is_ours:
+    if commit is not None and not table.is_ours(batch):
         return LandedBatch(commit.version, table.rows(batch), 0, changed=False, observed=True)
     if batch not in dataset.batches():
         raise BatchAssetsError(
@@ -54,6 +54,12 @@ def land_batch(dataset: Dataset, lake: Lake, batch: str, run_id: str) -> LandedB
     if commit is not None and commit.metadata.get("digest") == digest:
         return LandedBatch(commit.version, table.rows(batch), rejected_table.rows(batch), changed=False)
 
+    provenance = dataset.provenance(batch)
+    if commit is not None and commit.metadata["provenance"]["source"] != provenance["source"]:
+        raise BatchAssetsError(
+            f"the batch {batch} was made from {commit.metadata['provenance']['source']}, and "
+            f"{provenance['source']} would replace it: rename the file, or set BATCH_ASSETS_SCHEMA to another name"
+        )
     now = datetime.now(UTC)
     documents, rejected = _writer(table, batch), _writer(rejected_table, batch)
     counts = {"documents": 0, "rejected": 0}
@@ -68,7 +74,7 @@ def land_batch(dataset: Dataset, lake: Lake, batch: str, run_id: str) -> LandedB
         rejected.write(pa.Table.from_pylist(aside, schema=PROD_DATA_REJECTED.file_schema))
         counts["documents"] += len(landed)
         counts["rejected"] += len(aside)
-    metadata = {"run_id": run_id, "digest": digest, "provenance": dataset.provenance(batch), **counts}
+    metadata = {"run_id": run_id, "digest": digest, "provenance": provenance, **counts}
     # The rejected records first: a run that dies in between finds the batch unlanded and does both again.
     staged_rejected = rejected.close()
     if staged_rejected or rejected_table.files(batch):

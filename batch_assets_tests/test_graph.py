@@ -1,0 +1,263 @@
+"""The whole graph on an ephemeral Dagster instance: real Spark, Delta, MLflow and servers, small real models."""
+
+import json
+
+import dagster as dg
+import pytest
+
+from batch_assets.automation.launch import materialize_everything, register_batches
+from batch_assets.definitions import build_defs
+from batch_assets.lake.snapshot import Lake
+from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
+from batch_assets.models.registry import champion
+from batch_assets.models.tracking import connect
+from batch_assets.resources.endpoints import EndpointsResource
+from batch_assets.sources.configured import scored_dataset
+from batch_assets_tests.conftest import settings_for, write_json_lines
+from batch_assets_tests.servers import ChatServer, completion, passing_on_to
+
+WHEN = {"landed_at", "scored_at", "created_at", "measured_at"}
+TABLES = (PROD_DATA, BATCH_INFERENCE, AI_QUERY_INFERENCE, SUMMARY_QUALITY)
+
+
+class Graph:
+    """A deployment of its own: settings, lake, Dagster instance, and a chat server that counts."""
+
+    def __init__(self, home, server: ChatServer, **values) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        endpoints = home / "endpoints.toml"
+        endpoints.write_text(f'[endpoints.counted]\nbase_url = "{server.url}"\nmodel = "m"\ndeadline_seconds = 5')
+        self.settings = settings_for(home, endpoints=endpoints, endpoint="counted", **values)
+        self.server = server
+        self.instance = dg.DagsterInstance.ephemeral()
+        self.lake = Lake(self.settings.lake_uri)
+
+    def run(self, **changes) -> list[str]:
+        settings = self.settings.model_copy(update=changes)
+        batches = scored_dataset(settings).batches()
+        register_batches(self.instance, batches)
+        return materialize_everything(build_defs(settings=settings), self.instance, batches)
+
+    def rows(self, table, batch) -> list[dict]:
+        rows = [row for part in self.lake.open(table).read(batch) for row in part.to_pylist()]
+        return sorted(rows, key=lambda row: json.dumps(row, default=str))
+
+    def tables(self) -> dict:
+        """All rows of all tables, but for the times at which they were written."""
+        return {
+            (table.name, batch): [{k: v for k, v in row.items() if k not in WHEN} for row in self.rows(table, batch)]
+            for table in TABLES
+            for batch in self.lake.open(table).batches()
+        }
+
+    def versions(self) -> dict[str, int]:
+        return {table.name: self.lake.open(table).version for table in TABLES}
+
+    def metadata(self, asset: str, batch: str | None = None) -> dict:
+        records = self.instance.fetch_materializations(
+            dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[batch] if batch else None), limit=1
+        ).records
+        return {key: value.value for key, value in records[0].asset_materialization.metadata.items()}
+
+
+@pytest.fixture
+def server():
+    with ChatServer(lambda body, n: completion("An answer to " + body["messages"][0]["content"][-20:])) as server:
+        yield server
+
+
+@pytest.fixture
+def data(tmp_path, documents):
+    """Three files of XSum's columns: 4 rows, 3 rows with a null and a broken record, and 12 rows."""
+    odd = [documents[4], {"id": "null", "document": None, "summary": "x"}, {**documents[4], "id": "same text"}]
+    path = write_json_lines(tmp_path / "data" / "b.jsonl", odd)
+    with path.open("a") as file:
+        file.write("{broken\n")
+    write_json_lines(tmp_path / "data" / "a.jsonl", documents[:4])
+    write_json_lines(tmp_path / "data" / "c.jsonl", documents[5:17])
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def graph(home, server, data, t5_folder, spark):
+    return Graph(home, server, model=str(t5_folder), dataset=str(data))
+
+
+def test_the_graph_runs_end_to_end_on_local_files_with_a_local_encoder_decoder(graph, documents):
+    assert graph.run() == []
+    scored = {batch: graph.rows(BATCH_INFERENCE, batch) for batch in ("a", "b", "c")}
+    assert {batch: len(rows) for batch, rows in scored.items()} == {"a": 4, "b": 3, "c": 12}
+    originals = {row["id"]: row for row in documents}
+    for row in [row for rows in scored.values() for row in rows]:
+        assert (row["model_name"], row["model_version"]) == ("main.default.summarizer", 1)
+        assert row["error_message"] is None
+        if row["id"] == "null":
+            assert (row["document"], row["generated_summary"], row["request_hash"]) == (None, None, None)
+            continue
+        assert row["generated_summary"]
+        assert 19 <= row["output_tokens"] <= 40
+        if row["id"] in originals:
+            assert (row["document"], row["summary"]) == (
+                originals[row["id"]]["document"],
+                originals[row["id"]]["summary"],
+            )
+    same = [row for row in scored["b"] if row["id"] != "null"]
+    assert same[0]["generated_summary"] == same[1]["generated_summary"]
+    assert graph.metadata("batch_inference", "b")["rows_scored"] == 1
+
+    # the talk's prompt, the first ten rows of each batch by id, one request for each different document
+    answered = {batch: graph.rows(AI_QUERY_INFERENCE, batch) for batch in ("a", "b", "c")}
+    assert {batch: len(rows) for batch, rows in answered.items()} == {"a": 4, "b": 3, "c": 10}
+    assert {row["id"] for row in answered["c"]} == set(sorted(row["id"] for row in documents[5:17])[:10])
+    asked = [originals[row["id"]]["document"] for rows in answered.values() for row in rows if row["id"] in originals]
+    prompt = "Based on the following document, provide a summary in less than 100 words. Document: "
+    assert sorted(graph.server.prompts) == sorted(prompt + text for text in asked)
+    assert {row["model"] for row in answered["a"]} == {"said-by-server"}
+
+    quality = {row["table_name"]: row for row in graph.rows(SUMMARY_QUALITY, "c")}
+    assert quality["m4_1_batch_inference"]["documents"] == 12
+    assert quality["ai_query_inference"]["documents"] == 10
+    assert 0 < quality["m4_1_batch_inference"]["rouge1"] < 1
+    assert "m4_1_batch_inference" in (graph.settings.home / "reports" / "quality_report.md").read_text()
+
+    assert "single_node_inference" in graph.metadata("champion_model")
+    assert "sample" in graph.metadata("logged_model")
+    assert graph.metadata("prod_data", "b")["rejected"] == 1
+    run_page = graph.metadata("logged_model")["mlflow_run"]
+    assert run_page.startswith("http://127.0.0.1:5000/#/experiments/")
+    version = champion(connect(graph.settings), graph.settings)
+    assert version.run_id in run_page
+    assert {"lead_rouge1", "rouge1"} <= graph.metadata("model_evaluation").keys()
+
+
+def test_a_second_run_scores_logs_and_registers_nothing(graph):
+    assert graph.run() == []
+    tables, versions, asked = graph.tables(), graph.versions(), len(graph.server.requests)
+    assert graph.run() == []
+    assert graph.versions() == versions
+    assert graph.tables() == tables
+    assert len(graph.server.requests) == asked
+    for batch in ("a", "b", "c"):
+        assert graph.metadata("batch_inference", batch)["rows_scored"] == 0
+    client = connect(graph.settings)
+    assert champion(client, graph.settings).number == 1
+    assert len(client.search_runs([client.get_experiment_by_name("batch_assets").experiment_id])) == 1
+
+
+def test_only_what_changed_is_scored_again(graph, data, documents):
+    assert graph.run() == []
+    before, asked = graph.tables(), len(graph.server.requests)
+    changed = [{**documents[0], "document": "An entirely new text about whales and the sea."}, *documents[1:4]]
+    write_json_lines(data / "a.jsonl", changed)
+    assert graph.run() == []
+    assert graph.metadata("batch_inference", "a")["rows_scored"] == 1
+    assert len(graph.server.requests) == asked + 1
+    after = graph.tables()
+    assert {key for key in before if before[key] != after[key]} == {(table.name, "a") for table in TABLES}
+
+
+def test_a_new_champion_rescores_history_only_when_asked_to(graph):
+    assert graph.run() == []
+    before = graph.tables()
+    assert graph.run(max_length=30) == []
+    client = connect(graph.settings)
+    assert champion(client, graph.settings).number == 2
+    assert client.get_model_version_by_alias("main.default.summarizer", "previous").version == "1"
+    assert graph.tables() == before
+    assert graph.run(max_length=30, rescore="all") == []
+    rows = [row for batch in ("a", "b", "c") for row in graph.rows(BATCH_INFERENCE, batch)]
+    assert {row["model_version"] for row in rows} == {2}
+    versions = {row["model_version"] for row in graph.rows(SUMMARY_QUALITY, "a") if row["model_version"]}
+    assert versions == {"1", "2"}
+    # back to the first model: its run and its version are found again
+    assert graph.run() == []
+    assert champion(client, graph.settings).number == 1
+
+
+def test_one_batch_can_be_materialized_alone(graph):
+    assert graph.run() == []
+    before = graph.versions()
+    result = (
+        build_defs(settings=graph.settings.model_copy(update={"ai_query_limit": 2}))
+        .resolve_implicit_global_asset_job_def()
+        .execute_in_process(
+            instance=graph.instance, partition_key="b", asset_selection=[dg.AssetKey("ai_query_inference")]
+        )
+    )
+    assert result.success
+    assert len(graph.rows(AI_QUERY_INFERENCE, "b")) == 2
+    assert len(graph.rows(AI_QUERY_INFERENCE, "c")) == 10
+    assert graph.versions() == {**before, "ai_query_inference": before["ai_query_inference"] + 1}
+
+
+def test_a_failed_batch_leaves_its_table_as_it_was_and_the_others_are_committed_and_recorded(graph, spark):
+    refused = "Handling terminology"
+
+    def reply(body, n):
+        bad = refused in body["messages"][0]["content"]
+        return (401, {}, b"") if bad else completion("fine")
+
+    with ChatServer(reply) as server:
+        failing = Graph(graph.settings.home, server, model=graph.settings.model, dataset=graph.settings.dataset)
+        (failure,) = failing.run()
+        assert "ai_query_inference" in failure
+        assert failing.rows(AI_QUERY_INFERENCE, "a") == []
+        assert len(failing.rows(AI_QUERY_INFERENCE, "c")) == 10
+        recorded = failing.instance.get_materialized_partitions(dg.AssetKey("ai_query_inference"))
+        assert recorded == {"b", "c"}
+        refused = "nothing any more"
+        asked = len(server.requests)
+        assert failing.run() == []
+        assert len(failing.rows(AI_QUERY_INFERENCE, "a")) == 4
+        assert len(server.requests) == asked + 4
+
+
+def test_an_endpoint_that_refuses_everything_commits_nothing_and_is_asked_again_when_mended(graph):
+    mended = False
+
+    def reply(body, n):
+        return completion("fine") if mended else (404, {}, b"no such model")
+
+    with ChatServer(reply) as server:
+        broken = Graph(graph.settings.home, server, model=graph.settings.model, dataset=str(graph.settings.dataset))
+        (failure,) = broken.run()
+        assert "ai_query_inference" in failure
+        assert broken.rows(AI_QUERY_INFERENCE, "c") == []
+        mended = True
+        assert broken.run() == []
+        rows = broken.rows(AI_QUERY_INFERENCE, "c")
+        assert [row["generated_summary"] for row in rows] == ["fine"] * 10
+
+
+def test_no_text_is_shown_where_samples_are_turned_off(graph, documents):
+    assert graph.run(samples=0) == []
+    words = documents[0]["document"][:40], documents[5]["document"][:40]
+    shown = [str(event) for run in graph.instance.get_runs() for event in graph.instance.all_logs(run.run_id)]
+    assert not [event for event in shown for text in words if text in event]
+    mlflow_files = [path for path in graph.settings.artifact_root.rglob("*") if path.suffix in {".json", ".md", ".txt"}]
+    assert mlflow_files
+    held_out = "Identifying named entities"
+    assert not [path for path in mlflow_files if held_out in path.read_text(errors="replace")]
+
+
+def test_the_embedded_default_runs_with_one_request_a_row_counted_at_the_server(home, smollm2_checkpoints, spark):
+    home.mkdir()
+    (home / "checkpoints").symlink_to(smollm2_checkpoints)
+    embedded = EndpointsResource()
+    try:
+        with passing_on_to(embedded.get("smollm2").base_url) as server:
+            graph = Graph(home, server, limit=6, batch_rows=4, max_length=12, evaluation_rows=2, ai_query_limit=3)
+            assert graph.run() == []
+            assert len(server.requests) == 3 + 2
+            assert graph.run() == []
+            assert len(server.requests) == 3 + 2
+    finally:
+        embedded.teardown_after_execution(None)
+    assert [len(graph.rows(BATCH_INFERENCE, f"aclsum-test-000{n}")) for n in (1, 2)] == [4, 2]
+    for row in graph.rows(BATCH_INFERENCE, "aclsum-test-0001"):
+        assert row["generated_summary"]
+        assert row["finish_reason"] in {"stop", "length"}
+        assert 0 < row["output_tokens"] <= 12
+    for row in graph.rows(AI_QUERY_INFERENCE, "aclsum-test-0001"):
+        assert row["generated_summary"]
+        assert row["prompt_tokens"] > 20

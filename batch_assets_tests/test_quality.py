@@ -1,0 +1,64 @@
+import pytest
+
+from batch_assets.quality.measures import measure
+from batch_assets.quality.report import markdown, totals
+from batch_assets.quality.rouge import lead, mean_rouge, rouge
+
+
+def test_scores_are_those_of_the_rouge_score_package():
+    # The example of https://github.com/google-research/google-research/tree/master/rouge
+    scores = rouge("The quick brown fox jumps over the lazy dog", "The quick brown dog jumps on the log.")
+    assert scores["rouge1"] == pytest.approx(2 * (6 / 8) * (6 / 9) / (6 / 8 + 6 / 9))
+    assert scores["rougeL"] == pytest.approx(2 * (5 / 8) * (5 / 9) / (5 / 8 + 5 / 9))
+    assert rouge("same words here", "same words here") == {
+        "rouge1": 1,
+        "rouge2": 1,
+        "rougeL": 1,
+        "rougeLsum": 1,
+    }
+
+
+def test_a_mean_is_over_all_pairs():
+    assert mean_rouge([("a b", "a b"), ("a b", "c d")])["rouge1"] == 0.5
+
+
+def test_the_lead_baseline_is_the_first_sentences():
+    assert lead("One. Two! Three? Four.") == "One. Two! Three?"
+    assert lead("no end") == "no end"
+
+
+def test_reference_free_measures_by_hand():
+    measured = measure("the cat sat on the mat today", "the cat sat on a mat")
+    assert measured.words == 6
+    assert measured.compression == pytest.approx(7 / 6)
+    assert measured.coverage == pytest.approx(5 / 6)  # "the cat sat on" and "mat"
+    assert measured.density == pytest.approx((16 + 1) / 6)
+    assert measured.novel_bigrams == pytest.approx(2 / 5)  # "on a" and "a mat"
+    assert measured.repetition == 0
+    assert measure("x", "go go go go go").repetition == pytest.approx(2 / 3)
+    assert measure("x", " ... ") is None
+
+
+def test_totals_weigh_means_by_what_they_were_taken_over():
+    row = {
+        "table_name": "t",
+        "model_name": "m",
+        "model_version": "1",
+        "documents": 4,
+        "errors": 0,
+        "rouge2": None,
+        "rougeL": None,
+        "lead_rouge1": None,
+        "words": 10.0,
+        "compression": 2.0,
+        "novel_bigrams": 0.0,
+    }
+    rows = [
+        {**row, "batch": "a", "summaries": 4, "references": 3, "rouge1": 0.2},
+        {**row, "batch": "b", "summaries": 4, "references": 1, "rouge1": 0.6},
+    ]
+    (total,) = totals(rows)
+    assert (total["batches"], total["documents"]) == (2, 8)
+    assert total["rouge1"] == pytest.approx(0.3)
+    assert total["rouge2"] is None
+    assert "| t | m | 1 | 2 | 8 |" in markdown([total])
