@@ -88,11 +88,11 @@ def _run(settings: Settings, started: float) -> None:
     from batch_assets.models.checkpoint import load_checkpoint
     from batch_assets.models.pipeline import generation_parameters
 
-    prepare_dagster_home(settings)
     batches = dataset.batches()
     click.echo(f"{len(batches)} batches of {dataset.name}, model {settings.model}, state in {settings.home}")
     click.echo("preparing the checkpoint (the first time takes half a minute)")
     generation_parameters(load_checkpoint(settings), settings)
+    prepare_dagster_home(settings)
     with dg.DagsterInstance.get() as instance:
         for run_id in close_dead_runs(instance):
             click.echo(f"run {run_id} was killed; this one goes on where it stopped")

@@ -90,8 +90,12 @@ class Settings(BaseSettings):
     ui_port: int = Field(3000, ge=1, le=65535, description="Port of the Dagster UI.")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="Port of the MLflow UI.")
 
-    mlflow_tracking_uri: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI")
-    mlflow_registry_uri: str | None = Field(None, validation_alias="MLFLOW_REGISTRY_URI")
+    mlflow_tracking_uri: str | None = Field(
+        None, validation_alias="MLFLOW_TRACKING_URI", description="MLflow's store; default SQLite under <home>/mlflow."
+    )
+    mlflow_registry_uri: str | None = Field(
+        None, validation_alias="MLFLOW_REGISTRY_URI", description="MLflow's model registry; default the store."
+    )
 
     @field_validator("home")
     @classmethod
@@ -182,7 +186,7 @@ class Settings(BaseSettings):
         return self.home / "dagster"
 
 
-def _variables() -> dict[str, str]:
+def variables() -> dict[str, str]:
     """Environment variable of every setting, by field name."""
     return {
         name: str(field.validation_alias or f"{PREFIX}{name.upper()}") for name, field in Settings.model_fields.items()
@@ -195,13 +199,13 @@ def load_settings() -> Settings:
     Raises:
         BatchAssetsError: a BATCH_ASSETS_* variable is unknown, or a value can't be used.
     """
-    variables = _variables()
-    for variable in variables.values():
+    names = variables()
+    for variable in names.values():
         if variable in os.environ and not os.environ[variable].strip():
             raise BatchAssetsError(f"{variable}={os.environ[variable]!r} can't be used: it is empty; unset it.")
     for variable in sorted(os.environ):
-        if variable.startswith(PREFIX) and variable not in variables.values():
-            near = difflib.get_close_matches(variable, list(variables.values()), n=1)
+        if variable.startswith(PREFIX) and variable not in names.values():
+            near = difflib.get_close_matches(variable, list(names.values()), n=1)
             hint = f" Did you mean {near[0]}?" if near else " The README lists the settings."
             raise BatchAssetsError(f"Unknown setting {variable}.{hint}")
     try:
@@ -212,7 +216,7 @@ def load_settings() -> Settings:
         if not first["loc"]:
             raise BatchAssetsError(f"The settings {PREFIX}* don't fit together: {message}.") from error
         location = str(first["loc"][0])
-        variable = variables.get(location, location)
+        variable = names.get(location, location)
         value = os.environ.get(variable, "")
         raise BatchAssetsError(f"{variable}={value!r} can't be used: {message}.") from error
 

@@ -20,6 +20,11 @@ def completion(text: str, finish_reason: str = "stop") -> Reply:
     return 200, {"Content-Type": "application/json"}, json.dumps(body).encode()
 
 
+class _QuietServer(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: clients that are told to stop hang up in the middle of a reply."""
+
+
 class ChatServer:
     """Answers POST requests with what ``reply`` says; ``requests`` keeps every body and its headers."""
 
@@ -47,7 +52,7 @@ class ChatServer:
             def log_message(self, *arguments: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _QuietServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 

@@ -66,7 +66,7 @@ def smollm2_version(logged_smollm2):
 def test_a_run_has_all_that_a_user_of_the_version_needs(t5_version):
     import mlflow
 
-    settings, client, version = t5_version
+    _, client, version = t5_version
     run = client.get_run(version.run_id)
     assert run.data.params["checkpoint"] == "small-t5"
     assert (run.data.params["min_length"], run.data.params["max_length"]) == ("20", "40")

@@ -108,11 +108,11 @@ def _difference(table: Table, delta: Any) -> str | None:
     if partitions != [PARTITION]:
         return f"it is partitioned by {', '.join(partitions) or 'nothing'}, not by {PARTITION}"
     found = pa.schema(delta.schema().to_arrow())
-    for field in table.arrow_schema:
-        if field.name not in found.names:
-            return f"it has no column {field.name}"
-        if found.field(field.name).type != field.type:
-            return f"its column {field.name} is {found.field(field.name).type}, not {field.type}"
+    for column in table.arrow_schema:
+        if column.name not in found.names:
+            return f"it has no column {column.name}"
+        if found.field(column.name).type != column.type:
+            return f"its column {column.name} is {found.field(column.name).type}, not {column.type}"
     return None
 
 

@@ -55,7 +55,8 @@ def measure_batch(batch: str, table_name: str, summaries: "DataFrame") -> list[d
     measured = summaries.select(*names).mapInArrow(figures, ddl)
     measured.createOrReplaceTempView("_measured")
     aggregates = [f"count_if({condition}) AS {name}" for name, condition in _COUNTS.items()]
-    aggregates += [f"avg({name}) AS {name}" for name in FIGURES]
+    # Rounded, because the order in which Spark adds up differs from run to run, and with it the last digits.
+    aggregates += [f"round(avg({name}), 6) AS {name}" for name in FIGURES]
     rows = measured.sparkSession.sql(
         f"SELECT model_name, model_version, {', '.join(aggregates)} FROM _measured "
         "WHERE model_name IS NOT NULL GROUP BY model_name, model_version ORDER BY model_name, model_version"
