@@ -217,14 +217,16 @@ def test_answers_of_an_interrupted_statement_are_not_asked_for_again(spark, lake
         assert len(server.requests) - asked_before == 3
 
 
-def test_the_embedded_server_answers_and_is_gone_when_stopped():
+def test_the_embedded_server_answers_the_same_in_any_order_and_is_gone_when_stopped():
     server = EmbeddedServer("smollm2")
     started = server.start()
     assert server.start() == started
-    found = {}
-    ask(started, ["Say hello."], found.__setitem__)
-    assert found["Say hello."].text
-    assert found["Say hello."].completion_tokens > 0
+    requests = [f"Say in one sentence what a {thing} is." for thing in ("whale", "rope", "song", "lamp")]
+    first, again = {}, {}
+    ask(started, requests, first.__setitem__)
+    ask(started, list(reversed(requests)), again.__setitem__)
+    assert all(answer.text and answer.completion_tokens > 0 for answer in first.values())
+    assert {key: answer.text for key, answer in first.items()} == {key: answer.text for key, answer in again.items()}
     server.stop()
     with pytest.raises(httpx.TransportError):
         httpx.get(started.base_url, timeout=2)
