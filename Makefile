@@ -1,13 +1,15 @@
 # make run    install once, then materialize the whole graph
 # make ui     open Dagster and MLflow on that state
 # make test   every promise, at small size
+# make proof  full sizes, many kills, a browser (apt-get install chromium); writes proof-report.xml
+# make bench  documents a second against mlflow.pyfunc.spark_udf
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run ui test lint clean
+.PHONY: run ui test proof bench lint clean
 
 run: $(INSTALLED)
 	@$(BIN)/batch-assets run
@@ -20,6 +22,13 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+proof: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,proof]'
+	$(BIN)/python -m pytest -m proof --junitxml proof-report.xml -s
+
+bench: $(INSTALLED)
+	@$(BIN)/python -m tools.bench
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -4,7 +4,6 @@ import os
 import sys
 import time
 import warnings
-from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -58,16 +57,10 @@ def run() -> None:
 
     started = time.monotonic()
     settings = _load()
-    lock = locked(settings.home / ".run.lock", wait=False)
-    try:
-        lock.__enter__()
-    except BlockingIOError:
-        raise BatchAssetsError(
-            f"another 'batch-assets run' is working in {settings.home}: wait for it, or set {PREFIX}HOME to "
-            "another folder"
-        ) from None
-    with ExitStack() as held:
-        held.push(lock)
+    refusal = (
+        f"another 'batch-assets run' is working in {settings.home}: wait for it, or set {PREFIX}HOME to another folder"
+    )
+    with locked(settings.home / ".run.lock", refusal=refusal):
         _run(settings, started)
 
 
@@ -85,8 +78,10 @@ def _run(settings: Settings, started: float) -> None:
         register_batches,
     )
     from batch_assets.definitions import build_defs
+    from batch_assets.lake.snapshot import Lake
     from batch_assets.models.checkpoint import load_checkpoint
     from batch_assets.models.pipeline import generation_parameters
+    from batch_assets.sources.landing import left_over_batches
 
     batches = dataset.batches()
     click.echo(f"{len(batches)} batches of {dataset.name}, model {settings.model}, state in {settings.home}")
@@ -99,6 +94,9 @@ def _run(settings: Settings, started: float) -> None:
         for pool, run_id in held_pools(instance):
             click.echo(f"run {run_id} holds the pool {pool}; this one waits for it (is it dead? cancel it in the UI)")
         register_batches(instance, batches)
+        lake = Lake(settings.lake_uri, settings.catalog, settings.schema_name)
+        for batch in left_over_batches(dataset, lake):
+            click.echo(f"batch {batch} is not made from {dataset.name} any more with these settings; it stays as it is")
         failures = materialize_everything(build_defs(settings=settings), instance, batches)
     if failures:
         click.echo(f"failed: {', '.join(failures)}; the tables are as they were. The reasons are above.", err=True)

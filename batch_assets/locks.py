@@ -5,15 +5,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from batch_assets.errors import BatchAssetsError
+
 
 @contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock file ``path`` while the block runs.
+def locked(path: Path, *, refusal: str | None = None) -> Iterator[None]:
+    """Hold the lock file ``path`` while the block runs, after whoever holds it now.
+
+    Args:
+        path: the file; made if missing.
+        refusal: message of the error that is raised instead of waiting.
 
     Raises:
-        BlockingIOError: somebody else holds it and ``wait`` is false.
+        BatchAssetsError: somebody else holds the lock, and ``refusal`` was given.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if refusal is None else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise BatchAssetsError(refusal or "") from error
         yield

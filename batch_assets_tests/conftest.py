@@ -1,5 +1,6 @@
 """What tests share: one Spark session, one trained T5, one converted SmolLM2, one set of documents."""
 
+import csv
 import json
 import os
 import sys
@@ -82,6 +83,15 @@ def settings_for(home: Path, **values) -> Settings:
 def write_json_lines(path: Path, rows: list[dict]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_csv(path: Path, rows: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
     return path
 
 

@@ -3,6 +3,8 @@
 import json
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from batch_assets.automation.launch import materialize_everything, register_batches
@@ -13,7 +15,7 @@ from batch_assets.models.registry import champion, with_alias
 from batch_assets.models.tracking import connect
 from batch_assets.resources.endpoints import EndpointsResource
 from batch_assets.sources.configured import scored_dataset
-from batch_assets_tests.conftest import settings_for, write_json_lines
+from batch_assets_tests.conftest import settings_for, write_csv, write_json_lines
 from batch_assets_tests.servers import ChatServer, completion, passing_on_to
 
 WHEN = {"landed_at", "scored_at", "created_at", "measured_at"}
@@ -68,13 +70,13 @@ def server():
 
 @pytest.fixture
 def data(tmp_path, documents):
-    """Three files of XSum's columns: 4 rows, 3 rows with a null and a broken record, and 12 rows."""
+    """Three files of XSum's columns: CSV, JSON Lines with a null and a broken record, and Parquet."""
     odd = [documents[4], {"id": "null", "document": None, "summary": "x"}, {**documents[4], "id": "same text"}]
     path = write_json_lines(tmp_path / "data" / "b.jsonl", odd)
     with path.open("a") as file:
         file.write("{broken\n")
-    write_json_lines(tmp_path / "data" / "a.jsonl", documents[:4])
-    write_json_lines(tmp_path / "data" / "c.jsonl", documents[5:17])
+    write_csv(tmp_path / "data" / "a.csv", documents[:4])
+    pq.write_table(pa.Table.from_pylist(documents[5:17]), tmp_path / "data" / "c.parquet")
     return tmp_path / "data"
 
 
@@ -139,6 +141,9 @@ def test_a_second_run_scores_logs_and_registers_nothing(graph):
     assert len(graph.server.requests) == asked
     for batch in ("a", "b", "c"):
         assert graph.metadata("batch_inference", batch)["rows_scored"] == 0
+    # What there is to see of a model is still there to be seen.
+    assert "generated" in graph.metadata("logged_model")["sample"]
+    assert graph.metadata("champion_model")["single_node_inference"].count("\n") == 3
     client = connect(graph.settings)
     assert champion(client, graph.settings).number == 1
     assert len(client.search_runs([client.get_experiment_by_name("batch_assets").experiment_id])) == 1
@@ -148,7 +153,7 @@ def test_only_what_changed_is_scored_again(graph, data, documents):
     assert graph.run() == []
     before, asked = graph.tables(), len(graph.server.requests)
     changed = [{**documents[0], "document": "An entirely new text about whales and the sea."}, *documents[1:4]]
-    write_json_lines(data / "a.jsonl", changed)
+    write_csv(data / "a.csv", changed)
     assert graph.run() == []
     assert graph.metadata("batch_inference", "a")["rows_scored"] == 1
     assert len(graph.server.requests) == asked + 1

@@ -12,7 +12,7 @@ from batch_assets.sources.aclsum import ACLSumDataset
 from batch_assets.sources.configured import evaluation_dataset, scored_dataset
 from batch_assets.sources.files import FileDataset
 from batch_assets.sources.hub import HubDataset
-from batch_assets.sources.landing import land_batch
+from batch_assets.sources.landing import land_batch, left_over_batches
 from batch_assets.sources.records import Document, Record, Rejected, validate
 from batch_assets_tests.conftest import settings_for, write_json_lines
 
@@ -189,6 +189,15 @@ def test_a_batch_is_never_replaced_from_another_file_of_the_same_name(tmp_path, 
     with pytest.raises(BatchAssetsError, match=r"jan/data.jsonl.*rename"):
         land_batch(FileDataset(str(february), 10), lake, "data", "run")
     assert [row["document"] for part in lake.open(PROD_DATA).read("data") for row in part.to_pylist()] == ["january"]
+
+
+def test_batches_that_other_settings_would_not_make_are_named(tmp_path, lake):
+    rows = [{"id": str(n), "document": "x"} for n in range(4)]
+    path = str(write_json_lines(tmp_path / "a.jsonl", rows))
+    for batch in FileDataset(path, 2).batches():
+        land_batch(FileDataset(path, 2), lake, batch, "run")
+    assert left_over_batches(FileDataset(path, 2), lake) == []
+    assert left_over_batches(FileDataset(path, 10), lake) == ["a-0001", "a-0002"]
 
 
 def test_a_csv_row_with_other_fields_than_columns_is_set_aside(tmp_path):

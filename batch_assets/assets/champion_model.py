@@ -11,6 +11,7 @@ from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import Settings
 from batch_assets.sources.configured import evaluation_dataset
 
+_SAMPLE = "single_node_inference"
 _SAMPLE_DOCUMENTS = 2
 
 
@@ -31,6 +32,7 @@ def champion_model(
     """Find the run, register it, try the version on one node, promote it."""
     from batch_assets.models.registry import CHAMPION, predict, promote, register, with_alias
     from batch_assets.models.runs import find_run
+    from batch_assets.models.samples import keep_samples, kept_samples
 
     run = find_run(registry.client, settings)
     tags: dict[str, str] = {
@@ -64,5 +66,8 @@ def champion_model(
                 {"id": item.id, "document": item.document, "generated_summary": summary}
                 for item, summary in zip(documents, summaries, strict=True)
             ]
-            metadata["single_node_inference"] = markdown_sample(rows, ["id", "document", "generated_summary"])
+            keep_samples(registry.client, run.run_id, _SAMPLE, rows)
+    if settings.samples:
+        kept = kept_samples(registry.client, run.run_id, _SAMPLE)
+        metadata["single_node_inference"] = markdown_sample(kept, ["id", "document", "generated_summary"])
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(str(version.number)))

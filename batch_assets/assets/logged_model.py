@@ -26,7 +26,8 @@ def logged_model(
     registry: dg.ResourceParam[ModelRegistry],
 ) -> dg.MaterializeResult[None]:
     """Log the model unless the same one is logged already."""
-    from batch_assets.models.logged import log_checkpoint
+    from batch_assets.models.logged import EXAMPLE, log_checkpoint
+    from batch_assets.models.samples import kept_samples
 
     example = evaluation_dataset(settings).held_out(1)[0].document or ""
     logged = log_checkpoint(
@@ -46,9 +47,7 @@ def logged_model(
         "new": logged.is_new,
         "parameters": dg.MetadataValue.json(logged.parameters),
     }
-    if logged.example is not None and settings.samples:
-        document, summary = logged.example
-        metadata["sample"] = markdown_sample(
-            [{"document": document, "generated_summary": summary}], ["document", "generated_summary"]
-        )
+    if settings.samples:
+        rows = kept_samples(registry.client, logged.run.run_id, EXAMPLE)
+        metadata["sample"] = markdown_sample(rows, ["document", "generated_summary"])
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(logged.run.run_id))

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 from urllib.parse import unquote
 
@@ -254,7 +255,7 @@ class Snapshot:
             f"batch_assets/{self.table.name}/{batch}", int(metadata.get("input_version", self.version)), now
         )
         # An app transaction stops rivals of our own; a writer that knows nothing of it is found in the log.
-        self._refuse_if_changed(batch, self._newest(), None)
+        self._refuse_if_changed(batch, None)
         failure: Exception | None = None
         try:
             self._delta.create_write_transaction(
@@ -270,33 +271,32 @@ class Snapshot:
         except (DeltaError, OSError) as error:
             # The answer may have been lost on its way back: only the log says whether the commit is there.
             failure = error
-        newest = self._newest()
-        for commit, _ in newest._log():
+        for commit, _ in self._commits_since():
             if commit.metadata.get("commit_id") == recorded["commit_id"]:
                 return commit.version
-            if commit.version <= self.version:
-                break
         if isinstance(failure, CommitFailedError):
-            self._refuse_if_changed(batch, newest, failure)
+            self._refuse_if_changed(batch, failure)
         raise failure or BatchAssetsError(
             f"the commit of batch {batch} to {self.table.name} is not in the table's log: look at {self.uri}"
         )
 
-    def _refuse_if_changed(self, batch: str, newest: "Snapshot", cause: Exception | None) -> None:
-        winner = newest.last_commit(batch)
-        if winner is not None and winner.version > self.version:
-            by = f"run {winner.metadata['run_id']}" if "run_id" in winner.metadata else "another writer"
-            raise ConcurrentReplacementError(
-                f"batch {batch} of {self.table.name} was changed in version {winner.version} by {by} after this "
-                f"run had opened the table at version {self.version}; nothing was written: run it again if it "
-                "is still stale"
-            ) from cause
+    def _refuse_if_changed(self, batch: str, cause: Exception | None) -> None:
+        for commit, batches in self._commits_since():
+            if batch in batches:
+                by = f"run {commit.metadata['run_id']}" if "run_id" in commit.metadata else "another writer"
+                raise ConcurrentReplacementError(
+                    f"batch {batch} of {self.table.name} was changed in version {commit.version} by {by} after this "
+                    f"run had opened the table at version {self.version}; nothing was written: run it again if it "
+                    "is still stale"
+                ) from cause
 
-    def _newest(self) -> "Snapshot":
+    def _commits_since(self) -> Iterator[tuple[BatchCommit, set[str]]]:
+        """Commits that are newer than this snapshot, from the newest."""
         from deltalake import DeltaTable
 
         delta = DeltaTable(self.uri, storage_options=dict(self.storage_options))
-        return Snapshot(self.table, self.uri, self.storage_options, delta)
+        newest = Snapshot(self.table, self.uri, self.storage_options, delta)
+        return takewhile(lambda entry: entry[0].version > self.version, newest._log())
 
     def arrow_schema(self) -> pa.Schema:
         """The schema that the Delta table has, which should be its contract's."""

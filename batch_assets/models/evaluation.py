@@ -7,6 +7,7 @@ from typing import Any
 
 from batch_assets.inference.contract import Engine
 from batch_assets.models.runs import ModelRun
+from batch_assets.models.samples import keep_samples
 from batch_assets.quality.rouge import lead, mean_rouge
 from batch_assets.sources.records import Document
 
@@ -109,9 +110,9 @@ def _log(
     evaluated = [{"id": item.id, "source": item.source} for item in documents]
     client.log_text(run.run_id, json.dumps(evaluated, indent=1), "evaluation/documents.json")
     if samples:
-        table = [
-            {"id": item.id, "reference": item.summary, "summary": text}
+        rows = [
+            {"id": item.id, "summary": item.summary, "generated_summary": text}
             for item, text in zip(documents[:samples], texts, strict=False)
         ]
-        client.log_text(run.run_id, json.dumps(table, indent=1, ensure_ascii=False), "evaluation/samples.json")
+        keep_samples(client, run.run_id, "evaluation", rows)
     client.set_tag(run.run_id, _EVALUATION_TAG, data_digest)

@@ -11,20 +11,23 @@ from typing import Any
 from batch_assets.models.checkpoint import Checkpoint
 from batch_assets.models.pipeline import build_pipeline, generation_parameters, prompt_template
 from batch_assets.models.runs import DIGEST_TAG, IDENTITY_TAG, MODEL_URI_TAG, WANTED_TAG, ModelRun, search_runs
+from batch_assets.models.samples import keep_samples
 from batch_assets.settings import Settings
 from batch_assets.sources.dataset import Dataset
+
+# Name of the sample that a run is logged with.
+EXAMPLE = "example"
 
 _REQUIRED = ("mlflow", "transformers", "torch", "accelerate", "pandas")
 
 
 @dataclass(frozen=True)
 class LoggedModel:
-    """A run with a logged model; ``example`` is one document and what the model wrote for it."""
+    """A run with a logged model."""
 
     run: ModelRun
     is_new: bool
     parameters: dict[str, Any]
-    example: tuple[str, str] | None
 
 
 def requirements() -> list[str]:
@@ -66,7 +69,7 @@ def log_checkpoint(
     if known and not settings.new_model:
         client.set_tag(known[0].run_id, WANTED_TAG, _milliseconds())
         report(f"run {known[0].run_id} has this model already")
-        return LoggedModel(known[0], False, parameters, None)
+        return LoggedModel(known[0], False, parameters)
 
     report(f"loading {checkpoint.name} from {checkpoint.folder}")
     pipeline = build_pipeline(checkpoint, settings)
@@ -91,6 +94,8 @@ def log_checkpoint(
         mlflow.log_input(_mlflow_dataset(dataset), context="inference")
         # The text of a document leaves the lake only where samples may be shown.
         shown = {"input_example": example} if settings.samples else {}
+        if settings.samples:
+            keep_samples(client, run.info.run_id, EXAMPLE, [{"document": example, "generated_summary": summary}])
         info = mlflow.transformers.log_model(
             transformers_model=pipeline,
             name="model",
@@ -115,7 +120,7 @@ def log_checkpoint(
             }
         )
     logged = search_runs(client, settings, f"attributes.run_id = '{run.info.run_id}'", [])
-    return LoggedModel(logged[0], True, parameters, (example, summary))
+    return LoggedModel(logged[0], True, parameters)
 
 
 def _milliseconds() -> str:

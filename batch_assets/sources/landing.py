@@ -83,6 +83,24 @@ def land_batch(dataset: Dataset, lake: Lake, batch: str, run_id: str) -> LandedB
     return LandedBatch(version, counts["documents"], counts["rejected"], changed=True)
 
 
+def left_over_batches(dataset: Dataset, lake: Lake) -> list[str]:
+    """Batches that were made from a part of the data set, and would not be made from it now.
+
+    A limit, another length of a batch or a file that has grown changes which batches a data set is cut into.
+    """
+    if not lake.exists(PROD_DATA):
+        return []
+    table = lake.open(PROD_DATA)
+    sources = {part.provenance["source"] for part in dataset.parts()}
+    present = set(dataset.batches())
+    left = []
+    for batch in table.batches():
+        commit = table.last_commit(batch)
+        if batch not in present and commit and commit.metadata.get("provenance", {}).get("source") in sources:
+            left.append(batch)
+    return left
+
+
 def _items(dataset: Dataset, batch: str) -> Iterator[Document | Rejected]:
     return validate(dataset.records(batch))
 
