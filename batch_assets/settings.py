@@ -158,9 +158,18 @@ class Settings(BaseSettings):
         return self.lake or str(self.home / "lake")
 
     @property
+    def _embedded_store(self) -> str:
+        return f"sqlite:///{self.home / 'mlflow' / 'mlflow.db'}"
+
+    @property
     def tracking_uri(self) -> str:
         """MLflow's tracking store; SQLite under the home folder unless MLFLOW_TRACKING_URI says otherwise."""
-        return self.mlflow_tracking_uri or f"sqlite:///{self.home / 'mlflow' / 'mlflow.db'}"
+        return self.mlflow_tracking_uri or self._embedded_store
+
+    @property
+    def has_embedded_store(self) -> bool:
+        """Whether the tracking store is the one under the home folder."""
+        return self.tracking_uri == self._embedded_store
 
     @property
     def artifact_root(self) -> Path:

@@ -77,7 +77,9 @@ def lake(tmp_path) -> Lake:
 
 def settings_for(home: Path, **values) -> Settings:
     """Settings as the environment would give them; few documents are evaluated, to save time."""
-    return Settings(**{"home": home, "evaluation_rows": 3, "spark_master": "local[2,4]", **values})
+    # MLflow writes its store into the environment of the process, where the next settings would find it.
+    defaults = {"evaluation_rows": 3, "spark_master": "local[2,4]", "mlflow_tracking_uri": None}
+    return Settings(**{"home": home, **defaults, **values})
 
 
 def write_json_lines(path: Path, rows: list[dict]) -> Path:
@@ -97,7 +99,8 @@ def write_csv(path: Path, rows: list[dict]) -> Path:
 
 def environment(home: Path, **settings: str) -> dict[str, str]:
     """The environment of a command line with these settings."""
-    return {**os.environ, f"{PREFIX}HOME": str(home), **{f"{PREFIX}{key}": value for key, value in settings.items()}}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    return {**inherited, f"{PREFIX}HOME": str(home), **{f"{PREFIX}{key}": value for key, value in settings.items()}}
 
 
 BATCH_ASSETS = [sys.executable, "-m", "batch_assets"]

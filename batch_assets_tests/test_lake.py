@@ -135,7 +135,29 @@ def test_rows_that_another_writer_appended_are_never_removed_unseen(lake, when):
     assert not lake.open(PROD_DATA).is_ours("a")
 
 
+def test_a_run_replaces_several_filled_batches_from_one_snapshot(lake):
+    for batch in ("a", "b", "c"):
+        replace(lake, batch, ["old"])
+    snapshot = lake.open(PROD_DATA)
+    for batch in ("a", "b", "c"):
+        snapshot.replace(batch, stage_rows(snapshot, batch, ["new"]), {})
+    assert [texts(lake, batch) for batch in ("a", "b", "c")] == [["new"]] * 3
+
+
+def test_a_compaction_by_somebody_else_in_between_is_noticed_not_doubled(lake):
+    first = lake.open(PROD_DATA)
+    first.replace("a", stage_rows(first, "a", ["one"]) + stage_rows(first, "a", ["two"]), {})
+    snapshot = lake.open(PROD_DATA)
+    staged = stage_rows(snapshot, "a", ["new"])
+    assert DeltaTable(snapshot.uri).optimize.compact()["numFilesRemoved"] == 2
+    with pytest.raises(ConcurrentReplacementError, match="another writer"):
+        snapshot.replace("a", staged, {})
+    assert sorted(texts(lake, "a")) == ["one", "two"]
+
+
 def test_replacements_of_different_batches_at_once_all_land(lake):
+    for n in range(8):
+        replace(lake, f"b{n}", ["old"])
     snapshots = {f"b{n}": lake.open(PROD_DATA) for n in range(8)}
     failures = []
 
@@ -154,38 +176,30 @@ def test_replacements_of_different_batches_at_once_all_land(lake):
     assert {batch: texts(lake, batch) for batch in snapshots} == {batch: [batch] for batch in snapshots}
 
 
-def test_a_commit_whose_answer_was_lost_is_found_in_the_log(lake):
+def test_a_commit_whose_answer_was_lost_is_found_in_the_log(lake, monkeypatch):
     snapshot = lake.open(PROD_DATA)
-    delta = snapshot._delta
-
-    class AnswerLost:
-        def create_write_transaction(self, *arguments, **options):
-            delta.create_write_transaction(*arguments, **options)
-            raise OSError("connection reset")
-
-        schema = staticmethod(delta.schema)
-
     staged = stage_rows(snapshot, "a", ["x"])
-    snapshot.files("a")
-    snapshot._delta = AnswerLost()
+    commit = DeltaTable.create_write_transaction
+
+    def lose_the_answer(table, *arguments, **options):
+        commit(table, *arguments, **options)
+        raise OSError("connection reset")
+
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", lose_the_answer)
     version = snapshot.replace("a", staged, {})
     assert lake.open(PROD_DATA).last_commit("a").version == version
     assert texts(lake, "a") == ["x"]
 
 
-def test_a_storage_fault_at_the_commit_stays_an_error(lake):
+def test_a_storage_fault_at_the_commit_stays_an_error(lake, monkeypatch):
     replace(lake, "a", ["old"])
     snapshot = lake.open(PROD_DATA)
     staged = stage_rows(snapshot, "a", ["new"])
 
-    class Broken:
-        def create_write_transaction(self, *arguments, **options):
-            raise OSError("disk full")
+    def fail(table, *arguments, **options):
+        raise OSError("disk full")
 
-        schema = staticmethod(snapshot._delta.schema)
-
-    snapshot.files("a")
-    snapshot._delta = Broken()
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", fail)
     with pytest.raises(OSError, match="disk full"):
         snapshot.replace("a", staged, {})
     assert texts(lake, "a") == ["old"]

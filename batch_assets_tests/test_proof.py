@@ -16,7 +16,7 @@ from batch_assets_tests.test_system import batch_assets, free_port, graphql, tab
 
 pytestmark = pytest.mark.proof
 
-KILLS = 6
+KILLS = 4
 
 
 @pytest.fixture(scope="module")

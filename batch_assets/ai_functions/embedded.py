@@ -19,6 +19,7 @@ _SLOTS = 1
 # The next request waits at the server, so that it never idles.
 _REQUESTS_IN_FLIGHT = 2
 _START_SECONDS = 60.0
+_ANSWER_SECONDS = 1800.0
 # "less than 100 words" is about 130 tokens; the small model doesn't always keep to it.
 EMBEDDED_PARAMETERS = {"max_tokens": 160, "temperature": 0, "cache_prompt": False}
 
@@ -61,6 +62,9 @@ class EmbeddedServer:
             model=EMBEDDED_MODEL_NAME,
             parameters=EMBEDDED_PARAMETERS,
             requests_in_flight=_REQUESTS_IN_FLIGHT,
+            # On a busy machine an answer takes minutes; asking again would only make it busier.
+            timeout_seconds=_ANSWER_SECONDS,
+            deadline_seconds=_ANSWER_SECONDS,
         )
         return self._endpoint
 

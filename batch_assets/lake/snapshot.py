@@ -22,6 +22,8 @@ from batch_assets.lake.tables import PARTITION, Table
 # Commits are read back for what they say of a batch, so the log is kept for ten years.
 _CONFIGURATION = {"delta.logRetentionDuration": "interval 3650 days"}
 _METADATA_PREFIX = "batch_assets."
+# Each failed attempt means that somebody else has committed, so this many in a row don't happen by chance.
+_COMMIT_ATTEMPTS = 50
 
 
 class ConcurrentReplacementError(BatchAssetsError):
@@ -239,6 +241,7 @@ class Snapshot:
         from deltalake.transaction import AddAction, RemoveAction
 
         check_batch(batch)
+        failure: Exception | None = None
         now = int(time.time() * 1000)
         values: dict[str, str | None] = {PARTITION: batch}
         actions: list[AddAction | RemoveAction] = [
@@ -254,49 +257,56 @@ class Snapshot:
         transaction = Transaction(
             f"batch_assets/{self.table.name}/{batch}", int(metadata.get("input_version", self.version)), now
         )
-        # An app transaction stops rivals of our own; a writer that knows nothing of it is found in the log.
-        self._refuse_if_changed(batch, None)
-        failure: Exception | None = None
-        try:
-            self._delta.create_write_transaction(
-                actions,
-                "append",
-                self._delta.schema(),
-                [PARTITION],
-                commit_properties=CommitProperties(
-                    custom_metadata={f"{_METADATA_PREFIX}{key}": value for key, value in recorded.items()},
-                    app_transactions=[transaction],
-                ),
-            )
-        except (DeltaError, OSError) as error:
-            # The answer may have been lost on its way back: only the log says whether the commit is there.
-            failure = error
-        for commit, _ in self._commits_since():
-            if commit.metadata.get("commit_id") == recorded["commit_id"]:
-                return commit.version
-        if isinstance(failure, CommitFailedError):
-            self._refuse_if_changed(batch, failure)
+        for _ in range(_COMMIT_ATTEMPTS):
+            newest = self._newest()
+            self._refuse_if_changed(batch, newest)
+            failure = None
+            try:
+                newest._delta.create_write_transaction(
+                    actions,
+                    "append",
+                    newest._delta.schema(),
+                    [PARTITION],
+                    commit_properties=CommitProperties(
+                        custom_metadata={f"{_METADATA_PREFIX}{key}": value for key, value in recorded.items()},
+                        app_transactions=[transaction],
+                    ),
+                )
+            except (DeltaError, OSError) as error:
+                # The answer may have been lost on its way back: only the log says whether the commit is there.
+                failure = error
+            for commit, _batches in self._newest()._log_since(self.version):
+                if commit.metadata.get("commit_id") == recorded["commit_id"]:
+                    return commit.version
+            if not isinstance(failure, CommitFailedError):
+                break
+            # delta-rs takes the removal of any file since for a conflict; whether it was one of ours is seen above.
         raise failure or BatchAssetsError(
             f"the commit of batch {batch} to {self.table.name} is not in the table's log: look at {self.uri}"
         )
 
-    def _refuse_if_changed(self, batch: str, cause: Exception | None) -> None:
-        for commit, batches in self._commits_since():
-            if batch in batches:
-                by = f"run {commit.metadata['run_id']}" if "run_id" in commit.metadata else "another writer"
-                raise ConcurrentReplacementError(
-                    f"batch {batch} of {self.table.name} was changed in version {commit.version} by {by} after this "
-                    f"run had opened the table at version {self.version}; nothing was written: run it again if it "
-                    "is still stale"
-                ) from cause
+    def _refuse_if_changed(self, batch: str, newest: "Snapshot") -> None:
+        """Refuse where the files of a batch are not those of this snapshot any more, for whatever reason."""
+        if {file.path for file in newest.files(batch)} == {file.path for file in self.files(batch)}:
+            return
+        changes = newest._log_since(self.version)
+        winner = next((commit for commit, batches in changes if batch in batches), None)
+        by = f"run {winner.metadata['run_id']}" if winner and "run_id" in winner.metadata else "another writer"
+        raise ConcurrentReplacementError(
+            f"batch {batch} of {self.table.name} was changed in version {winner.version if winner else newest.version} "
+            f"by {by} after this run had opened the table at version {self.version}; nothing was written: run it "
+            "again if it is still stale"
+        )
 
-    def _commits_since(self) -> Iterator[tuple[BatchCommit, set[str]]]:
-        """Commits that are newer than this snapshot, from the newest."""
+    def _newest(self) -> "Snapshot":
         from deltalake import DeltaTable
 
         delta = DeltaTable(self.uri, storage_options=dict(self.storage_options))
-        newest = Snapshot(self.table, self.uri, self.storage_options, delta)
-        return takewhile(lambda entry: entry[0].version > self.version, newest._log())
+        return Snapshot(self.table, self.uri, self.storage_options, delta)
+
+    def _log_since(self, version: int) -> Iterator[tuple[BatchCommit, set[str]]]:
+        """Commits that are newer than a version, from the newest."""
+        return takewhile(lambda entry: entry[0].version > version, self._log())
 
     def arrow_schema(self) -> pa.Schema:
         """The schema that the Delta table has, which should be its contract's."""

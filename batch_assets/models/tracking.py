@@ -28,13 +28,12 @@ def connect(settings: Settings) -> Any:
 
     mlflow.set_tracking_uri(settings.tracking_uri)
     mlflow.set_registry_uri(settings.mlflow_registry_uri or settings.tracking_uri)
-    embedded = settings.mlflow_tracking_uri is None
     try:
         # The first one to come makes the database; a second one at the same time would trip over it.
         with locked(settings.home / "mlflow" / ".lock"):
             client = mlflow.MlflowClient()
             if client.get_experiment_by_name(settings.experiment) is None:
-                location = settings.artifact_root.as_uri() if embedded else None
+                location = settings.artifact_root.as_uri() if settings.has_embedded_store else None
                 client.create_experiment(settings.experiment, artifact_location=location)
     except MlflowException as error:
         raise BatchAssetsError(
