@@ -1,5 +1,6 @@
 """ROUGE of a logged model on held-out documents, beside the lead baseline."""
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,10 +9,12 @@ from typing import Any
 from batch_assets.inference.contract import Engine
 from batch_assets.models.runs import ModelRun
 from batch_assets.models.samples import keep_samples
-from batch_assets.quality.rouge import lead, mean_rouge
+from batch_assets.quality.rouge import ROUGE_TYPES, lead, mean_rouge
 from batch_assets.sources.records import Document
 
 _EVALUATION_TAG = "batch_assets.evaluation"
+# Documents between two lines of progress, a few seconds on two cores.
+_REPORTED_DOCUMENTS = 5
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,7 @@ def evaluate(
         samples: documents whose text may be shown.
         report: takes lines on the progress.
     """
-    names = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-    wanted = [f"{prefix}{name}" for prefix in ("", "lead_") for name in names]
+    wanted = [f"{prefix}{name}" for prefix in ("", "lead_") for name in ROUGE_TYPES]
     if run.tags.get(_EVALUATION_TAG) == data_digest:
         report(f"run {run.run_id} was evaluated on these documents already")
         return Evaluation({name: run.metrics[name] for name in wanted}, False)
@@ -54,9 +56,8 @@ def evaluate(
     started = time.monotonic()
     texts: list[str] = []
     errors = 0
-    step = 5
-    for start in range(0, len(documents), step):
-        part = documents[start : start + step]
+    for start in range(0, len(documents), _REPORTED_DOCUMENTS):
+        part = documents[start : start + _REPORTED_DOCUMENTS]
         for generation in engine.generate([item.document or "" for item in part]):
             texts.append(generation.text or "")
             errors += generation.error_message is not None
@@ -86,8 +87,6 @@ def _log(
     samples: int,
 ) -> None:
     """Write everything to the run through the client, which leaves the run finished."""
-    import json
-
     import mlflow.data
     import pandas as pd
     from mlflow.data.code_dataset_source import CodeDatasetSource
