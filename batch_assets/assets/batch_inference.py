@@ -54,11 +54,12 @@ def batch_inference(
     number = pinned(context, CHAMPION_TAG, lambda: champion(registry.client, settings).number)
     documents = pinned_documents(context, lake)
     model = cache(lambda: scoring_model(registry.client, get_version(registry.client, settings, number), settings))
-    rescored = {"all": set(documents.batches()), "latest": set(context.partition_keys[-1:]), "none": set[str]()}
+    known = context.instance.get_dynamic_partitions(str(BATCHES.name))
+    rescored = {"all": known, "latest": known[-1:], "none": []}[settings.rescore]
 
     def score(batch: str) -> Mapping[str, Any]:
         expected = {"input_version": input_version(documents, batch)}
-        if batch in rescored[settings.rescore]:
+        if batch in rescored:
             expected["model_version"] = number
         if not is_stale(output, batch, expected, lake.open(PROD_DATA).version):
             commit = output.last_commit(batch)
