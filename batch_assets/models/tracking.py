@@ -21,8 +21,10 @@ def connect(settings: Settings) -> Any:
     # Nobody should wait for a survey of a library that the user never called.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    # Our own lines say what goes on; a bar for every small file would bury them.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.transformers"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     import mlflow
     from mlflow.exceptions import MlflowException
 
