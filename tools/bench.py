@@ -8,10 +8,9 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -52,8 +51,7 @@ def _measure(settings: Settings) -> None:
     logged = log_checkpoint(client, settings, checkpoint, dataset, documents[0].document or "", lambda line: None)
     version, _ = register(client, settings.registered_model, logged.run, {})
     model = scoring_model(client, version, settings)
-    resource_of_spark = SparkResource(master="local[*,4]")
-    spark = resource_of_spark.session
+    spark = SparkResource(master="local[*,4]").session
     lake = Lake(settings.lake_uri)
     for batch, rows in (("baseline", _BASELINE_ROWS), ("ours", _OUR_ROWS)):
         snapshot = lake.open(PROD_DATA)
@@ -88,13 +86,15 @@ def _measure(settings: Settings) -> None:
     print(f"spark_udf      {before:6.2f} documents/s ({_BASELINE_ROWS} documents, median of {_RUNS})")
     print(f"batch_assets   {after:6.2f} documents/s ({_OUR_ROWS} documents, median of {_RUNS})")
     print(f"ratio          {after / before:6.1f}")
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    resource_of_spark.teardown_after_execution(_NO_CONTEXT)
-    print(f"peak memory    {own:6.0f} MiB in the driver's Python, {peak:.0f} MiB in its largest child so far")
+    workers = spark.range(8).repartition(8).mapInArrow(_peak_memory, "mebibytes double").collect()
+    print(f"peak memory    {max(row['mebibytes'] for row in workers):6.0f} MiB in the largest Python worker")
+    spark.stop()
 
 
-_NO_CONTEXT: Any = None
+def _peak_memory(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for _ in batches:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        yield pa.RecordBatch.from_pydict({"mebibytes": [peak]})
 
 
 def _rate(work: Callable[[], None], rows: int) -> float:
