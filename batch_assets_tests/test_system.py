@@ -63,6 +63,8 @@ def free_port() -> int:
         ({"MODEL": "t5-small"}, "BATCH_ASSETS_MODEL=smollm2, which needs no hub"),
         ({"DATASET": "EdinburghNLP/xsum"}, "BATCH_ASSETS_DATASET=aclsum, which needs no hub"),
         ({"MODEL": "./nowhere"}, "there is no folder"),
+        ({"MODEL": "~nobody-here/model"}, "there is no folder"),
+        ({"MODEL": "not a/name"}, "BATCH_ASSETS_MODEL=smollm2, which needs no hub"),
         ({"DATASET": "nowhere/*.csv"}, "no file of a data set matches"),
         ({"DATASET": "~nobody-here/x.csv"}, "no file of a data set matches"),
         ({"SPLIT": "dev"}, "has no split 'dev'"),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,10 @@ class Checkpoint:
         return total.hexdigest()
 
 
+def _folder(model: str) -> Path:
+    return Path(os.path.expanduser(model)).resolve()  # noqa: PTH111 - Path.expanduser fails for an unknown user
+
+
 def _is_folder(model: str) -> bool:
     return model.startswith((".", "/", "~")) or Path(model).is_dir()
 
@@ -67,7 +72,9 @@ def check_checkpoint(settings: Settings) -> None:
     if model == EMBEDDED_MODEL:
         smollm2.gguf_file()
     elif _is_folder(model):
-        _check_folder(Path(model).expanduser())
+        folder = _folder(model)
+        _check_folder(folder)
+        _check_tokenizer(folder)
     else:
         import huggingface_hub
         from huggingface_hub.errors import LocalEntryNotFoundError
@@ -81,6 +88,8 @@ def check_checkpoint(settings: Settings) -> None:
                 huggingface_hub.model_info(model, timeout=20)
             except (OSError, ValueError) as error:
                 raise _hub_error(model, error) from error
+        except (OSError, ValueError) as error:
+            raise _hub_error(model, error) from error
 
 
 def load_checkpoint(settings: Settings) -> Checkpoint:
@@ -94,7 +103,7 @@ def load_checkpoint(settings: Settings) -> Checkpoint:
         folder = smollm2.prepare(settings.home / "checkpoints" / smollm2.NAME)
         checkpoint = Checkpoint(smollm2.NAME, folder, smollm2.ORIGIN)
     elif _is_folder(model):
-        folder = Path(model).expanduser().resolve()
+        folder = _folder(model)
         checkpoint = Checkpoint(folder.name, folder, str(folder))
     else:
         import huggingface_hub
@@ -140,7 +149,6 @@ def _check_folder(folder: Path) -> None:
         )
     if "auto_map" in config:
         raise BatchAssetsError(f"the model in {folder} wants to run code of its own, which is never allowed")
-    _check_tokenizer(folder)
 
 
 def _check_tokenizer(folder: Path) -> None:
