@@ -8,9 +8,10 @@ import pytest
 from deltalake import DeltaTable
 
 from batch_assets.automation.stale import is_stale
+from batch_assets.checks.tables import contract_check
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.names import batch_from, check_batch, check_name
-from batch_assets.lake.snapshot import ConcurrentReplacementError
+from batch_assets.lake.snapshot import ConcurrentReplacementError, Lake
 from batch_assets.lake.staging import stage
 from batch_assets.lake.tables import PROD_DATA, TABLES
 
@@ -54,7 +55,7 @@ def test_tables_stay_readable_by_any_delta_reader(lake, table):
     lake.open(table)
     protocol = DeltaTable(lake.table_uri(table)).protocol()
     assert (protocol.min_reader_version, protocol.min_writer_version) == (1, 2)
-    assert lake.open(table).arrow_schema() == table.arrow_schema
+    assert lake.difference(table) is None
 
 
 def test_a_replacement_changes_its_batch_and_no_other(lake):
@@ -226,6 +227,20 @@ def test_a_table_with_other_partitions_is_not_touched(lake):
     write_deltalake(lake.table_uri(PROD_DATA), pa.table({"id": ["1"], "day": ["x"]}), partition_by=["day"])
     with pytest.raises(BatchAssetsError, match="partitioned by day"):
         lake.open(PROD_DATA)
+
+
+def test_the_contract_check_fails_where_a_column_has_another_type_and_passes_where_none_has(tmp_path, lake):
+    from deltalake import write_deltalake
+
+    check = contract_check("prod_data", PROD_DATA)
+    lake.open(PROD_DATA)
+    assert check(lake=lake).passed
+    other = Lake(str(tmp_path / "other"))
+    theirs = {"id": 9, "document": "x", "summary": "y", "batch": "a", "source": "x", "landed_at": NOW}
+    write_deltalake(other.table_uri(PROD_DATA), pa.Table.from_pylist([theirs]), partition_by=["batch"])
+    result = check(lake=other)
+    assert not result.passed
+    assert "column id is int64, not string" in result.metadata["difference"].value
 
 
 def test_spark_reads_a_version_some_columns_and_one_batch_without_opening_the_others(lake, spark, tmp_path):

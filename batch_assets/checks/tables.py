@@ -13,14 +13,8 @@ def contract_check(asset: str, table: Table) -> dg.AssetChecksDefinition:
         asset=asset, name="contract", blocking=True, description=f"{table.name} has the columns of its contract."
     )
     def check(lake: dg.ResourceParam[Lake]) -> dg.AssetCheckResult:
-        found = lake.open(table).arrow_schema()
-        differences = [
-            f"{field.name}: {found.field(field.name).type if field.name in found.names else 'missing'}, "
-            f"should be {field.type}"
-            for field in table.arrow_schema
-            if field.name not in found.names or found.field(field.name).type != field.type
-        ]
-        return dg.AssetCheckResult(passed=not differences, metadata={"differences": differences})
+        difference = lake.difference(table)
+        return dg.AssetCheckResult(passed=difference is None, metadata={"difference": difference or "none"})
 
     return check
 

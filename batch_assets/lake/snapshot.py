@@ -71,6 +71,12 @@ class Lake:
 
         return bool(DeltaTable.is_deltatable(self.table_uri(table), dict(self.storage_options)))
 
+    def difference(self, table: Table) -> str | None:
+        """What sets the Delta table that is there apart from its contract, None if nothing does."""
+        from deltalake import DeltaTable
+
+        return _difference(table, DeltaTable(self.table_uri(table), storage_options=dict(self.storage_options)))
+
     def open(self, table: Table, version: int | None = None) -> "Snapshot":
         """Open a table at a version, by default the newest, and make it if it does not exist.
 
@@ -307,7 +313,3 @@ class Snapshot:
     def _log_since(self, version: int) -> Iterator[tuple[BatchCommit, set[str]]]:
         """Commits that are newer than a version, from the newest."""
         return takewhile(lambda entry: entry[0].version > version, self._log())
-
-    def arrow_schema(self) -> pa.Schema:
-        """The schema that the Delta table has, which should be its contract's."""
-        return pa.schema(self._delta.schema().to_arrow())
