@@ -78,7 +78,7 @@ def _run(settings: Settings, started: float) -> None:
         register_batches,
     )
     from batch_assets.definitions import build_defs
-    from batch_assets.lake.snapshot import Lake
+    from batch_assets.lake.lake import Lake
     from batch_assets.models.checkpoint import load_checkpoint
     from batch_assets.models.pipeline import generation_parameters
     from batch_assets.sources.landing import left_over_batches
@@ -113,7 +113,7 @@ def _summarize(settings: Settings, batches: list[str]) -> None:
     from rich.text import Text
 
     from batch_assets.assets._tables import sample_rows
-    from batch_assets.lake.snapshot import Lake
+    from batch_assets.lake.lake import Lake
     from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, SUMMARY_QUALITY, TABLES
     from batch_assets.quality.report import totals
 
@@ -191,3 +191,26 @@ def ui() -> None:
     settings = _load()
     prepare_dagster_home(settings)
     serve(settings, click.echo)
+
+
+@main.command()
+def upkeep() -> None:
+    """Put small files together, write checkpoints, and remove data files that nothing needs any more.
+
+    It may run beside everything else: a batch that is being replaced meanwhile is left for the next time.
+    """
+    from batch_assets.lake.lake import Lake
+    from batch_assets.lake.tables import TABLES
+    from batch_assets.lake.upkeep import keep_up
+
+    settings = _load()
+    lake = Lake(settings.lake_uri, settings.catalog, settings.schema_name)
+    tables = [table for table in TABLES if lake.exists(table)]
+    if not tables:
+        click.echo(f"there are no tables in {settings.lake_uri} yet")
+    for table in tables:
+        done = keep_up(lake.open(table).delta, settings.vacuum_hours, click.echo)
+        click.echo(
+            f"{table.name}: {done.compacted} files became {done.became}, {done.vacuumed} unneeded files removed, "
+            "checkpoint written"
+        )

@@ -18,7 +18,7 @@ from batch_assets.automation.jobs import materialize_all
 from batch_assets.checks.models import beats_lead_baseline
 from batch_assets.checks.tables import TABLE_CHECKS
 from batch_assets.hub import keep_off_the_hub
-from batch_assets.lake.snapshot import Lake
+from batch_assets.lake.lake import Lake
 from batch_assets.resources.endpoints import EndpointsResource
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.resources.spark import SparkResource

@@ -6,7 +6,7 @@ import socket
 from batch_assets.ai_functions.endpoints import configured_endpoint
 from batch_assets.errors import BatchAssetsError
 from batch_assets.java import check_java
-from batch_assets.lake.snapshot import Lake
+from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import TABLES
 from batch_assets.models.checkpoint import check_checkpoint
 from batch_assets.models.tracking import connect

@@ -82,6 +82,10 @@ class Settings(BaseSettings):
     batches_per_run: int = Field(20, ge=1, description="Batches that one run of a backfill covers.")
     rescore: Literal["none", "latest", "all"] = Field("none", description="Batches that a new champion makes stale.")
 
+    vacuum_hours: int = Field(
+        168, ge=1, description="Upkeep removes unneeded data files older than this; longer than the longest run."
+    )
+
     endpoints: Path | None = Field(None, description="TOML file of endpoints for ai_query.")
     endpoint: str = Field(EMBEDDED_ENDPOINT, description="Endpoint that ai_query_inference asks.")
     ai_query_limit: int = Field(10, ge=0, description="Rows of each batch that ai_query is asked for; 0 = all.")

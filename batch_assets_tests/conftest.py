@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from aclsum import ACLSum
 
-from batch_assets.lake.snapshot import Lake
+from batch_assets.lake.lake import Lake
 from batch_assets.settings import PREFIX, Settings
 from batch_assets_tests import small_t5
 

@@ -9,7 +9,7 @@ import pytest
 
 from batch_assets.automation.launch import materialize_everything, register_batches
 from batch_assets.definitions import build_defs
-from batch_assets.lake.snapshot import Lake
+from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
 from batch_assets.models.registry import champion, with_alias
 from batch_assets.models.tracking import connect

@@ -10,8 +10,9 @@ from deltalake import DeltaTable
 from batch_assets.automation.stale import is_stale
 from batch_assets.checks.tables import contract_check
 from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.lake import Lake
 from batch_assets.lake.names import batch_from, check_batch, check_name
-from batch_assets.lake.snapshot import ConcurrentReplacementError, Lake
+from batch_assets.lake.snapshot import ConcurrentCommitError
 from batch_assets.lake.staging import stage
 from batch_assets.lake.tables import PROD_DATA, TABLES
 
@@ -24,7 +25,7 @@ def stage_rows(snapshot, batch, texts):
         for n, text in enumerate(texts)
     ]
     table = pa.Table.from_pylist(rows, schema=PROD_DATA.file_schema)
-    return stage([table], snapshot.uri, {"batch": batch}, PROD_DATA.file_schema, {})
+    return stage([table], snapshot.staging_area(batch))
 
 
 def replace(lake, batch, texts, **metadata):
@@ -77,7 +78,7 @@ def test_an_empty_result_empties_the_batch_and_is_on_record(lake):
 
 def test_every_add_action_has_statistics_that_hold(lake):
     replace(lake, "a", ["b", "a", "c" * 100])
-    (action,) = pa.table(lake.open(PROD_DATA)._delta.get_add_actions(flatten=False)).to_pylist()
+    (action,) = pa.table(lake.open(PROD_DATA).delta.add_actions()).to_pylist()
     assert action["num_records"] == 3
     assert action["null_count"]["summary"] == 3
     assert (action["min"]["id"], action["max"]["id"]) == ("0", "2")
@@ -115,7 +116,7 @@ def test_of_two_replacements_of_one_batch_the_slower_fails_and_names_the_winner(
     slow = lake.open(PROD_DATA)
     staged = stage_rows(slow, "a", ["slow"])
     winner = replace(lake, "a", ["fast"], run_id="the-fast-run")
-    with pytest.raises(ConcurrentReplacementError, match=f"version {winner} by run the-fast-run"):
+    with pytest.raises(ConcurrentCommitError, match=f"version {winner} by run the-fast-run"):
         slow.replace("a", staged, {"run_id": "slow"})
     assert texts(lake, "a") == ["fast"]
 
@@ -130,7 +131,7 @@ def test_rows_that_another_writer_appended_are_never_removed_unseen(lake, when):
     staged = stage_rows(snapshot, "a", ["ours again"])
     theirs = {"id": "9", "document": "theirs", "summary": None, "batch": "a", "source": "x", "landed_at": NOW}
     write_deltalake(snapshot.uri, pa.Table.from_pylist([theirs], schema=PROD_DATA.arrow_schema), mode="append")
-    with pytest.raises(ConcurrentReplacementError, match="another writer"):
+    with pytest.raises(ConcurrentCommitError, match="another writer"):
         snapshot.replace("a", staged, {})
     assert "theirs" in texts(lake, "a")
     assert not lake.open(PROD_DATA).is_ours("a")
@@ -151,7 +152,7 @@ def test_a_compaction_by_somebody_else_in_between_is_noticed_not_doubled(lake):
     snapshot = lake.open(PROD_DATA)
     staged = stage_rows(snapshot, "a", ["new"])
     assert DeltaTable(snapshot.uri).optimize.compact()["numFilesRemoved"] == 2
-    with pytest.raises(ConcurrentReplacementError, match="another writer"):
+    with pytest.raises(ConcurrentCommitError, match="another writer"):
         snapshot.replace("a", staged, {})
     assert sorted(texts(lake, "a")) == ["one", "two"]
 
@@ -217,7 +218,7 @@ def test_a_storage_fault_at_the_commit_stays_an_error(lake, monkeypatch):
 def test_rows_that_do_not_fit_are_refused_before_a_file_is_written(lake, tmp_path, rows, message):
     snapshot = lake.open(PROD_DATA)
     with pytest.raises(BatchAssetsError, match=message):
-        stage([pa.table(rows)], snapshot.uri, {"batch": "a"}, PROD_DATA.file_schema, {})
+        stage([pa.table(rows)], snapshot.staging_area("a"))
     assert not list((tmp_path / "lake").rglob("*.parquet"))
 
 

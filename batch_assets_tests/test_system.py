@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from batch_assets.lake.snapshot import Lake
+from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
 from batch_assets_tests.conftest import BATCH_ASSETS, environment, write_json_lines
 from batch_assets_tests.servers import ChatServer, completion

@@ -17,7 +17,7 @@ import pyarrow as pa
 from batch_assets.inference.completions import CompletionStore
 from batch_assets.inference.scorer import score_batch
 from batch_assets.lake.deltars import read_snapshot
-from batch_assets.lake.snapshot import Lake
+from batch_assets.lake.lake import Lake
 from batch_assets.lake.staging import stage
 from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
 from batch_assets.models.checkpoint import load_checkpoint
@@ -63,7 +63,7 @@ def _measure(settings: Settings) -> None:
             ],
             schema=PROD_DATA.file_schema,
         )
-        staged = stage([table], snapshot.uri, {"batch": batch}, PROD_DATA.file_schema, {})
+        staged = stage([table], snapshot.staging_area(batch))
         snapshot.replace(batch, staged, {})
     source = lake.open(PROD_DATA)
 

@@ -1,7 +1,6 @@
 """Run a statement with ai_query over one batch, and commit its answers once."""
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from batch_assets.ai_functions.sql import ai_sql
 from batch_assets.errors import BatchAssetsError
 from batch_assets.inference.completions import CompletionStore, FinishedWork, refuse_if_all_failed
 from batch_assets.inference.progress import progress
-from batch_assets.lake.snapshot import Lake, Snapshot
+from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.lake.tables import AI_QUERY_INFERENCE
 
 if TYPE_CHECKING:
@@ -33,8 +32,8 @@ class AnsweredBatch:
 def answer_batch(
     spark: "SparkSession",
     lake: Lake,
-    documents: Snapshot,
-    output: Snapshot,
+    documents: BatchSnapshot,
+    output: BatchSnapshot,
     batch: str,
     endpoint: Endpoint,
     statement: str,
@@ -82,5 +81,5 @@ def answer_batch(
     version = output.replace(batch, staged, metadata)
     asked = store.count() - before
     store.clear()
-    errors = sum(file.rows - json.loads(file.statistics)["nullCount"]["error_message"] for file in staged)
+    errors = sum(file.rows - file.null_counts["error_message"] for file in staged)
     return AnsweredBatch(version, rows, asked, errors, time.monotonic() - started)

@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.snapshot import Lake, Snapshot
+from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.lake.tables import PROD_DATA, Table
 
 _DOCUMENT_VERSION_TAG = "batch_assets/prod_data_version"
@@ -29,7 +29,7 @@ def column_schema(table: Table) -> Mapping[str, Any]:
     return {"dagster/column_schema": dg.TableSchema(columns=columns)}
 
 
-def table_metadata(lake: Lake, snapshot: Snapshot, batch: str, version: int) -> dict[str, Any]:
+def table_metadata(lake: Lake, snapshot: BatchSnapshot, batch: str, version: int) -> dict[str, Any]:
     """Metadata of a materialized batch: where the table is, its version and its rows."""
     return {
         "dagster/table_name": lake.full_name(snapshot.table),
@@ -58,7 +58,7 @@ def _cell(value: Any) -> str:
     return text
 
 
-def sample_rows(snapshot: Snapshot, batch: str, columns: list[str], count: int) -> list[Mapping[str, Any]]:
+def sample_rows(snapshot: BatchSnapshot, batch: str, columns: list[str], count: int) -> list[Mapping[str, Any]]:
     """The first rows of a batch."""
     rows: list[Mapping[str, Any]] = []
     for part in snapshot.read(batch, columns) if count else []:
@@ -80,7 +80,7 @@ def pinned(context: dg.AssetExecutionContext, tag: str, resolve: Callable[[], in
     return int(run.tags[tag])
 
 
-def pinned_documents(context: dg.AssetExecutionContext, lake: Lake) -> Snapshot:
+def pinned_documents(context: dg.AssetExecutionContext, lake: Lake) -> BatchSnapshot:
     """``m4_1_prod_data`` at the version that this run works on."""
     version = pinned(context, _DOCUMENT_VERSION_TAG, lambda: lake.open(PROD_DATA).version)
     return lake.open(PROD_DATA, version)

@@ -20,7 +20,7 @@ from batch_assets.assets.prod_data import prod_data
 from batch_assets.automation.partitions import BATCHES
 from batch_assets.automation.stale import input_version, is_stale
 from batch_assets.inference.completions import CompletionStore
-from batch_assets.lake.snapshot import Lake
+from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.resources.spark import SparkResource

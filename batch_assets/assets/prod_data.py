@@ -9,7 +9,7 @@ import dagster as dg
 from batch_assets.assets._tables import column_schema, each_batch, markdown_sample, sample_rows, table_metadata
 from batch_assets.assets.external import SOURCE_DATASET
 from batch_assets.automation.partitions import BATCHES
-from batch_assets.lake.snapshot import Lake
+from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import PROD_DATA
 from batch_assets.settings import Settings
 from batch_assets.sources.configured import scored_dataset

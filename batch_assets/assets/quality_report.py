@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from batch_assets.assets.summary_quality import summary_quality
-from batch_assets.lake.snapshot import Lake
+from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import SUMMARY_QUALITY
 from batch_assets.quality.report import markdown, totals
 from batch_assets.settings import Settings

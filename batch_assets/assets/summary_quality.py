@@ -10,7 +10,7 @@ from batch_assets.assets.ai_query_inference import ai_query_inference
 from batch_assets.assets.batch_inference import batch_inference
 from batch_assets.automation.partitions import BATCHES
 from batch_assets.automation.stale import input_version, is_stale
-from batch_assets.lake.snapshot import Lake
+from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, SUMMARY_QUALITY
 from batch_assets.resources.spark import SparkResource
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.snapshot import Snapshot
+from batch_assets.lake.lake import BatchSnapshot
 
 
-def input_version(table: Snapshot, batch: str) -> int:
+def input_version(table: BatchSnapshot, batch: str) -> int:
     """The version of a table in which a batch was last changed.
 
     Raises:
@@ -22,7 +22,7 @@ def input_version(table: Snapshot, batch: str) -> int:
     return commit.version
 
 
-def is_stale(output: Snapshot, batch: str, recorded: Mapping[str, Any], newest_input: int) -> bool:
+def is_stale(output: BatchSnapshot, batch: str, recorded: Mapping[str, Any], newest_input: int) -> bool:
     """Whether the last commit of a batch doesn't record what a run would record now.
 
     A run that works on an older version of the input than the last commit did has been overtaken: for it, the

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.inference.contract import SYSTEMIC_ERRORS
+from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.lake.names import check_batch
-from batch_assets.lake.snapshot import Lake, Snapshot
 from batch_assets.lake.storage import file_system, read_parquet
 from batch_assets.lake.tables import Table
 
@@ -130,10 +130,12 @@ class FinishedWork:
     columns: Mapping[str, str]
 
     @classmethod
-    def of(cls, store: CompletionStore, output: Snapshot, batch: str, columns: Mapping[str, str]) -> "FinishedWork":
+    def of(
+        cls, store: CompletionStore, output: BatchSnapshot, batch: str, columns: Mapping[str, str]
+    ) -> "FinishedWork":
         """The finished work on one batch of an output table."""
         files = tuple(data_file.path for data_file in output.files(batch))
-        return cls(store, output.uri, files, dict(output.storage_options), dict(columns))
+        return cls(store, output.uri, files, output.storage_options, dict(columns))
 
     def load(self) -> dict[str, Completion]:
         """All finished completions by request hash."""

@@ -4,7 +4,6 @@ Workers write finished completions as they go, so a run that was killed goes on 
 never pass through the driver.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from batch_assets.errors import BatchAssetsError
 from batch_assets.inference.completions import Completion, CompletionStore, FinishedWork, refuse_if_all_failed
 from batch_assets.inference.contract import Engine, ScoringModel
 from batch_assets.inference.progress import progress
-from batch_assets.lake.snapshot import Snapshot
+from batch_assets.lake.lake import BatchSnapshot
 from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
 
 if TYPE_CHECKING:
@@ -56,8 +55,8 @@ class ScoredBatch:
 
 def score_batch(
     spark: "SparkSession",
-    documents: Snapshot,
-    output: Snapshot,
+    documents: BatchSnapshot,
+    output: BatchSnapshot,
     batch: str,
     model: ScoringModel,
     store: CompletionStore,
@@ -78,7 +77,7 @@ def score_batch(
 
     Raises:
         BatchAssetsError: the rows that were made are not those that were there.
-        ConcurrentReplacementError: somebody else has replaced the batch meanwhile.
+        ConcurrentCommitError: somebody else has replaced the batch meanwhile.
     """
     from batch_assets.lake.deltars import read_snapshot, stage_frame
 
@@ -97,7 +96,7 @@ def score_batch(
         )
     version = output.replace(batch, staged, metadata)
     store.clear()
-    errors = sum(file.rows - json.loads(file.statistics)["nullCount"]["error_message"] for file in staged)
+    errors = sum(file.rows - file.null_counts["error_message"] for file in staged)
     return ScoredBatch(version, rows, scored, errors, time.monotonic() - started)
 
 

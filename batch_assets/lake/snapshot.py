@@ -1,315 +1,461 @@
-"""Tables at a version: what they hold, who wrote it, and the one way to replace a batch."""
+"""Any Delta table as it was at a version: what it holds, who wrote it, and the commits made against that state."""
 
-import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.names import check_batch, check_name, is_batch
-from batch_assets.lake.staging import StagedFile
-from batch_assets.lake.storage import file_system, read_parquet
-from batch_assets.lake.tables import PARTITION, Table
+from batch_assets.lake.data_file import read_data_file
+from batch_assets.lake.features import refuse_unreadable, refuse_unwritable
+from batch_assets.lake.log import METADATA_PREFIX, Commit, Partition, commits
+from batch_assets.lake.partitions import describe, to_log, typed_partition
+from batch_assets.lake.staging import StagedFile, StagingArea
+from batch_assets.lake.storage import file_system
 
-# Commits are read back for what they say of a batch, so the log is kept for ten years.
-_CONFIGURATION = {"delta.logRetentionDuration": "interval 3650 days"}
-_METADATA_PREFIX = "batch_assets."
 # Each failed attempt means that somebody else has committed, so this many in a row don't happen by chance.
-_COMMIT_ATTEMPTS = 50
+_COMMIT_ATTEMPTS = 100
+
+# What delta-rs leaves as it is in a path, seen with 1.6.6; the other characters it writes with a percent sign.
+_PLAIN_IN_PATHS = "!$&'()+,:;=@/"
 
 
-class ConcurrentReplacementError(BatchAssetsError):
-    """Somebody else changed the batch after this run had opened the table; nothing was written."""
+class ConcurrentCommitError(BatchAssetsError):
+    """Somebody else changed the partition after this run had opened the table; nothing was written."""
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """A data file of a table: path relative to the table, size in bytes, rows."""
+    """A data file of a table: path as the log has it, size in bytes, rows, typed partition values."""
 
-    path: str
+    log_path: str
     size: int
     rows: int
+    partition: Partition
+
+    @property
+    def path(self) -> str:
+        """Path relative to the table."""
+        return unquote(self.log_path)
 
 
 @dataclass(frozen=True)
-class BatchCommit:
-    """The last commit that changed a batch; ``metadata`` is what this package recorded in it, if it wrote it."""
+class Transaction:
+    """Names a piece of work in the log: whose it is, and which version of it.
 
+    https://github.com/delta-io/delta/blob/master/PROTOCOL.md#transaction-identifiers
+    """
+
+    app_id: str
     version: int
-    metadata: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Lake:
-    """Where the tables are: ``<uri>/<catalog>/<schema>/<table>``."""
-
-    uri: str
-    catalog: str = "main"
-    schema: str = "default"
-    storage_options: Mapping[str, str] = field(default_factory=dict)
-
-    def table_uri(self, table: Table) -> str:
-        """Root of a table."""
-        parts = (check_name(part) for part in (self.catalog, self.schema, table.name))
-        return "/".join((self.uri.rstrip("/"), *parts))
-
-    def full_name(self, table: Table) -> str:
-        """Three-part name of a table."""
-        return f"{self.catalog}.{self.schema}.{table.name}"
-
-    def exists(self, table: Table) -> bool:
-        """Whether the table has been written yet."""
-        from deltalake import DeltaTable
-
-        return bool(DeltaTable.is_deltatable(self.table_uri(table), dict(self.storage_options)))
-
-    def difference(self, table: Table) -> str | None:
-        """What sets the Delta table that is there apart from its contract, None if nothing does."""
-        from deltalake import DeltaTable
-
-        return _difference(table, DeltaTable(self.table_uri(table), storage_options=dict(self.storage_options)))
-
-    def open(self, table: Table, version: int | None = None) -> "Snapshot":
-        """Open a table at a version, by default the newest, and make it if it does not exist.
-
-        Raises:
-            BatchAssetsError: the table there is not the one this package knows.
-        """
-        from deltalake import DeltaTable, Schema
-
-        uri, options = self.table_uri(table), dict(self.storage_options)
-        if version is None:
-            DeltaTable.create(
-                uri,
-                Schema.from_arrow(table.arrow_schema),
-                mode="ignore",
-                partition_by=[PARTITION],
-                name=table.name,
-                description=table.description,
-                configuration=_CONFIGURATION,
-                storage_options=options,
-            )
-        delta = DeltaTable(uri, version=version, storage_options=options)
-        problem = _difference(table, delta)
-        if problem is not None:
-            raise BatchAssetsError(
-                f"the table at {uri} is not {table.name} as this package knows it: {problem}; move it away, or "
-                "set BATCH_ASSETS_CATALOG or BATCH_ASSETS_SCHEMA to other names"
-            )
-        return Snapshot(table, uri, options, delta)
-
-
-def _difference(table: Table, delta: Any) -> str | None:
-    """What keeps this package from reading and writing a Delta table, None if nothing does."""
-    protocol = delta.protocol()
-    if protocol.min_reader_version > 1:
-        features = protocol.reader_features or [f"reader version {protocol.min_reader_version}"]
-        return f"it needs {', '.join(features)} of its readers"
-    partitions = delta.metadata().partition_columns
-    if partitions != [PARTITION]:
-        return f"it is partitioned by {', '.join(partitions) or 'nothing'}, not by {PARTITION}"
-    found = pa.schema(delta.schema().to_arrow())
-    for column in table.arrow_schema:
-        if column.name not in found.names:
-            return f"it has no column {column.name}"
-        if found.field(column.name).type != column.type:
-            return f"its column {column.name} is {found.field(column.name).type}, not {column.type}"
-    return None
 
 
 class Snapshot:
-    """A table as it was when it was opened. Replacements are committed against this state."""
+    """A Delta table as it was when it was opened. Commits are made against this state."""
 
-    def __init__(self, table: Table, uri: str, storage_options: Mapping[str, str], delta: Any) -> None:
-        self.table = table
+    def __init__(self, uri: str, storage_options: Mapping[str, str], delta: Any) -> None:
         self.uri = uri
-        self.storage_options = storage_options
+        self.storage_options = dict(storage_options)
         self.version: int = delta.version()
+        self.schema: pa.Schema = pa.schema(delta.schema().to_arrow())
+        self.partition_columns: list[str] = delta.metadata().partition_columns
         self._delta = delta
-        self._oldest = self.version
-        self._commits: dict[str, BatchCommit] = {}
-        self._unread_log = self._log()
 
-    @cached_property
-    def _files(self) -> dict[str | None, list[DataFile]]:
-        files: dict[str | None, list[DataFile]] = {}
-        storage = file_system(self.uri, self.storage_options)
-        for action in pa.table(self._delta.get_add_actions(flatten=False)).to_pylist():
-            path, rows = unquote(action["path"]), action["num_records"]
-            if rows is None:  # other writers may leave statistics out
-                rows = pq.read_metadata(path, filesystem=storage).num_rows
-            data_file = DataFile(path, action["size_bytes"], rows)
-            files.setdefault(action["partition"][PARTITION], []).append(data_file)
-        return files
-
-    def batches(self) -> list[str]:
-        """Keys of the batches that hold rows, sorted; values that can't name a batch are left out."""
-        return sorted(batch for batch in self._files if batch is not None and is_batch(batch))
-
-    def files(self, batch: str) -> list[DataFile]:
-        """Data files of one batch."""
-        return self._files.get(batch, [])
-
-    def rows(self, batch: str | None = None) -> int:
-        """Rows of one batch, or of the table, from the statistics in the log."""
-        batches = self._files if batch is None else [batch]
-        return sum(data_file.rows for key in batches for data_file in self._files.get(key, []))
-
-    def read(self, batch: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of one batch, with the partition column.
+    @classmethod
+    def open(cls, uri: str, storage_options: Mapping[str, str] | None = None, version: int | None = None) -> "Snapshot":
+        """Open a table at a version, by default the newest.
 
         Args:
-            batch: key of the batch.
+            uri: a local folder, or what delta-rs understands.
+            storage_options: as in delta-rs.
+            version: of the table.
+
+        Raises:
+            BatchAssetsError: there is no table, or reading it would get it wrong.
+        """
+        from deltalake import DeltaTable
+        from deltalake.exceptions import TableNotFoundError
+
+        options = dict(storage_options or {})
+        try:
+            delta = DeltaTable(uri, version=version, storage_options=options)
+        except TableNotFoundError as error:
+            raise BatchAssetsError(f"there is no Delta table at {uri}") from error
+        refuse_unreadable(delta, uri)
+        return cls(uri, options, delta)
+
+    def check_writable(self) -> None:
+        """Refuse what writes of data files with statistics would get wrong.
+
+        Raises:
+            BatchAssetsError: the table has constraints, generated columns, a change data feed or the like.
+        """
+        refuse_unwritable(self._delta, self.uri)
+
+    def key(self, partition: Mapping[str, Any]) -> Partition:
+        """Typed values of the partition columns, in their order.
+
+        Raises:
+            BatchAssetsError: a partition column is missing, is not one, or has a value of another type.
+        """
+        return tuple(typed_partition(self.uri, partition, self.schema, self.partition_columns).values())
+
+    def staging_area(self, partition: Mapping[str, Any] | None = None) -> StagingArea:
+        """Where files for this table are staged, all of one partition if it is given."""
+        area = StagingArea(self.uri, self.storage_options, self.schema, self.partition_columns)
+        return area if partition is None else area.only(partition)
+
+    def add_actions(self, *, flatten: bool = False) -> pa.Table:
+        """Add actions of the data files, as delta-rs gives them."""
+        return pa.table(self._delta.get_add_actions(flatten=flatten))
+
+    @cached_property
+    def _files(self) -> dict[Partition, list[DataFile]]:
+        files: dict[Partition, list[DataFile]] = {}
+        storage = file_system(self.uri, self.storage_options)
+        for action in self.add_actions().to_pylist():
+            rows = action["num_records"]
+            if rows is None:  # other writers may leave statistics out
+                rows = pq.read_metadata(unquote(action["path"]), filesystem=storage).num_rows
+            key = tuple(action["partition"][name] for name in self.partition_columns)
+            files.setdefault(key, []).append(DataFile(action["path"], action["size_bytes"], rows, key))
+        return files
+
+    def partitions(self) -> list[Partition]:
+        """Partitions that hold files, in the order of the log."""
+        return list(self._files)
+
+    def files(self, partition: Mapping[str, Any] | None = None) -> list[DataFile]:
+        """Data files of one partition, or of the table."""
+        if partition is not None:
+            return self._files.get(self.key(partition), [])
+        return [file for files in self._files.values() for file in files]
+
+    def rows(self, partition: Mapping[str, Any] | None = None) -> int:
+        """Rows of one partition, or of the table, from the statistics in the log."""
+        return sum(file.rows for file in self.files(partition))
+
+    def read(self, partition: Mapping[str, Any], columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of one partition.
+
+        Args:
+            partition: partition column to value.
             columns: columns wanted, by default all.
         """
-        wanted = [name for name in (columns or self.table.column_names) if name != PARTITION]
-        files = file_system(self.uri, self.storage_options)
-        for data_file in self.files(batch):
-            for rows in read_parquet(files, data_file.path, wanted):
-                yield rows.append_column(PARTITION, pa.array([batch] * rows.num_rows, pa.string()))
+        yield from self.read_files(self.files(partition), columns)
 
-    def last_commit(self, batch: str) -> BatchCommit | None:
-        """The last commit up to this version that changed the batch, read from the log; None if there is none.
+    def read_files(self, files: Sequence[DataFile], columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of some of the files, in the columns wanted, by default all."""
+        wanted = pa.schema([self.schema.field(name) for name in columns or self.schema.names])
+        storage = file_system(self.uri, self.storage_options)
+        for file in files:
+            values = dict(zip(self.partition_columns, file.partition, strict=True))
+            yield from read_data_file(storage, file.path, wanted, values)
 
-        Commits that only rearrange files (``dataChange`` false) don't count.
+    def add_columns(self, columns: pa.Schema) -> None:
+        """Add columns to the table, in a commit of its own, where it doesn't have them yet.
+
+        Raises:
+            BatchAssetsError: it has one of them with another type.
         """
-        while batch not in self._commits:
-            entry = next(self._unread_log, None)
-            if entry is None:
-                break
-            commit, batches = entry
-            for changed in batches:
-                self._commits.setdefault(changed, commit)
-        if batch not in self._commits and self.files(batch):
-            # Its commit has been cleaned up; the oldest version that is left is later than it.
-            return BatchCommit(self._oldest, {})
-        return self._commits.get(batch)
+        from deltalake import Field
 
-    def is_ours(self, batch: str) -> bool:
-        """Whether this package wrote all rows of a batch, or it has none."""
-        commit = self.last_commit(batch)
-        return commit is None or (bool(commit.metadata) and commit.metadata["rows"] == self.rows(batch))
+        newest = self._newest()
+        there = pa.schema([field for field in columns if field.name in newest.schema.names])
+        problem = schema_difference(there, newest.schema)
+        if problem is not None:
+            raise ConcurrentCommitError(f"no column was added to the table at {self.uri}: {problem}")
+        missing = [Field.from_arrow(field) for field in columns if field.name not in newest.schema.names]
+        if missing:
+            newest._delta.alter.add_columns(missing)
 
-    def _log(self) -> Iterator[tuple[BatchCommit, set[str]]]:
-        """Commits from the newest to the oldest, each with the batches that it changed."""
-        files = file_system(self.uri, self.storage_options)
-        for version in range(self.version, -1, -1):
-            try:
-                with files.open_input_stream(f"_delta_log/{version:020d}.json") as stream:
-                    lines = stream.read().decode().splitlines()
-            except FileNotFoundError:
-                return  # older commits live in a checkpoint and have been cleaned up
-            self._oldest = version
-            actions = [json.loads(line) for line in lines if line]
-            info: dict[str, Any] = next((a["commitInfo"] for a in actions if "commitInfo" in a), {})
-            metadata = {
-                key.removeprefix(_METADATA_PREFIX): value
-                for key, value in info.items()
-                if key.startswith(_METADATA_PREFIX)
-            }
-            changed = {
-                (change.get("partitionValues") or {}).get(PARTITION)
-                for action in actions
-                for change in (action.get("add"), action.get("remove"))
-                if change and change.get("dataChange")
-            }
-            # A replacement of an empty batch by nothing changes no file, but it is on record.
-            changed.add(metadata.get("batch"))
-            yield BatchCommit(version, metadata), {batch for batch in changed if batch is not None}
+    def commits(self) -> Iterator[Commit]:
+        """Commits from this version to the oldest whose log entry is still there."""
+        return commits(self.uri, self.storage_options, self.schema, self.partition_columns, self.version)
 
-    def replace(self, batch: str, staged: Sequence[StagedFile], metadata: Mapping[str, Any]) -> int:
-        """Replace the rows of one batch by staged files in one commit, or change nothing.
+    def append(
+        self, staged: Sequence[StagedFile], metadata: Mapping[str, Any], transaction: Transaction | None = None
+    ) -> int:
+        """Add staged files in one commit.
+
+        Args:
+            staged: the files; an append of none commits nothing.
+            metadata: what the commit should record.
+            transaction: commits nothing if the log holds this or a later version of the same application.
+
+        Returns:
+            Version of the commit, or of the table where nothing was committed.
+
+        Raises:
+            ConcurrentCommitError: the table's columns were changed since this snapshot was taken.
+        """
+        if not staged:
+            return self.version
+        return self._commit(_Change(staged, [], None, metadata, transaction, once=transaction is not None))
+
+    def replace(
+        self,
+        partition: Mapping[str, Any],
+        staged: Sequence[StagedFile],
+        metadata: Mapping[str, Any],
+        transaction: Transaction | None = None,
+        *,
+        once: bool = False,
+    ) -> int:
+        """Replace the rows of one partition by staged files in one commit, or change nothing.
 
         The files that go are listed one by one from this snapshot, so nothing else can go with them.
 
         Args:
-            batch: key of the batch.
-            staged: files that hold its new rows; none empties the batch.
-            metadata: what the commit should record; ``input_version`` becomes the version of the app
-                transaction that makes a rival replacement of the same batch fail.
+            partition: partition column to value; empty for a table without partitions.
+            staged: files that hold its new rows; none empties the partition.
+            metadata: what the commit should record.
+            transaction: recorded in the log.
+            once: commit nothing if the log holds this or a later version of the transaction.
 
         Returns:
             Version of the commit.
 
         Raises:
-            ConcurrentReplacementError: the batch was changed since this snapshot was taken.
+            ConcurrentCommitError: the partition was changed since this snapshot was taken.
+            BatchAssetsError: the table can't be written correctly here, or a staged file is gone.
         """
-        from deltalake import CommitProperties, Transaction
-        from deltalake.exceptions import CommitFailedError, DeltaError
-        from deltalake.transaction import AddAction, RemoveAction
+        if self._delta.metadata().configuration.get("delta.appendOnly") == "true":
+            raise BatchAssetsError(
+                f"the table at {self.uri} is append-only (delta.appendOnly): nothing can be replaced"
+            )
+        return self._commit(_Change(staged, self.files(partition), self.key(partition), metadata, transaction, once))
 
-        check_batch(batch)
-        failure: Exception | None = None
-        now = int(time.time() * 1000)
-        values: dict[str, str | None] = {PARTITION: batch}
-        actions: list[AddAction | RemoveAction] = [
-            AddAction(file.path, file.size, values, now, True, file.statistics) for file in staged
-        ]
-        actions += [RemoveAction(file.path, True, now, file.size, values) for file in self.files(batch)]
-        recorded = {
-            **metadata,
-            "batch": batch,
-            "rows": sum(file.rows for file in staged),
-            "commit_id": str(uuid.uuid4()),
-        }
-        transaction = Transaction(
-            f"batch_assets/{self.table.name}/{batch}", int(metadata.get("input_version", self.version)), now
+    def rearrange(self, partition: Mapping[str, Any], staged: Sequence[StagedFile], gone: Sequence[DataFile]) -> int:
+        """Put staged files in the place of others that hold the same rows, in one commit that changes no data.
+
+        Raises:
+            ConcurrentCommitError: the partition was changed since this snapshot was taken.
+            BatchAssetsError: the staged files don't hold as many rows.
+        """
+        rows, before = sum(file.rows for file in staged), sum(file.rows for file in gone)
+        if rows != before:
+            raise BatchAssetsError(f"{before} rows of {describe(partition)} became {rows}; nothing was committed")
+        return self._commit(_Change(staged, gone, self.key(partition), {}, None, once=False, data_change=False))
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint of the newest version, so that readers need not read the whole log."""
+        self._newest()._delta.create_checkpoint()
+
+    def vacuum(self, retention_hours: int) -> list[str]:
+        """Remove files that no version needs that is younger than the retention, also those never committed.
+
+        Returns:
+            The removed files.
+        """
+        removed: list[str] = self._newest()._delta.vacuum(
+            retention_hours, dry_run=False, enforce_retention_duration=False, full=True
         )
+        return removed
+
+    def _commit(self, change: "_Change") -> int:
+        """Commit as the version right after one that has been looked at, so that nobody comes in between."""
+        from deltalake.exceptions import DeltaError
+
+        self._refuse_unnameable(change.gone)
+        self._refuse_missing(change.staged)
+        commit_id = str(uuid.uuid4())
+        actions, properties = change.for_delta(self.partition_columns, commit_id)
+        failure: Exception | None = None
+        tried: int | None = None
         for _ in range(_COMMIT_ATTEMPTS):
             newest = self._newest()
-            self._refuse_if_changed(batch, newest)
-            failure = None
+            for commit in newest._since(self.version):
+                # Also where the answer to an attempt was lost on its way back.
+                if commit.metadata.get("commit_id") == commit_id:
+                    return commit.version
+                if change.replaced is not None and commit.may_touch(change.replaced):
+                    raise self._overtaken(change.replaced, commit)
+            if newest.version == tried:
+                break
+            if change.once and newest._holds(change.transaction):
+                return newest.version
+            newest._refuse_unfit(self)
+            tried = newest.version
             try:
                 newest._delta.create_write_transaction(
                     actions,
                     "append",
                     newest._delta.schema(),
-                    [PARTITION],
-                    commit_properties=CommitProperties(
-                        custom_metadata={f"{_METADATA_PREFIX}{key}": value for key, value in recorded.items()},
-                        app_transactions=[transaction],
-                    ),
+                    self.partition_columns,
+                    commit_properties=properties,
                 )
             except (DeltaError, OSError) as error:
-                # The answer may have been lost on its way back: only the log says whether the commit is there.
                 failure = error
-            for commit, _batches in self._newest()._log_since(self.version):
-                if commit.metadata.get("commit_id") == recorded["commit_id"]:
-                    return commit.version
-            if not isinstance(failure, CommitFailedError):
-                break
-            # delta-rs takes the removal of any file since for a conflict; whether it was one of ours is seen above.
-        raise failure or BatchAssetsError(
-            f"the commit of batch {batch} to {self.table.name} is not in the table's log: look at {self.uri}"
-        )
-
-    def _refuse_if_changed(self, batch: str, newest: "Snapshot") -> None:
-        """Refuse where the files of a batch are not those of this snapshot any more, for whatever reason."""
-        if {file.path for file in newest.files(batch)} == {file.path for file in self.files(batch)}:
-            return
-        changes = newest._log_since(self.version)
-        winner = next((commit for commit, batches in changes if batch in batches), None)
-        by = f"run {winner.metadata['run_id']}" if winner and "run_id" in winner.metadata else "another writer"
-        raise ConcurrentReplacementError(
-            f"batch {batch} of {self.table.name} was changed in version {winner.version if winner else newest.version} "
-            f"by {by} after this run had opened the table at version {self.version}; nothing was written: run it "
-            "again if it is still stale"
-        )
+        raise failure or BatchAssetsError(f"a commit to {self.uri} is not in its log: look at {self.uri}/_delta_log")
 
     def _newest(self) -> "Snapshot":
-        from deltalake import DeltaTable
+        newest = Snapshot.open(self.uri, self.storage_options)
+        if newest._delta.metadata().id != self._delta.metadata().id:
+            raise ConcurrentCommitError(
+                f"the table at {self.uri} was made anew after this run had opened it at version {self.version}; "
+                "nothing was written: run it again"
+            )
+        return newest
 
-        delta = DeltaTable(self.uri, storage_options=dict(self.storage_options))
-        return Snapshot(self.table, self.uri, self.storage_options, delta)
+    def _since(self, version: int) -> Iterator[Commit]:
+        """Commits that are newer than a version, from the newest; all of them, or an error."""
+        oldest = self.version + 1
+        for commit in takewhile(lambda commit: commit.version > version, self.commits()):
+            oldest = commit.version
+            yield commit
+        if oldest > version + 1:
+            raise ConcurrentCommitError(
+                f"the log of the table at {self.uri} no longer has the versions after {version}, at which this run "
+                "had opened it, so what they changed can't be seen; nothing was written: run it again"
+            )
 
-    def _log_since(self, version: int) -> Iterator[tuple[BatchCommit, set[str]]]:
-        """Commits that are newer than a version, from the newest."""
-        return takewhile(lambda entry: entry[0].version > version, self._log())
+    def _holds(self, transaction: Transaction | None) -> bool:
+        if transaction is None:
+            return False
+        version = self._delta.transaction_version(transaction.app_id)
+        return version is not None and version >= transaction.version
+
+    def _overtaken(self, partition: Partition, winner: Commit) -> ConcurrentCommitError:
+        which = describe(dict(zip(self.partition_columns, partition, strict=True)))
+        return ConcurrentCommitError(
+            f"{which} of the table at {self.uri} was changed in version {winner.version} by {winner.author} "
+            f"after this run had opened it at version {self.version}; nothing was written: run it again if it is "
+            "still stale"
+        )
+
+    def _refuse_unfit(self, older: "Snapshot") -> None:
+        """Refuse a commit of files that were made for an older state of the table if they don't fit it any more."""
+        self.check_writable()
+        problem = schema_difference(older.schema, self.schema)
+        if problem is None and older.partition_columns != self.partition_columns:
+            problem = f"it is partitioned by {', '.join(self.partition_columns) or 'nothing'}"
+        if problem is not None:
+            raise ConcurrentCommitError(
+                f"the columns of the table at {self.uri} were changed after this run had opened it at version "
+                f"{older.version}: {problem}; nothing was written: run it again"
+            )
+
+    def _refuse_unnameable(self, gone: Sequence[DataFile]) -> None:
+        for file in gone:
+            if quote(file.path, safe=_PLAIN_IN_PATHS) != file.log_path:
+                raise BatchAssetsError(
+                    f"the log of the table at {self.uri} spells the path {file.log_path} in a way that delta-rs would "
+                    "not repeat, so the file would stay; rewrite that partition with the engine that wrote it"
+                )
+
+    def _refuse_missing(self, staged: Sequence[StagedFile]) -> None:
+        if not staged:
+            return
+        found = file_system(self.uri, self.storage_options).get_file_info([file.path for file in staged])
+        for file, info in zip(staged, found, strict=True):
+            if info.size != file.size:
+                raise BatchAssetsError(
+                    f"{file.path} was written by this run and is not there any more as it was; nothing was committed: "
+                    "run it again, and vacuum the table only of files that are older than the longest run"
+                )
+
+
+def create_table(
+    uri: str,
+    storage_options: Mapping[str, str],
+    schema: pa.Schema,
+    partition_columns: Sequence[str],
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    configuration: Mapping[str, str | None] | None = None,
+) -> None:
+    """Make an empty table where there is none.
+
+    Args:
+        uri: a local folder, or what delta-rs understands.
+        storage_options: as in delta-rs.
+        schema: columns of the table.
+        partition_columns: those of them that it is partitioned by.
+        name: of the table, for people.
+        description: of the table, for people.
+        configuration: table properties.
+    """
+    from deltalake import DeltaTable, Schema
+    from deltalake.exceptions import DeltaError
+
+    options = dict(storage_options)
+    if DeltaTable.is_deltatable(uri, options):
+        return
+    try:
+        DeltaTable.create(
+            uri,
+            Schema.from_arrow(schema),
+            partition_by=list(partition_columns),
+            name=name,
+            description=description,
+            configuration=configuration,
+            storage_options=options,
+        )
+    except DeltaError:
+        if not DeltaTable.is_deltatable(uri, options):  # else somebody else was faster
+            raise
+
+
+def schema_difference(wanted: pa.Schema, found: pa.Schema) -> str | None:
+    """Why rows with some columns don't fit a table that has others, None if they do; further columns may be null."""
+    for field in wanted:
+        if field.name not in found.names:
+            return f"it has no column {field.name}"
+        if found.field(field.name).type != field.type:
+            return f"its column {field.name} is {found.field(field.name).type}, not {field.type}"
+    for field in found:
+        if field.name not in wanted.names and not field.nullable:
+            return f"its column {field.name} must not be null"
+    return None
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What a commit adds and removes; ``replaced`` is the partition that nobody else may have touched."""
+
+    staged: Sequence[StagedFile]
+    gone: Sequence[DataFile]
+    replaced: Partition | None
+    metadata: Mapping[str, Any]
+    transaction: Transaction | None
+    once: bool
+    data_change: bool = True
+
+    def for_delta(self, partition_columns: Sequence[str], commit_id: str) -> tuple[list[Any], Any]:
+        """Actions and commit properties for delta-rs."""
+        from deltalake import CommitProperties
+        from deltalake import Transaction as DeltaTransaction
+        from deltalake.transaction import AddAction, RemoveAction
+
+        now = int(time.time() * 1000)
+
+        def texts(partition: Partition) -> dict[str, str | None]:
+            return {name: to_log(value) for name, value in zip(partition_columns, partition, strict=True)}
+
+        actions: list[Any] = [
+            AddAction(file.path, file.size, file.partition_values, now, self.data_change, file.statistics)
+            for file in self.staged
+        ]
+        actions += [
+            RemoveAction(file.path, self.data_change, now, file.size, texts(file.partition)) for file in self.gone
+        ]
+        recorded = {**self.metadata, "rows": sum(file.rows for file in self.staged), "commit_id": commit_id}
+        if self.data_change and self.replaced is not None:
+            recorded["partition"] = texts(self.replaced)
+        transactions = [] if self.transaction is None else [self.transaction]
+        properties = CommitProperties(
+            custom_metadata={f"{METADATA_PREFIX}{key}": value for key, value in recorded.items()},
+            # Without retries, delta-rs writes the version after the one it was given, or fails.
+            max_commit_retries=0,
+            app_transactions=[DeltaTransaction(t.app_id, t.version, now) for t in transactions],
+        )
+        return actions, properties

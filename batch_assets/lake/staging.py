@@ -1,123 +1,215 @@
 """Write data files that no commit knows yet, each with the statistics its add action needs."""
 
 import json
-import math
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
-from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.partitions import check_types, describe, folder, to_log, typed, typed_partition
+from batch_assets.lake.statistics import statistics
 from batch_assets.lake.storage import file_system
 
-# Longer texts get no minimum and maximum: nobody prunes by them, and the log would carry them.
-_LONGEST_STATISTIC = 64
+# Rows wait for a row group of this size: small ones compress badly, large ones cost memory.
+_ROW_GROUP_BYTES = 64 * 1024 * 1024
+# Each open file of an object store holds a part of some megabytes.
+_MOST_OPEN_FILES = 64
 
-STAGED_FILE_DDL = "path string, size long, rows long, statistics string"
+STAGED_FILE_DDL = "path string, size long, rows long, partition string, statistics string"
 
 
 @dataclass(frozen=True)
 class StagedFile:
     """A data file that lies in the table's folder and waits for its commit.
 
-    ``path`` is relative to the table, ``size`` in bytes, ``statistics`` the JSON of the Delta protocol
-    (https://github.com/delta-io/delta/blob/master/PROTOCOL.md#per-file-statistics).
+    ``path`` is relative to the table, ``size`` in bytes; ``partition`` is the JSON of partition column to value,
+    ``statistics`` that of the Delta protocol.
     """
 
     path: str
     size: int
     rows: int
+    partition: str
     statistics: str
+
+    @property
+    def partition_values(self) -> dict[str, str | None]:
+        """Partition column to its value as the log writes it."""
+        values: dict[str, str | None] = json.loads(self.partition)
+        return values
+
+    @property
+    def null_counts(self) -> dict[str, int]:
+        """Column to the number of its nulls."""
+        counts: dict[str, int] = json.loads(self.statistics)["nullCount"]
+        return counts
+
+
+@dataclass(frozen=True)
+class StagingArea:
+    """Where and as what files are staged: a table, and the one partition they are for, if it is one.
+
+    ``schema`` has all columns. With ``partition`` given, rows may lack the partition columns.
+
+    Raises:
+        BatchAssetsError: the table is partitioned by columns that can't be written.
+    """
+
+    uri: str
+    storage_options: Mapping[str, str]
+    schema: pa.Schema
+    partition_columns: Sequence[str]
+    partition: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self.schema, self.partition_columns)
+
+    def only(self, partition: Mapping[str, Any]) -> "StagingArea":
+        """The same for one partition.
+
+        Raises:
+            BatchAssetsError: a partition column is missing, is not one, or has a value of another type.
+        """
+        return replace(self, partition=typed_partition(self.uri, partition, self.schema, self.partition_columns))
+
+    @cached_property
+    def file_schema(self) -> pa.Schema:
+        """The columns that data files hold: all but the partition columns."""
+        return pa.schema([field for field in self.schema if field.name not in self.partition_columns])
 
 
 class TableWriter:
-    """Collects batches of rows into one staged Parquet file."""
+    """Collects batches of rows into one staged Parquet file a partition."""
 
-    def __init__(
-        self, table_uri: str, partition: Mapping[str, str], schema: pa.Schema, storage_options: Mapping[str, str]
-    ) -> None:
-        folder = "/".join(f"{quote(name, safe='')}={quote(value, safe='')}" for name, value in partition.items())
-        self._path = f"{folder}/part-{uuid.uuid4()}.parquet"
-        self._schema = schema
-        self._files = file_system(table_uri, storage_options)
-        self._statistics = _Statistics(schema)
-        self._writer: pq.ParquetWriter | None = None
+    def __init__(self, area: StagingArea) -> None:
+        self._area = area
+        self._open: dict[tuple[Any, ...], _FileWriter] = {}
+        self._staged: list[StagedFile] = []
 
     def write(self, rows: pa.RecordBatch | pa.Table) -> None:
-        """Append rows.
+        """Append rows, with their columns in any order.
 
         Raises:
-            BatchAssetsError: a column is missing, has another type, or has a null it must not have.
+            BatchAssetsError: a column is missing, has another type, or has a null it must not have; or a row
+                belongs to another partition than the one given.
         """
-        table = _conform(rows, self._schema)
-        if table.num_rows == 0:
-            return
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, self._schema, filesystem=self._files, compression="zstd")
-        self._writer.write_table(table)
-        self._statistics.add(table)
+        table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
+        for values, part in self._by_partition(table):
+            part = _conform(part, self._area.file_schema)
+            if part.num_rows == 0:
+                continue
+            if values not in self._open:
+                if len(self._open) == _MOST_OPEN_FILES:
+                    self._finish()
+                partition = dict(zip(self._area.partition_columns, values, strict=True))
+                self._open[values] = _FileWriter(self._area, partition)
+            self._open[values].add(part)
+        while sum(file.waiting for file in self._open.values()) > _ROW_GROUP_BYTES:
+            max(self._open.values(), key=lambda file: file.waiting).flush()
 
     def close(self) -> list[StagedFile]:
-        """Finish the file; an empty list where no row was written."""
-        if self._writer is None:
-            return []
+        """Finish the files; an empty list where no row was written."""
+        self._finish()
+        return self._staged
+
+    def _finish(self) -> None:
+        self._staged += [file.close() for file in self._open.values()]
+        self._open.clear()
+
+    def _by_partition(self, table: pa.Table) -> Iterator[tuple[tuple[Any, ...], pa.Table]]:
+        """Rows of each partition, with its values."""
+        columns, only = list(self._area.partition_columns), self._area.partition
+        there = [name for name in columns if name in table.column_names]
+        if only is not None and not there:
+            yield tuple(only[name] for name in columns), table
+            return
+        if not columns:
+            yield (), table
+            return
+        for name in columns:
+            if name not in there:
+                raise BatchAssetsError(f"the rows to be written lack the partition column {name}")
+        keys = _conform(table, pa.schema([self._area.schema.field(name) for name in columns]))
+        positions = pa.array(range(table.num_rows), pa.int64())
+        groups = keys.append_column("", positions).group_by(columns, use_threads=False).aggregate([("", "list")])
+        for group in groups.to_pylist():
+            values = tuple(typed(name, group[name], self._area.schema.field(name).type) for name in columns)
+            if only is not None and values != tuple(only[name] for name in columns):
+                raise BatchAssetsError(
+                    f"a row with {describe(dict(zip(columns, values, strict=True)))} can't go into the replacement of "
+                    f"{describe(only)}"
+                )
+            whole = len(group["_list"]) == table.num_rows
+            yield values, table if whole else table.take(pa.array(group["_list"], pa.int64()))
+
+
+class _FileWriter:
+    """One Parquet file; rows wait until they fill a row group."""
+
+    def __init__(self, area: StagingArea, partition: Mapping[str, Any]) -> None:
+        self._partition = {column: to_log(value) for column, value in partition.items()}
+        self._path = "/".join([*filter(None, [folder(partition)]), f"part-{uuid.uuid4()}.parquet"])
+        self._schema = area.file_schema
+        self._files = file_system(area.uri, area.storage_options)
+        self._footers: list[pq.FileMetaData] = []
+        self._writer = pq.ParquetWriter(
+            self._path,
+            self._schema,
+            filesystem=self._files,
+            compression="zstd",
+            metadata_collector=self._footers,
+        )
+        self._rows: list[pa.Table] = []
+        self.waiting = 0
+
+    def add(self, rows: pa.Table) -> None:
+        self._rows.append(rows)
+        self.waiting += rows.nbytes
+
+    def flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.concat_tables(self._rows))
+        self._rows, self.waiting = [], 0
+
+    def close(self) -> StagedFile:
+        self.flush()
         self._writer.close()
+        (footer,) = self._footers
         size = self._files.get_file_info(self._path).size
-        return [StagedFile(self._path, size, self._statistics.rows, self._statistics.to_json())]
+        return StagedFile(
+            self._path, size, footer.num_rows, json.dumps(self._partition), statistics(footer, self._schema)
+        )
 
 
-def stage(
-    batches: Iterable[pa.RecordBatch | pa.Table],
-    table_uri: str,
-    partition: Mapping[str, str],
-    schema: pa.Schema,
-    storage_options: Mapping[str, str],
-) -> list[StagedFile]:
-    """Write rows as at most one file of one partition.
-
-    Args:
-        batches: rows in the columns of ``schema``, in any order of columns.
-        table_uri: root of the table.
-        partition: partition column to value.
-        schema: the columns that data files hold.
-        storage_options: as in delta-rs.
-
-    Returns:
-        The staged file, or nothing where there were no rows.
+def stage(batches: Iterable[pa.RecordBatch | pa.Table], area: StagingArea) -> list[StagedFile]:
+    """Write rows as at most one file a partition, or a few where there are very many partitions.
 
     Raises:
-        BatchAssetsError: rows that don't fit the schema.
+        BatchAssetsError: rows that don't fit the table.
     """
-    writer = TableWriter(table_uri, partition, schema, storage_options)
+    writer = TableWriter(area)
     for rows in batches:
         writer.write(rows)
     return writer.close()
 
 
-def staged_files_batches(
-    batches: Iterator[pa.RecordBatch],
-    table_uri: str,
-    partition: Mapping[str, str],
-    schema: pa.Schema,
-    storage_options: Mapping[str, str],
-) -> Iterator[pa.RecordBatch]:
+def staged_files_batches(batches: Iterator[pa.RecordBatch], area: StagingArea) -> Iterator[pa.RecordBatch]:
     """The same for ``DataFrame.mapInArrow``: rows in, a row of ``STAGED_FILE_DDL`` for each file out."""
-    staged = stage(batches, table_uri, partition, schema, storage_options)
+    staged = stage(batches, area)
     if staged:
-        yield pa.RecordBatch.from_pylist([file.__dict__ for file in staged])
+        yield pa.RecordBatch.from_pylist([asdict(file) for file in staged])
 
 
-def _conform(rows: pa.RecordBatch | pa.Table, schema: pa.Schema) -> pa.Table:
-    table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
-    missing = [name for name in schema.names if name not in table.column_names]
+def _conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    missing = [name for name in schema.names if name not in rows.column_names]
     if missing:
         raise BatchAssetsError(f"the rows to be written lack the column(s) {', '.join(missing)}")
-    table = table.select(schema.names)
+    table = rows.select(schema.names)
     for field in schema:
         nulls = table[field.name].null_count
         if nulls and not field.nullable:
@@ -126,66 +218,3 @@ def _conform(rows: pa.RecordBatch | pa.Table, schema: pa.Schema) -> pa.Table:
         return table.cast(schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise BatchAssetsError(f"the rows to be written don't fit the table: {error}") from error
-
-
-class _Statistics:
-    """numRecords, nullCount, minValues and maxValues, kept while rows go by."""
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self.rows = 0
-        self._nulls = dict.fromkeys(schema.names, 0)
-        self._ranges: dict[str, tuple[Any, Any]] = {}
-        self._skipped = {
-            field.name
-            for field in schema
-            if not (
-                pa.types.is_integer(field.type)
-                or pa.types.is_floating(field.type)
-                or pa.types.is_string(field.type)
-                or pa.types.is_timestamp(field.type)
-            )
-        }
-
-    def add(self, table: pa.Table) -> None:
-        import pyarrow.compute as pc
-
-        self.rows += table.num_rows
-        for name in table.column_names:
-            column = table[name]
-            self._nulls[name] += column.null_count
-            if name in self._skipped or column.null_count == len(column):
-                continue
-            bounds = pc.min_max(column)
-            low, high = bounds["min"].as_py(), bounds["max"].as_py()
-            if isinstance(low, str) and max(len(low), len(high)) > _LONGEST_STATISTIC:
-                self._skipped.add(name)
-                self._ranges.pop(name, None)
-                continue
-            known = self._ranges.get(name)
-            self._ranges[name] = (min(low, known[0]), max(high, known[1])) if known else (low, high)
-
-    def to_json(self) -> str:
-        ranges = {
-            name: (low, high)
-            for name, (low, high) in self._ranges.items()
-            if not any(isinstance(value, float) and not math.isfinite(value) for value in (low, high))
-        }
-        return json.dumps(
-            {
-                "numRecords": self.rows,
-                "minValues": {name: _plain(low) for name, (low, _) in ranges.items()},
-                "maxValues": {
-                    # Statistics hold milliseconds: a maximum is rounded up so that it stays one.
-                    name: _plain(high + timedelta(microseconds=999) if isinstance(high, datetime) else high)
-                    for name, (_, high) in ranges.items()
-                },
-                "nullCount": self._nulls,
-            }
-        )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        utc = value.astimezone(UTC)
-        return utc.strftime("%Y-%m-%dT%H:%M:%S.") + f"{utc.microsecond // 1000:03d}Z"
-    return value

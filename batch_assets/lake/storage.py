@@ -25,10 +25,6 @@ def file_system(root: str, storage_options: Mapping[str, str]) -> pafs.FileSyste
 
 
 def read_parquet(files: pafs.FileSystem, path: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of one Parquet file.
-
-    Everything happens in the calling thread: these file systems are written in Python, and a thread of
-    Arrow's that still talks to one while the interpreter ends takes the process down with it.
-    """
+    """Yield the rows of one Parquet file, read in the calling thread (see ``data_file``)."""
     with files.open_input_file(path) as source:
         yield from pq.ParquetFile(source, pre_buffer=False).iter_batches(columns=columns, use_threads=False)

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from batch_assets.lake.snapshot import Snapshot
+from batch_assets.lake.lake import BatchSnapshot
 from batch_assets.lake.staging import stage
-from batch_assets.lake.tables import PARTITION
 from batch_assets.quality.measures import measure_names, per_document
 from batch_assets.quality.rouge import ROUGE_TYPES
 
@@ -67,10 +66,10 @@ def measure_batch(batch: str, table_name: str, summaries: "DataFrame") -> list[d
 
 def measure_tables(
     spark: "SparkSession",
-    documents: Snapshot,
-    scored: Snapshot,
-    answered: Snapshot,
-    output: Snapshot,
+    documents: BatchSnapshot,
+    scored: BatchSnapshot,
+    answered: BatchSnapshot,
+    output: BatchSnapshot,
     batch: str,
     metadata: Mapping[str, Any],
 ) -> int:
@@ -94,7 +93,7 @@ def measure_tables(
     kept = [row for table in output.read(batch) for row in table.to_pylist() if _key(row) not in measured]
     schema = output.table.file_schema
     rows = pa.Table.from_pylist(kept + new, schema=schema)
-    staged = stage([rows], output.uri, {PARTITION: batch}, schema, output.storage_options)
+    staged = stage([rows], output.staging_area(batch))
     return output.replace(batch, staged, metadata)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.snapshot import Lake, Snapshot
+from batch_assets.lake.lake import Lake
 from batch_assets.lake.staging import TableWriter
-from batch_assets.lake.tables import PARTITION, PROD_DATA, PROD_DATA_REJECTED
+from batch_assets.lake.tables import PROD_DATA, PROD_DATA_REJECTED
 from batch_assets.sources.dataset import Dataset
 from batch_assets.sources.records import Document, Rejected, validate
 
@@ -61,7 +61,8 @@ def land_batch(dataset: Dataset, lake: Lake, batch: str, run_id: str) -> LandedB
             f"{provenance['source']} would replace it: rename the file, or set BATCH_ASSETS_SCHEMA to another name"
         )
     now = datetime.now(UTC)
-    documents, rejected = _writer(table, batch), _writer(rejected_table, batch)
+    documents = TableWriter(table.staging_area(batch))
+    rejected = TableWriter(rejected_table.staging_area(batch))
     counts = {"documents": 0, "rejected": 0}
     for items in _chunks(_items(dataset, batch)):
         landed = [
@@ -103,10 +104,6 @@ def left_over_batches(dataset: Dataset, lake: Lake) -> list[str]:
 
 def _items(dataset: Dataset, batch: str) -> Iterator[Document | Rejected]:
     return validate(dataset.records(batch))
-
-
-def _writer(table: Snapshot, batch: str) -> TableWriter:
-    return TableWriter(table.uri, {PARTITION: batch}, table.table.file_schema, table.storage_options)
 
 
 def _chunks(items: Iterator[Document | Rejected]) -> Iterator[list[Document | Rejected]]:

@@ -1,0 +1,9 @@
+"""The Spark Python data source ``deltars``: Delta tables read and written by delta-rs, without JVM jars.
+
+docs/deltars.md lists its options.
+"""
+
+from batch_assets.lake.deltars.frames import read_snapshot, stage_frame
+from batch_assets.lake.deltars.source import DeltarsDataSource
+
+__all__ = ["DeltarsDataSource", "read_snapshot", "stage_frame"]

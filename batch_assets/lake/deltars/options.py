@@ -1,0 +1,88 @@
+"""Options of a read or a write, checked; Spark hands all of them on as text."""
+
+import json
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from batch_assets.errors import BatchAssetsError
+
+_STORAGE = "storage."
+_READING = ("versionAsOf", "columns")
+_WRITING = ("partition", "partitionColumns", "readVersion", "mergeSchema", "txnAppId", "txnVersion")
+
+
+class Options:
+    """The options of one read or write.
+
+    Raises:
+        BatchAssetsError: one has no meaning here, or the path is missing.
+    """
+
+    def __init__(self, options: Mapping[str, str]) -> None:
+        self._options = {key.lower(): value for key, value in options.items()}
+        known = {name.lower(): name for name in ("path", *_READING, *_WRITING)}
+        for key in self._options:
+            if key not in known and not key.startswith(_STORAGE):
+                near = [known[name] for name in get_close_matches(key, known, 1)]
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known.values())} and storage.*"
+                raise BatchAssetsError(f"deltars has no option {key}: {hint}")
+        if "path" not in self._options:
+            raise BatchAssetsError("deltars needs the path of a table: .load(uri) or .save(uri)")
+        self.uri = self._options["path"]
+        # delta-rs takes its storage options in lower case, too.
+        self.storage = {
+            key.removeprefix(_STORAGE): value for key, value in self._options.items() if key.startswith(_STORAGE)
+        }
+
+    def text(self, name: str) -> str | None:
+        """An option, None if it is not given."""
+        return self._options.get(name.lower())
+
+    def names(self, name: str) -> list[str] | None:
+        """Names with commas between them."""
+        text = self.text(name)
+        return None if text is None else [part.strip() for part in text.split(",")]
+
+    def number(self, name: str) -> int | None:
+        """A number from 0.
+
+        Raises:
+            BatchAssetsError: it is something else.
+        """
+        text = self.text(name)
+        if text is None:
+            return None
+        if not (text.isascii() and text.isdigit()):
+            raise BatchAssetsError(f"the option {name} is {text!r}: it takes a number")
+        return int(text)
+
+    def flag(self, name: str) -> bool:
+        """True or false, false if it is not given.
+
+        Raises:
+            BatchAssetsError: it is something else.
+        """
+        text = (self.text(name) or "false").lower()
+        if text not in ("true", "false"):
+            raise BatchAssetsError(f"the option {name} is {text!r}: it takes true or false")
+        return text == "true"
+
+    def partition(self) -> dict[str, Any] | None:
+        """The partition to be replaced: partition column to value, from a JSON object.
+
+        Raises:
+            BatchAssetsError: it is something else.
+        """
+        text = self.text("partition")
+        if text is None:
+            return None
+        try:
+            partition = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise BatchAssetsError(f"the option partition is {text!r}, which is no JSON: {error}") from error
+        if not isinstance(partition, dict):
+            raise BatchAssetsError(
+                f'the option partition is {text}: it takes a JSON object such as {{"day": "2026-01-31"}}'
+            )
+        return partition

@@ -1,0 +1,200 @@
+"""Check what a job wants to write, stage its rows on the executors, and commit them on the driver."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+from pyspark.sql.datasource import DataSourceArrowWriter, WriterCommitMessage
+from pyspark.sql.pandas.types import from_arrow_type, to_arrow_schema
+from pyspark.sql.types import ArrayType, DataType, MapType, StructType
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.deltars.options import Options
+from batch_assets.lake.snapshot import ConcurrentCommitError, Snapshot, Transaction, create_table, schema_difference
+from batch_assets.lake.staging import StagedFile, StagingArea, stage
+
+# https://github.com/delta-io/delta/blob/master/PROTOCOL.md#primitive-types, in Spark's names.
+_DELTA_TYPES = {
+    "string", "long", "integer", "short", "byte", "float", "double", "boolean", "binary", "date", "timestamp",
+    "timestamp_ntz", "decimal",
+}  # fmt: skip
+
+
+@dataclass
+class StagedMessage(WriterCommitMessage):
+    """The files that one task has staged."""
+
+    files: list[StagedFile]
+
+
+@dataclass
+class DeltarsWriter(DataSourceArrowWriter):
+    """Writes the rows of one job as files that a single commit adds.
+
+    ``version`` is the table's version that the commit is made against, None where there was no table yet;
+    ``new_columns`` are added to the table before.
+    """
+
+    area: StagingArea
+    version: int | None
+    new_columns: pa.Schema
+    overwrite: bool
+    transaction: Transaction | None
+
+    def write(self, iterator: Iterator[pa.RecordBatch]) -> StagedMessage:
+        """Stage the rows of one task."""
+        return StagedMessage(stage(iterator, self.area))
+
+    def commit(self, messages: list[WriterCommitMessage | None]) -> None:
+        """Commit the files of all tasks at once.
+
+        Raises:
+            ConcurrentCommitError: somebody else has changed the partition, or made the table, meanwhile.
+        """
+        staged = [file for message in messages if isinstance(message, StagedMessage) for file in message.files]
+        area = self.area
+        if self.version is None:
+            create_table(area.uri, area.storage_options, area.schema, area.partition_columns)
+        table = Snapshot.open(area.uri, area.storage_options, self.version or 0)
+        problem = schema_difference(area.schema, table.schema)
+        if self.version is None and (problem or table.partition_columns != list(area.partition_columns)):
+            raise ConcurrentCommitError(
+                f"somebody else made a table with other columns at {area.uri} meanwhile; nothing was written"
+            )
+        if len(self.new_columns):
+            table.add_columns(self.new_columns)
+        if self.overwrite:
+            once = self.transaction is not None
+            table.replace(area.partition or {}, staged, {}, self.transaction, once=once)
+        else:
+            table.append(staged, {}, self.transaction)
+
+    def abort(self, messages: list[WriterCommitMessage | None]) -> None:
+        """Leave the files to the next vacuum: after an unclear commit, they may be part of the table."""
+
+
+def plan_write(options: Options, schema: StructType, overwrite: bool) -> DeltarsWriter:
+    """Refuse a write that can't succeed before it has written anything.
+
+    Args:
+        options: of the write.
+        schema: columns of the rows.
+        overwrite: whether the mode is overwrite; else it is append.
+
+    Raises:
+        BatchAssetsError: the rows don't fit the table, or the partition to be replaced is not named.
+    """
+    table = _table(options)
+    partition = options.partition()
+    if partition is not None and not overwrite:
+        raise BatchAssetsError('the option partition goes with mode("overwrite"); an append needs none')
+    rows = _delta_schema(schema)
+    named = options.names("partitionColumns")
+    if table is None:
+        area = _area_of_new_table(options, rows, named or [], partition)
+        new_columns = pa.schema([])
+    else:
+        if named is not None and named != table.partition_columns:
+            raise BatchAssetsError(
+                f"the table at {table.uri} is partitioned by {', '.join(table.partition_columns) or 'nothing'}, "
+                f"not by {', '.join(named)}"
+            )
+        area, new_columns = _area_of_table(table, rows, partition, merge=options.flag("mergeSchema"))
+    if overwrite and partition is None and area.partition_columns:
+        example = f"""option("partition", '{{"{area.partition_columns[0]}": ...}}')"""
+        raise BatchAssetsError(
+            f"overwriting replaces one partition, never the whole table at {area.uri}: name it with {example}"
+        )
+    app, number = options.text("txnAppId"), options.number("txnVersion")
+    if (app is None) != (number is None):
+        raise BatchAssetsError("the options txnAppId and txnVersion go together")
+    transaction = None if app is None or number is None else Transaction(app, number)
+    return DeltarsWriter(area, None if table is None else table.version, new_columns, overwrite, transaction)
+
+
+def _table(options: Options) -> Snapshot | None:
+    from deltalake import DeltaTable
+
+    version = options.number("readVersion")
+    if version is None and not DeltaTable.is_deltatable(options.uri, options.storage):
+        return None
+    return Snapshot.open(options.uri, options.storage, version)
+
+
+def _area_of_new_table(
+    options: Options, rows: pa.Schema, partition_columns: list[str], partition: dict[str, object] | None
+) -> StagingArea:
+    unknown = [name for name in partition_columns if name not in rows.names]
+    if unknown:
+        raise BatchAssetsError(f"the rows have no column {', '.join(unknown)} to partition a new table by")
+    if len(partition_columns) == len(rows.names):
+        raise BatchAssetsError("a table needs a column that it is not partitioned by")
+    for field in rows:
+        if _has_timestamp_without_zone(field.type):
+            raise BatchAssetsError(
+                f"{field.name} has a timestamp without zone, which would shut out readers of Delta older than version "
+                f"3: write CAST({field.name} AS TIMESTAMP), or make the table beforehand"
+            )
+    schema = pa.schema([field.with_nullable(True) for field in rows])
+    area = StagingArea(options.uri, options.storage, schema, partition_columns)
+    return area if partition is None else area.only(partition)
+
+
+def _area_of_table(
+    table: Snapshot, rows: pa.Schema, partition: dict[str, object] | None, *, merge: bool
+) -> tuple[StagingArea, pa.Schema]:
+    """Where to stage, and columns to add first."""
+    table.check_writable()
+    area = table.staging_area(partition)
+    for field in rows:
+        if field.name in table.schema.names:
+            there = from_arrow_type(table.schema.field(field.name).type).simpleString()
+            ours = from_arrow_type(field.type).simpleString()
+            if there != ours:
+                raise BatchAssetsError(
+                    f"column {field.name} is {ours}, but {there} in the table at {table.uri}: cast it"
+                )
+    new = pa.schema([field.with_nullable(True) for field in rows if field.name not in table.schema.names])
+    given = set(rows.names) | (set(table.partition_columns) if partition is not None else set())
+    missing = [field.name for field in table.schema if field.name not in given]
+    if (new.names or missing) and not merge:
+        what = [f"has no column {', '.join(new.names)}"] if new.names else []
+        what += [f"also has {', '.join(missing)}"] if missing else []
+        raise BatchAssetsError(
+            f"the table at {table.uri} {' and '.join(what)}; option('mergeSchema', true) adds columns to the table, "
+            "and leaves those that are missing null"
+        )
+    required = [name for name in missing if not table.schema.field(name).nullable or name in table.partition_columns]
+    if required:
+        raise BatchAssetsError(f"the rows lack {', '.join(required)}, which the table at {table.uri} needs")
+    kept = [field for field in table.schema if field.name not in missing]
+    return replace(area, schema=pa.schema([*kept, *new])), new
+
+
+def _delta_schema(schema: StructType) -> pa.Schema:
+    for field in schema:
+        _check_type(field.name, field.dataType)
+    if len({name.lower() for name in schema.names}) != len(schema.names):
+        raise BatchAssetsError(f"two columns have the same name: {', '.join(schema.names)}")
+    return to_arrow_schema(schema, timezone="UTC")
+
+
+def _check_type(name: str, kind: DataType) -> None:
+    if isinstance(kind, StructType):
+        for field in kind:
+            _check_type(f"{name}.{field.name}", field.dataType)
+    elif isinstance(kind, ArrayType):
+        _check_type(f"{name}.element", kind.elementType)
+    elif isinstance(kind, MapType):
+        _check_type(f"{name}.key", kind.keyType)
+        _check_type(f"{name}.value", kind.valueType)
+    elif kind.typeName() not in _DELTA_TYPES:
+        raise BatchAssetsError(f"column {name} is of type {kind.simpleString()}, which Delta does not have: cast it")
+
+
+def _has_timestamp_without_zone(kind: pa.DataType) -> bool:
+    if pa.types.is_timestamp(kind):
+        return kind.tz is None
+    if pa.types.is_map(kind):
+        return _has_timestamp_without_zone(kind.key_type) or _has_timestamp_without_zone(kind.item_type)
+    return any(_has_timestamp_without_zone(kind.field(index).type) for index in range(kind.num_fields))

@@ -1,0 +1,164 @@
+"""The lake: the tables of the contract, each a Delta table partitioned by batch, opened and replaced batch by batch."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.log import Commit
+from batch_assets.lake.names import check_batch, check_name, is_batch
+from batch_assets.lake.snapshot import DataFile, Snapshot, Transaction, create_table, schema_difference
+from batch_assets.lake.staging import StagedFile, StagingArea
+from batch_assets.lake.tables import PARTITION, Table
+
+# Commits are read back for what they say of a batch, so the log is kept for ten years.
+_CONFIGURATION = {"delta.logRetentionDuration": "interval 3650 days"}
+
+
+@dataclass(frozen=True)
+class Lake:
+    """Where the tables are: ``<uri>/<catalog>/<schema>/<table>``."""
+
+    uri: str
+    catalog: str = "main"
+    schema: str = "default"
+    storage_options: Mapping[str, str] = field(default_factory=dict)
+
+    def table_uri(self, table: Table) -> str:
+        """Root of a table."""
+        parts = (check_name(part) for part in (self.catalog, self.schema, table.name))
+        return "/".join((self.uri.rstrip("/"), *parts))
+
+    def full_name(self, table: Table) -> str:
+        """Three-part name of a table."""
+        return f"{self.catalog}.{self.schema}.{table.name}"
+
+    def exists(self, table: Table) -> bool:
+        """Whether the table has been written yet."""
+        from deltalake import DeltaTable
+
+        return bool(DeltaTable.is_deltatable(self.table_uri(table), dict(self.storage_options)))
+
+    def difference(self, table: Table) -> str | None:
+        """What sets the Delta table that is there apart from its contract, None if nothing does."""
+        try:
+            return _difference(table, Snapshot.open(self.table_uri(table), self.storage_options))
+        except BatchAssetsError as error:
+            return str(error)
+
+    def open(self, table: Table, version: int | None = None) -> "BatchSnapshot":
+        """Open a table at a version, by default the newest, and make it if it does not exist.
+
+        Raises:
+            BatchAssetsError: the table there is not the one this package knows.
+        """
+        uri = self.table_uri(table)
+        if version is None:
+            create_table(
+                uri,
+                self.storage_options,
+                table.arrow_schema,
+                [PARTITION],
+                name=table.name,
+                description=table.description,
+                configuration=_CONFIGURATION,
+            )
+        snapshot = Snapshot.open(uri, self.storage_options, version)
+        problem = _difference(table, snapshot)
+        if problem is not None:
+            raise BatchAssetsError(
+                f"the table at {uri} is not {table.name} as this package knows it: {problem}; move it away, or "
+                "set BATCH_ASSETS_CATALOG or BATCH_ASSETS_SCHEMA to other names"
+            )
+        return BatchSnapshot(table, snapshot)
+
+
+def _difference(table: Table, snapshot: Snapshot) -> str | None:
+    """What keeps this package from reading and writing a Delta table, None if nothing does."""
+    if snapshot.partition_columns != [PARTITION]:
+        return f"it is partitioned by {', '.join(snapshot.partition_columns) or 'nothing'}, not by {PARTITION}"
+    return schema_difference(table.arrow_schema, snapshot.schema)
+
+
+class BatchSnapshot:
+    """A table of the contract as it was when it was opened; its partitions are batches."""
+
+    def __init__(self, table: Table, delta: Snapshot) -> None:
+        self.table = table
+        self.delta = delta
+        self.version = delta.version
+        self.uri = delta.uri
+        self.storage_options = delta.storage_options
+        self._last: dict[str, Commit] = {}
+        self._oldest = delta.version
+        self._unread = delta.commits()
+
+    def batches(self) -> list[str]:
+        """Keys of the batches that hold rows, sorted; values that can't name a batch are left out."""
+        return sorted(batch for (batch,) in self.delta.partitions() if batch is not None and is_batch(batch))
+
+    def files(self, batch: str) -> list[DataFile]:
+        """Data files of one batch."""
+        return self.delta.files({PARTITION: batch})
+
+    def rows(self, batch: str | None = None) -> int:
+        """Rows of one batch, or of the table, from the statistics in the log."""
+        return self.delta.rows(None if batch is None else {PARTITION: batch})
+
+    def read(self, batch: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of one batch, in the columns wanted, by default all."""
+        return self.delta.read({PARTITION: batch}, columns or self.table.column_names)
+
+    def last_commit(self, batch: str) -> Commit | None:
+        """The last commit up to this version that changed the batch, read from the log; None if there is none.
+
+        Commits that only rearrange files (``dataChange`` false) don't count.
+        """
+        while batch not in self._last:
+            commit = next(self._unread, None)
+            if commit is None:
+                break
+            self._oldest = commit.version
+            changed = [key for (key,) in commit.changed if key is not None]
+            for key in [*changed, *([batch] if commit.somewhere else [])]:
+                self._last.setdefault(key, commit)
+        if batch not in self._last and self.files(batch):
+            # Its commit has been cleaned up; the oldest version that is left is later than it.
+            return Commit(self._oldest, {})
+        return self._last.get(batch)
+
+    def is_ours(self, batch: str) -> bool:
+        """Whether this package wrote all rows of a batch, or it has none."""
+        commit = self.last_commit(batch)
+        return commit is None or (
+            commit.metadata.get("table") == self.table.name and commit.metadata["rows"] == self.rows(batch)
+        )
+
+    def staging_area(self, batch: str) -> StagingArea:
+        """Where files of a batch are staged, in the columns of the contract."""
+        area = StagingArea(self.uri, self.storage_options, self.table.arrow_schema, [PARTITION])
+        return area.only({PARTITION: check_batch(batch)})
+
+    def replace(self, batch: str, staged: Sequence[StagedFile], metadata: Mapping[str, Any]) -> int:
+        """Replace the rows of one batch by staged files in one commit, or change nothing.
+
+        Args:
+            batch: key of the batch.
+            staged: files that hold its new rows; none empties the batch.
+            metadata: what the commit should record; its ``input_version`` is the version of the app transaction.
+
+        Returns:
+            Version of the commit.
+
+        Raises:
+            ConcurrentCommitError: the batch was changed since this snapshot was taken.
+        """
+        check_batch(batch)
+        return self.delta.replace(
+            {PARTITION: batch},
+            staged,
+            {**metadata, "table": self.table.name, "batch": batch},
+            Transaction(f"batch_assets/{self.table.name}/{batch}", int(metadata.get("input_version", self.version))),
+        )

@@ -1,0 +1,81 @@
+"""Upkeep of Delta tables: small files put together partition by partition, checkpoints, vacuum.
+
+delta-rs's own ``optimize.compact`` is not used: a replacement that was prepared before it and committed after it would
+be accepted and double the rows.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from batch_assets.lake.snapshot import ConcurrentCommitError, DataFile, Snapshot
+from batch_assets.lake.staging import stage
+
+TARGET_BYTES = 128 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Upkeep:
+    """What upkeep did to a table: files put together, files they became, files vacuumed."""
+
+    compacted: int
+    became: int
+    vacuumed: int
+
+
+def keep_up(
+    table: Snapshot, retention_hours: int, report: Callable[[str], None], target_bytes: int = TARGET_BYTES
+) -> Upkeep:
+    """Compact a table's partitions, write a checkpoint, and remove files that no version needs any more.
+
+    Args:
+        table: the table as it is now.
+        retention_hours: files younger than that stay, for readers of older versions and for runs that have written
+            files and not committed them yet: longer than the longest run.
+        report: takes lines on what was left alone.
+        target_bytes: size that files are put together to.
+
+    Raises:
+        BatchAssetsError: the table can't be written correctly here.
+    """
+    table.check_writable()
+    compacted, became = compact(table, report, target_bytes)
+    table.checkpoint()
+    return Upkeep(compacted, became, len(table.vacuum(retention_hours)))
+
+
+def compact(table: Snapshot, report: Callable[[str], None], target_bytes: int = TARGET_BYTES) -> tuple[int, int]:
+    """Put the small files of each partition together, each partition in a commit of its own.
+
+    A partition that somebody else changes meanwhile is left as it is.
+
+    Returns:
+        The number of files that went, and of those that came for them.
+    """
+    went = came = 0
+    for key in table.partitions():
+        partition = dict(zip(table.partition_columns, key, strict=True))
+        groups = [group for group in _groups(table.files(partition), target_bytes) if len(group) > 1]
+        if not groups:
+            continue
+        staged = [file for group in groups for file in stage(table.read_files(group), table.staging_area(partition))]
+        gone = [file for group in groups for file in group]
+        try:
+            table.rearrange(partition, staged, gone)
+        except ConcurrentCommitError as error:
+            report(f"left for the next upkeep: {error}")
+            continue
+        went, came = went + len(gone), came + len(staged)
+    return went, came
+
+
+def _groups(files: Sequence[DataFile], target_bytes: int) -> Iterator[list[DataFile]]:
+    """Files below the half of the target, in groups of about the target."""
+    group: list[DataFile] = []
+    for file in sorted(files, key=lambda file: file.size):
+        if file.size > target_bytes // 2:
+            break
+        if sum(member.size for member in group) + file.size > target_bytes:
+            yield group
+            group = []
+        group.append(file)
+    yield group
