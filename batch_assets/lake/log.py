@@ -14,6 +14,9 @@ from batch_assets.lake.storage import file_system
 # What this package records in a commit carries this prefix.
 METADATA_PREFIX = "batch_assets."
 
+# Recorded by commits that only rearrange rows, whatever their actions say.
+REARRANGED = "rearranged"
+
 Partition = tuple[Any, ...]
 """Values of the partition columns, in their order."""
 
@@ -76,7 +79,7 @@ def commits(
                 continue
             key = _key(change.get("partitionValues") or {}, schema, partition_columns)
             touched.add(key)
-            if change.get("dataChange", True):
+            if change.get("dataChange", True) and REARRANGED not in metadata:
                 changed.add(key)
         yield Commit(version, metadata, _author(info), frozenset(changed), frozenset(touched | changed), somewhere)
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.data_file import read_data_file
 from batch_assets.lake.features import refuse_unreadable, refuse_unwritable
-from batch_assets.lake.log import METADATA_PREFIX, Commit, Partition, commits
+from batch_assets.lake.log import METADATA_PREFIX, REARRANGED, Commit, Partition, commits
 from batch_assets.lake.partitions import describe, to_log, typed_partition
 from batch_assets.lake.staging import StagedFile, StagingArea
 from batch_assets.lake.storage import file_system
@@ -98,6 +98,11 @@ class Snapshot:
             BatchAssetsError: the table has constraints, generated columns, a change data feed or the like.
         """
         refuse_unwritable(self._delta, self.uri)
+
+    @property
+    def is_append_only(self) -> bool:
+        """Whether the table's properties forbid to remove anything."""
+        return bool(self._delta.metadata().configuration.get("delta.appendOnly") == "true")
 
     def key(self, partition: Mapping[str, Any]) -> Partition:
         """Typed values of the partition columns, in their order.
@@ -227,14 +232,14 @@ class Snapshot:
             ConcurrentCommitError: the partition was changed since this snapshot was taken.
             BatchAssetsError: the table can't be written correctly here, or a staged file is gone.
         """
-        if self._delta.metadata().configuration.get("delta.appendOnly") == "true":
+        if self.is_append_only:
             raise BatchAssetsError(
                 f"the table at {self.uri} is append-only (delta.appendOnly): nothing can be replaced"
             )
         return self._commit(_Change(staged, self.files(partition), self.key(partition), metadata, transaction, once))
 
     def rearrange(self, partition: Mapping[str, Any], staged: Sequence[StagedFile], gone: Sequence[DataFile]) -> int:
-        """Put staged files in the place of others that hold the same rows, in one commit that changes no data.
+        """Put staged files in the place of others that hold the same rows, in one commit.
 
         Raises:
             ConcurrentCommitError: the partition was changed since this snapshot was taken.
@@ -243,7 +248,7 @@ class Snapshot:
         rows, before = sum(file.rows for file in staged), sum(file.rows for file in gone)
         if rows != before:
             raise BatchAssetsError(f"{before} rows of {describe(partition)} became {rows}; nothing was committed")
-        return self._commit(_Change(staged, gone, self.key(partition), {}, None, once=False, data_change=False))
+        return self._commit(_Change(staged, gone, self.key(partition), {}, None, once=False, same_rows=True))
 
     def checkpoint(self) -> None:
         """Write a checkpoint of the newest version, so that readers need not read the whole log."""
@@ -428,7 +433,7 @@ class _Change:
     metadata: Mapping[str, Any]
     transaction: Transaction | None
     once: bool
-    data_change: bool = True
+    same_rows: bool = False
 
     def for_delta(self, partition_columns: Sequence[str], commit_id: str) -> tuple[list[Any], Any]:
         """Actions and commit properties for delta-rs."""
@@ -442,14 +447,16 @@ class _Change:
             return {name: to_log(value) for name, value in zip(partition_columns, partition, strict=True)}
 
         actions: list[Any] = [
-            AddAction(file.path, file.size, file.partition_values, now, self.data_change, file.statistics)
+            AddAction(file.path, file.size, file.partition_values, now, not self.same_rows, file.statistics)
             for file in self.staged
         ]
-        actions += [
-            RemoveAction(file.path, self.data_change, now, file.size, texts(file.partition)) for file in self.gone
-        ]
+        # Also where the rows stay the same, a removal says that it changes data: delta-rs overlooks others when it
+        # looks for conflicts, and its own compaction, if it had begun before, would add the same rows once more.
+        actions += [RemoveAction(file.path, True, now, file.size, texts(file.partition)) for file in self.gone]
         recorded = {**self.metadata, "rows": sum(file.rows for file in self.staged), "commit_id": commit_id}
-        if self.data_change and self.replaced is not None:
+        if self.same_rows:
+            recorded[REARRANGED] = True
+        elif self.replaced is not None:
             recorded["partition"] = texts(self.replaced)
         transactions = [] if self.transaction is None else [self.transaction]
         properties = CommitProperties(

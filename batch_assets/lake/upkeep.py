@@ -51,6 +51,9 @@ def compact(table: Snapshot, report: Callable[[str], None], target_bytes: int = 
     Returns:
         The number of files that went, and of those that came for them.
     """
+    if table.is_append_only:
+        report(f"the files of {table.uri} stay as they are: it has delta.appendOnly set")
+        return 0, 0
     went = came = 0
     for key in table.partitions():
         partition = dict(zip(table.partition_columns, key, strict=True))

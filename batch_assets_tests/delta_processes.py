@@ -1,0 +1,147 @@
+"""Writers, upkeep and readers of a Delta table, each a process of its own, so that tests can kill and race them.
+
+A partition is whole if all of its rows are of one generation and it has as many as it should.
+"""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from deltalake import DeltaTable
+
+from batch_assets.lake.snapshot import ConcurrentCommitError, Snapshot, create_table
+from batch_assets.lake.staging import TableWriter
+from batch_assets.lake.upkeep import keep_up
+
+SCHEMA = pa.schema([("part", pa.string()), ("generation", pa.string()), ("number", pa.int64())])
+ROWS = 60
+FILES = 3
+
+CRASHES = ("in the middle of a task", "before the commit", "with an unclear outcome", "after the commit")
+
+processes = multiprocessing.get_context("spawn")
+
+
+def make_table(uri: str) -> None:
+    create_table(uri, {}, SCHEMA, ["part"])
+
+
+def kill_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def replace(uri: str, part: str, generation: str, crash: str | None = None, rows: int = ROWS) -> int:
+    """Replace a partition by rows of one generation in several files, and die on the way if told so."""
+    table = Snapshot.open(uri)
+    staged = []
+    for number in range(FILES if rows else 0):
+        writer = TableWriter(table.staging_area({"part": part}))
+        numbers = range(number, rows, FILES)
+        writer.write(pa.table({"generation": [generation] * len(numbers), "number": numbers}))
+        if crash == "in the middle of a task" and number == 1:
+            for file in writer._open.values():
+                file.flush()
+            kill_this_process()
+        staged += writer.close()
+    if crash == "before the commit":
+        kill_this_process()
+    if crash == "with an unclear outcome":
+        commit = DeltaTable.create_write_transaction
+
+        def commit_and_die(*arguments: Any, **options: Any) -> None:
+            commit(*arguments, **options)
+            kill_this_process()
+
+        DeltaTable.create_write_transaction = commit_and_die  # type: ignore[method-assign]
+    version = table.replace({"part": part}, staged, {"run_id": generation})
+    if crash == "after the commit":
+        kill_this_process()
+    return version
+
+
+def whole(uri: str, part: str, rows: int = ROWS) -> str | None:
+    """The generation of a partition, None if it is empty; an error if it is not whole. Read by deltalake itself."""
+    found = DeltaTable(uri).to_pyarrow_table(filters=[("part", "=", part)])
+    generations = set(found["generation"].to_pylist())
+    numbers = sorted(found["number"].to_pylist())
+    assert len(generations) <= 1, f"{part} is a mix of {generations}"
+    assert numbers == (list(range(rows)) if generations else []), f"{part} has {len(numbers)} rows"
+    return next(iter(generations), None)
+
+
+def run(work: Callable[..., Any], *arguments: Any) -> int:
+    """Do something in a process of its own; its exit status."""
+    process = processes.Process(target=work, args=arguments)
+    process.start()
+    process.join(120)
+    assert process.exitcode is not None, "the process hangs"
+    return process.exitcode
+
+
+def race(contenders: list[tuple[Any, ...]]) -> list[Any]:
+    """Let functions start at the same moment in processes of their own; what each returned or raised."""
+    barrier, results = processes.Barrier(len(contenders)), processes.Queue()
+    started = [
+        processes.Process(target=_contend, args=(index, barrier, results, *contender))
+        for index, contender in enumerate(contenders)
+    ]
+    for process in started:
+        process.start()
+    found = dict(results.get(timeout=300) for _ in started)
+    for process in started:
+        process.join(60)
+    return [found[index] for index in range(len(contenders))]
+
+
+def _contend(index: int, barrier: Any, results: Any, work: Callable[..., Any], *arguments: Any) -> None:
+    barrier.wait(60)
+    try:
+        results.put((index, work(*arguments)))
+    except Exception as error:  # given back to the test, which looks at it
+        results.put((index, error))
+
+
+def replace_again_and_again(uri: str, part: str, rounds: int) -> int:
+    """Replace a partition so many times; a replacement that was overtaken is tried again. The number of retries."""
+    overtaken = 0
+    for number in range(rounds):
+        while True:
+            try:
+                replace(uri, part, f"{part}-{number}")
+                break
+            except ConcurrentCommitError:
+                overtaken += 1
+    return overtaken
+
+
+def keep_up_until(uri: str, done: str, hours: int) -> int:
+    """Upkeep until a file is there; how many files it put together."""
+    compacted = 0
+    while not Path(done).exists():
+        compacted += keep_up(Snapshot.open(uri), hours, lambda line: None).compacted
+    return compacted
+
+
+def foreign_compaction_until(uri: str, done: str) -> int:
+    """delta-rs's own compaction until a file is there; how many files it removed."""
+    removed = 0
+    while not Path(done).exists():
+        try:
+            removed += DeltaTable(uri).optimize.compact()["numFilesRemoved"]
+        except Exception as error:  # it gives up when it was overtaken; everything else is wrong
+            assert "oncurrent" in str(error) or "onflict" in str(error) or "commit" in str(error), error
+    return removed
+
+
+def poll_until(uri: str, parts: list[str], done: str) -> int:
+    """Read all partitions until a file is there, each time expecting them whole; the number of looks."""
+    looks = 0
+    while not Path(done).exists() or not looks:
+        for part in parts:
+            whole(uri, part)
+        looks += 1
+    return looks

@@ -1,0 +1,232 @@
+"""Writers that are killed, race each other, and meet upkeep: real processes, real kills."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import dagster as dg
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.snapshot import ConcurrentCommitError, Snapshot
+from batch_assets.lake.staging import stage
+from batch_assets.lake.upkeep import keep_up
+from batch_assets_tests import delta_processes as writers
+from batch_assets_tests.delta_processes import CRASHES, ROWS, processes, race, replace, run, whole
+
+
+@pytest.fixture
+def uri(tmp_path) -> str:
+    writers.make_table(str(tmp_path / "table"))
+    return str(tmp_path / "table")
+
+
+def data_files(uri: str) -> set[str]:
+    return {str(path.relative_to(uri)) for path in Path(uri).rglob("*.parquet") if "_delta_log" not in path.parts}
+
+
+@pytest.mark.parametrize("crash", CRASHES)
+def test_after_a_crash_a_rerun_leaves_the_table_as_if_run_once(uri, crash):
+    for part in ("a", "b"):
+        replace(uri, part, "old")
+    assert run(replace, uri, "a", "new", crash) == -signal.SIGKILL
+    assert whole(uri, "a") == ("old" if crash in CRASHES[:2] else "new")
+    replace(uri, "a", "new")
+    assert whole(uri, "a") == "new"
+    assert whole(uri, "b") == "old"
+    assert Snapshot.open(uri).rows() == 2 * ROWS
+
+
+def test_files_that_a_crash_left_go_with_upkeep_once_they_are_old(uri):
+    run(replace, uri, "a", "lost", "before the commit")
+    left = data_files(uri)
+    assert len(left) == writers.FILES
+    replace(uri, "a", "kept")
+    assert keep_up(Snapshot.open(uri), 168, print).vacuumed == 0
+    assert left < data_files(uri)
+    for path in left:
+        os.utime(Path(uri, path), (time.time() - 169 * 3600,) * 2)
+    assert keep_up(Snapshot.open(uri), 168, print).vacuumed == len(left)
+    assert not left & data_files(uri)
+    assert whole(uri, "a") == "kept"
+
+
+def test_upkeep_leaves_files_that_are_written_and_not_yet_committed(uri):
+    table = Snapshot.open(uri)
+    rows = pa.table({"generation": ["g"] * ROWS, "number": range(ROWS)})
+    staged = stage([rows], table.staging_area({"part": "a"}))
+    keep_up(Snapshot.open(uri), 168, print)
+    table.replace({"part": "a"}, staged, {})
+    assert whole(uri, "a") == "g"
+
+
+def test_a_commit_of_files_that_a_vacuum_took_is_refused(uri):
+    replace(uri, "a", "old")
+    table = Snapshot.open(uri)
+    rows = pa.table({"generation": ["g"] * ROWS, "number": range(ROWS)})
+    staged = stage([rows], table.staging_area({"part": "a"}))
+    DeltaTable(uri).vacuum(0, dry_run=False, enforce_retention_duration=False, full=True)
+    with pytest.raises(BatchAssetsError, match="is not there any more"):
+        table.replace({"part": "a"}, staged, {})
+    assert whole(uri, "a") == "old"
+
+
+@pytest.mark.parametrize("filled", [False, True], ids=["empty", "filled"])
+def test_eight_processes_that_replace_eight_partitions_at_once_all_land(uri, filled):
+    parts = [f"p{number}" for number in range(8)]
+    for part in parts if filled else []:
+        replace(uri, part, "old")
+    results = race([(replace, uri, part, f"new-{part}") for part in parts])
+    assert not [result for result in results if isinstance(result, Exception)]
+    assert len(set(results)) == 8
+    assert [whole(uri, part) for part in parts] == [f"new-{part}" for part in parts]
+
+
+@pytest.mark.parametrize("filled", [False, True], ids=["empty", "filled"])
+def test_of_processes_that_replace_one_partition_at_once_one_wins_whole(uri, filled):
+    if filled:
+        replace(uri, "a", "old")
+    results = race([(replace, uri, "a", f"run-{number}") for number in range(4)])
+    # Who opened the table after somebody had committed replaces that; who opened it before is refused.
+    refused = [result for result in results if isinstance(result, ConcurrentCommitError)]
+    versions = sorted(result for result in results if isinstance(result, int))
+    assert len(refused) + len(versions) == 4
+    assert len(versions) >= 1
+    assert whole(uri, "a") == f"run-{results.index(versions[-1])}"
+    assert all("by run run-" in str(error) for error in refused)
+
+
+def test_two_that_both_empty_an_empty_partition_are_told_apart(uri):
+    slow = Snapshot.open(uri)
+    Snapshot.open(uri).replace({"part": "a"}, [], {"run_id": "fast"})
+    with pytest.raises(ConcurrentCommitError, match="version 1 by run fast"):
+        slow.replace({"part": "a"}, [], {"run_id": "slow"})
+
+
+def test_a_compaction_by_delta_rs_in_the_moment_before_the_commit_is_noticed(uri, monkeypatch):
+    replace(uri, "a", "old")
+    table = Snapshot.open(uri)
+    rows = pa.table({"generation": ["new"] * ROWS, "number": range(ROWS)})
+    staged = stage([rows], table.staging_area({"part": "a"}))
+    commit = DeltaTable.create_write_transaction
+
+    def overtaken(*arguments, **options):
+        monkeypatch.setattr(DeltaTable, "create_write_transaction", commit)
+        assert DeltaTable(uri).optimize.compact()["numFilesRemoved"] == writers.FILES
+        commit(*arguments, **options)
+
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", overtaken)
+    with pytest.raises(ConcurrentCommitError, match=r"another writer \(delta-rs.*OPTIMIZE"):
+        table.replace({"part": "a"}, staged, {})
+    assert whole(uri, "a") == "old"
+
+
+def test_replacements_upkeep_a_foreign_compaction_and_readers_at_once_keep_every_partition_whole(uri, tmp_path):
+    rounds, parts = 12, ["a", "b"]
+    for part in parts:
+        replace(uri, part, "first")
+    done = str(tmp_path / "done")
+    with processes.Pool(5) as pool:
+        beside = [
+            pool.apply_async(writers.keep_up_until, (uri, done, 168)),
+            pool.apply_async(writers.foreign_compaction_until, (uri, done)),
+            pool.apply_async(writers.poll_until, (uri, parts, done)),
+        ]
+        writing = [pool.apply_async(writers.replace_again_and_again, (uri, part, rounds)) for part in parts]
+        try:
+            for result in writing:
+                result.get(240)
+        finally:
+            Path(done).touch()
+        looks = beside[2].get(60)
+        for result in beside:
+            result.get(60)
+    assert looks > 0
+    assert [whole(uri, part) for part in parts] == [f"{part}-{rounds - 1}" for part in parts]
+    keep_up(Snapshot.open(uri), 168, print)
+    assert len(Snapshot.open(uri).files()) == len(parts)
+
+
+def test_a_table_made_anew_meanwhile_is_not_written(uri):
+    import shutil
+
+    replace(uri, "a", "old")
+    table = Snapshot.open(uri)
+    shutil.rmtree(uri)
+    writers.make_table(uri)
+    for generation in ("x", "y", "z"):
+        replace(uri, "a", generation)
+    with pytest.raises(ConcurrentCommitError, match="made anew"):
+        table.replace({"part": "a"}, [], {})
+    assert whole(uri, "a") == "z"
+
+
+def test_a_log_that_was_cleaned_up_meanwhile_is_not_taken_for_quiet(uri):
+    table = Snapshot.open(uri)
+    replace(uri, "a", "theirs")
+    Snapshot.open(uri).checkpoint()
+    Path(uri, "_delta_log", f"{1:020d}.json").unlink()
+    with pytest.raises(ConcurrentCommitError, match="no longer has the versions after 0"):
+        table.replace({"part": "a"}, [], {})
+    assert whole(uri, "a") == "theirs"
+
+
+def test_a_storage_fault_while_looking_at_the_log_is_an_error_and_changes_nothing(uri, monkeypatch):
+    replace(uri, "a", "old")
+    table = Snapshot.open(uri)
+    replace(uri, "a", "theirs")
+
+    def out_of_reach(*arguments):
+        raise OSError("the bucket is out of reach")
+
+    monkeypatch.setattr("batch_assets.lake.log.file_system", out_of_reach)
+    with pytest.raises(OSError, match="out of reach"):
+        table.replace({"part": "a"}, [], {})
+    assert whole(uri, "a") == "theirs"
+
+
+def test_a_partition_of_a_batch_that_dagster_never_heard_of_is_not_written_twice(tmp_path):
+    """Killed after the commit and before the materialization was recorded: the rerun finds the batch up to date."""
+    from batch_assets_tests.conftest import write_json_lines
+
+    home = tmp_path / "home"
+    data = write_json_lines(tmp_path / "d.jsonl", [{"id": str(n), "document": f"text {n}"} for n in range(5)])
+    assert run(_land_and_die, str(home), str(data)) == -signal.SIGKILL
+    assert run(_land, str(home), str(data)) == 0
+    table = Snapshot.open(str(home / "lake" / "main" / "default" / "m4_1_prod_data"))
+    assert (table.version, table.rows()) == (1, 5)
+
+
+def _land(home: str, data: str) -> None:
+    from batch_assets.assets.prod_data import prod_data
+    from batch_assets.automation.partitions import BATCHES
+    from batch_assets.lake.lake import Lake
+    from batch_assets_tests.conftest import settings_for
+
+    settings = settings_for(Path(home), dataset=data)
+    storage = Path(home) / "dagster"
+    storage.mkdir(parents=True, exist_ok=True)
+    with dg.DagsterInstance.local_temp(str(storage)) as instance:
+        instance.add_dynamic_partitions(str(BATCHES.name), ["d"])
+        resources = {"settings": settings, "lake": Lake(settings.lake_uri)}
+        result = dg.materialize([prod_data], partition_key="d", instance=instance, resources=resources)
+        assert result.success
+        assert instance.get_latest_materialization_event(dg.AssetKey("prod_data")) is not None
+
+
+def _land_and_die(home: str, data: str) -> None:
+    from batch_assets.lake.lake import BatchSnapshot
+
+    replace_batch = BatchSnapshot.replace
+
+    def commit_and_die(self, *arguments):
+        version = replace_batch(self, *arguments)
+        if self.table.name == "m4_1_prod_data":
+            writers.kill_this_process()
+        return version
+
+    BatchSnapshot.replace = commit_and_die
+    _land(home, data)
