@@ -87,7 +87,8 @@ class Snapshot:
         try:
             delta = DeltaTable(uri, version=version, storage_options=options)
         except TableNotFoundError as error:
-            raise BatchAssetsError(f"there is no Delta table at {uri}") from error
+            reason = str(error).splitlines()[0]
+            raise BatchAssetsError(f"there is no Delta table at {uri} that can be opened: {reason}") from error
         refuse_unreadable(delta, uri)
         return cls(uri, options, delta)
 

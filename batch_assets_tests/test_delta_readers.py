@@ -1,0 +1,139 @@
+"""Tables written here, read by engines that share no code with the writer.
+
+polars-deltalake and DuckDB's extension are built on delta-kernel; ClickHouse has a reader of its own.
+Each runs in a process of its own: two Arrow libraries in one process don't get along.
+"""
+
+import datetime as dt
+import json
+import subprocess
+import sys
+from decimal import Decimal
+
+import pyarrow as pa
+import pytest
+
+from batch_assets.lake.snapshot import Snapshot, create_table
+from batch_assets.lake.staging import stage
+from batch_assets.lake.upkeep import keep_up
+
+# Each gives the rows of the table at `uri` whose column `moment` is null or not before `since`, in `columns`.
+READERS = {
+    "polars-deltalake": """
+import polars, polars_deltalake
+late = polars.col("moment").is_null() | (polars.col("moment") >= polars.lit(since).cast(polars.Datetime("us", "UTC")))
+rows = polars_deltalake.scan_delta(uri).filter(late).select(columns).collect().rows()
+""",
+    "duckdb": """
+import pathlib, duckdb, duckdb_extension_delta
+extension = next(pathlib.Path(duckdb_extension_delta.__file__).parent.rglob("*.duckdb_extension"))
+connection = duckdb.connect()
+connection.execute(f"LOAD '{extension}'")
+connection.execute("SET timezone = 'UTC'")
+query = f"SELECT {', '.join(columns)} FROM delta_scan(?) WHERE moment IS NULL OR moment >= ?"
+rows = connection.execute(query, [uri, since]).fetchall()
+""",
+    "clickhouse": """
+import chdb
+late = f"moment IS NULL OR moment >= toDateTime64('{since:%Y-%m-%d %H:%M:%S.%f}', 6, 'UTC')"
+query = f"SELECT {', '.join(columns)} FROM deltaLakeLocal('{uri}') WHERE {late}"
+query += " SETTINGS allow_experimental_delta_kernel_rs = 0, session_timezone = 'UTC'"
+rows = [json.loads(line) for line in str(chdb.query(query, "JSONCompactEachRow")).splitlines()]
+""",
+}
+
+PROGRAM = """
+import datetime, json, sys
+uri, columns = sys.argv[1], sys.argv[2].split(",")
+since = datetime.datetime.fromisoformat(sys.argv[3])
+{read}
+for row in rows:
+    print(json.dumps(row, default=str))
+"""
+
+MOMENT = dt.datetime(2026, 1, 2, 3, 4, 5, 678901, dt.UTC)
+
+
+def plain(value):
+    """A value as text on which all readers agree."""
+    if isinstance(value, str) and len(value) > 18 and value[4:8:3] == "--":
+        value = dt.datetime.fromisoformat(value)
+    if isinstance(value, dt.datetime):
+        value = value.replace(tzinfo=None)
+    return None if value is None else str(value)
+
+
+def read_by(reader: str, uri: str, columns: list[str]) -> list[list[str | None]]:
+    program = PROGRAM.format(read=READERS[reader])
+    command = [sys.executable, "-c", program, uri, ",".join(columns), MOMENT.isoformat()]
+    # ClickHouse reads below the current folder only.
+    result = subprocess.run(command, cwd=uri, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    return sorted(([plain(value) for value in json.loads(line)] for line in result.stdout.splitlines()), key=str)
+
+
+def expected(rows: list[list]) -> list[list[str | None]]:
+    return sorted(([plain(value) for value in row] for row in rows), key=str)
+
+
+QUOTED = 'it\'s "quoted" ☃'
+STRINGS = [
+    None,
+    "a b",
+    "k=v",
+    "50%",
+    "%20",
+    "it's",
+    'say "x"',
+    "ünï/☃",
+    "#?&",
+    "[x]{y}",
+    "back\\slash",
+    "a:b",
+    "*<>|^`",
+]
+VALUES = {
+    "string": (pa.string(), STRINGS),
+    "long": (pa.int64(), [None, -5, 0, 2**62]),
+    "date": (pa.date32(), [None, dt.date(1970, 1, 1), dt.date(2020, 2, 29)]),
+    "timestamp": (pa.timestamp("us", "UTC"), [None, dt.datetime(2020, 1, 2, 3, 4, 5, 600000, dt.UTC)]),
+    "boolean": (pa.bool_(), [None, True, False]),
+    "decimal": (pa.decimal128(10, 2), [None, Decimal("-4.50"), Decimal("0.05")]),
+}
+
+
+@pytest.fixture(scope="module", params=VALUES)
+def table(request, tmp_path_factory) -> tuple[str, str, list[list]]:
+    """A table with every partition replaced, over a hundred commits, some appended rows, and upkeep half-way."""
+    kind, values = VALUES[request.param]
+    uri = str(tmp_path_factory.mktemp("tables") / "table")
+    schema = pa.schema([("id", pa.int64()), ("text", pa.string()), ("moment", pa.timestamp("us", "UTC")), ("p", kind)])
+    create_table(uri, {}, schema, ["p"])
+    rounds = 102 // len(values) + 1
+    for number in range(rounds):
+        for index, value in enumerate(values):
+            snapshot = Snapshot.open(uri)
+            rows = pa.table({"id": [index, number], "text": [QUOTED, None], "moment": [MOMENT, None]})
+            snapshot.replace({"p": value}, stage([rows], snapshot.staging_area({"p": value})), {})
+        if number == rounds // 2:
+            keep_up(Snapshot.open(uri), 168, print)
+    snapshot = Snapshot.open(uri)
+    more = pa.table({"id": range(len(values)), "text": ["more"] * len(values), "moment": [MOMENT] * len(values)})
+    snapshot.append(stage([more.append_column("p", pa.array(values, kind))], snapshot.staging_area()), {})
+    rows = []
+    for index, value in enumerate(values):
+        rows += [[index, QUOTED, MOMENT, value], [rounds - 1, None, None, value], [index, "more", MOMENT, value]]
+    assert Snapshot.open(uri).version > 100
+    return request.param, uri, rows
+
+
+@pytest.mark.parametrize("state", ["after a hundred commits", "after upkeep"])
+def test_tables_written_here_are_read_row_for_row_by_other_engines(table, state):
+    """Also by a filter on the greatest timestamp of a file, which statistics cut to milliseconds would lose."""
+    kind, uri, rows = table
+    if state == "after upkeep":
+        keep_up(Snapshot.open(uri), 168, print)
+        assert len(Snapshot.open(uri).files()) == len(VALUES[kind][1])
+    # ClickHouse's own reader refuses decimal partition columns, and says so.
+    for reader in READERS if kind != "decimal" else ["polars-deltalake", "duckdb"]:
+        assert read_by(reader, uri, ["id", "text", "moment", "p"]) == expected(rows), reader
