@@ -2,7 +2,7 @@
 # make ui     open Dagster and MLflow on that state
 # make test   every promise, at small size
 # make proof  full sizes, many kills, a browser (apt-get install chromium); writes proof-report.xml
-# make bench  documents a second against mlflow.pyfunc.spark_udf
+# make bench  scoring against mlflow.pyfunc.spark_udf, Delta tables against Parquet
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -28,7 +28,8 @@ proof: $(INSTALLED)
 	$(BIN)/python -m pytest -m proof --junitxml proof-report.xml -s
 
 bench: $(INSTALLED)
-	@$(BIN)/python -m tools.bench
+	@$(BIN)/python -m tools.bench_scoring
+	@$(BIN)/python -m tools.bench_lake
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check --fix .

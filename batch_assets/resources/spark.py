@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr
 
 
 class SparkResource(dg.ConfigurableResource[Any]):
     """One Spark session for a run, started on first use by dagster-pyspark's LazyPySparkResource.
 
-    A session that was there before the run is used, and left as it is.
+    ``config`` holds further settings of Spark, which win over those made here. A session that was there before the
+    run is used, and left as it is.
     """
 
     master: str
+    config: dict[str, str] = Field(default_factory=dict)
     _session: Any = PrivateAttr(default=None)
     _is_ours: bool = PrivateAttr(default=False)
 
@@ -57,7 +59,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
                 "spark.sql.shuffle.partitions": "4",
                 "spark.sql.warehouse.dir": str(Path(tempfile.gettempdir()) / "batch_assets_warehouse"),
             }
-        return config
+        return config | self.config
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
         """Stop the session if this resource started it."""

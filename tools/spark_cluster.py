@@ -1,0 +1,95 @@
+"""A Spark standalone cluster on loopback, out of the pip package: a master and workers as processes of their own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+_PATIENCE_SECONDS = 90
+
+
+class Cluster:
+    """A running cluster; ``url`` is its master's."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._processes: list[subprocess.Popen[bytes]] = []
+        port, self._ui_port = _free_port(), _free_port()
+        self.url = f"spark://127.0.0.1:{port}"
+        self._start(
+            "org.apache.spark.deploy.master.Master",
+            *("--host", "127.0.0.1", "--port", str(port), "--webui-port", str(self._ui_port)),
+        )
+
+    def add_worker(self, cores: int, memory: str) -> None:
+        """Start a worker, and wait until the master counts it among the living."""
+        alive = self._alive() or 0
+        work_dir = self._folder / f"worker-{len(self._processes)}"
+        self._start(
+            "org.apache.spark.deploy.worker.Worker",
+            *("--host", "127.0.0.1", "--cores", str(cores), "--memory", memory, "--work-dir", str(work_dir)),
+            *("--webui-port", str(_free_port()), self.url),
+        )
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while (self._alive() or 0) <= alive:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no worker came up within {_PATIENCE_SECONDS} s: see {self._folder}")
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """End all processes."""
+        for process in reversed(self._processes):
+            process.send_signal(signal.SIGTERM)
+        for process in self._processes:
+            process.wait(30)
+
+    def _start(self, main: str, *arguments: str) -> None:
+        import pyspark
+
+        home = Path(pyspark.__file__).parent
+        environment = {**os.environ, "SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1"}
+        with (self._folder / f"{main.rsplit('.', 1)[1]}-{len(self._processes)}.log").open("wb") as log:
+            command = [str(home / "bin" / "spark-class"), main, *arguments]
+            self._processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+
+    def _alive(self) -> int | None:
+        try:
+            return int(httpx.get(f"http://127.0.0.1:{self._ui_port}/json/").json()["aliveworkers"])
+        except httpx.TransportError:
+            return None
+
+
+@contextmanager
+def spark_cluster(folder: Path, *, workers: int, cores: int, memory: str) -> Iterator[Cluster]:
+    """Run a cluster; logs and working directories are in a folder.
+
+    Args:
+        folder: for logs and the workers' files.
+        workers: how many.
+        cores: of each.
+        memory: of each, such as ``2g``.
+    """
+    # Workers can't be told which Python to run; executors take the driver's.
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    folder.mkdir(parents=True, exist_ok=True)
+    cluster = Cluster(folder)
+    try:
+        for _ in range(workers):
+            cluster.add_worker(cores, memory)
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
