@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 
 _PATIENCE_SECONDS = 90
 
@@ -43,6 +44,13 @@ class Cluster:
                 raise TimeoutError(f"no worker came up within {_PATIENCE_SECONDS} s: see {self._folder}")
             time.sleep(0.2)
 
+    def executors(self) -> list[psutil.Process]:
+        """The processes of executors that are running now."""
+        children = [
+            child for parent in self._processes for child in psutil.Process(parent.pid).children(recursive=True)
+        ]
+        return [child for child in children if any("CoarseGrainedExecutorBackend" in part for part in _command(child))]
+
     def stop(self) -> None:
         """End all processes."""
         for process in reversed(self._processes):
@@ -62,7 +70,7 @@ class Cluster:
     def _alive(self) -> int | None:
         try:
             return int(httpx.get(f"http://127.0.0.1:{self._ui_port}/json/").json()["aliveworkers"])
-        except httpx.TransportError:
+        except (httpx.TransportError, ValueError):  # it answers before it knows its own state
             return None
 
 
@@ -87,6 +95,13 @@ def spark_cluster(folder: Path, *, workers: int, cores: int, memory: str) -> Ite
         yield cluster
     finally:
         cluster.stop()
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.NoSuchProcess:  # it has ended meanwhile
+        return []
 
 
 def _free_port() -> int:

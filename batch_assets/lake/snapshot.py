@@ -18,7 +18,7 @@ from batch_assets.lake.features import refuse_unreadable, refuse_unwritable
 from batch_assets.lake.log import METADATA_PREFIX, REARRANGED, Commit, Partition, commits
 from batch_assets.lake.partitions import describe, to_log, typed_partition
 from batch_assets.lake.staging import StagedFile, StagingArea
-from batch_assets.lake.storage import file_system
+from batch_assets.lake.storage import file_system, remove_half_written
 
 # Each failed attempt means that somebody else has committed, so this many in a row don't happen by chance.
 _COMMIT_ATTEMPTS = 100
@@ -264,7 +264,7 @@ class Snapshot:
         removed: list[str] = self._newest()._delta.vacuum(
             retention_hours, dry_run=False, enforce_retention_duration=False, full=True
         )
-        return removed
+        return removed + remove_half_written(self.uri, time.time() - retention_hours * 3600)
 
     def _commit(self, change: "_Change") -> int:
         """Commit as the version right after one that has been looked at, so that nobody comes in between."""

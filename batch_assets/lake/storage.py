@@ -1,6 +1,7 @@
 """One file system over everything delta-rs can reach: a local folder or an object store."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,6 +23,29 @@ def file_system(root: str, storage_options: Mapping[str, str]) -> pafs.FileSyste
     if "://" not in root:
         Path(root).mkdir(parents=True, exist_ok=True)
     return pafs.PyFileSystem(DeltaStorageHandler(root, dict(storage_options)))
+
+
+def remove_half_written(root: str, before: float) -> list[str]:
+    """Remove files of a local folder whose writer was killed before it closed them; object stores show no such files.
+
+    delta-rs writes to ``<name>#<number>`` and renames at the end, and leaves these names out of its listings.
+
+    Args:
+        root: the folder; for a URI of an object store, there is nothing to do.
+        before: files that were written to later stay, in seconds since 1970.
+
+    Returns:
+        The removed files.
+    """
+    if "://" in root and not root.startswith("file://"):
+        return []
+    removed = []
+    for path in Path(root.removeprefix("file://")).rglob("*.parquet#*"):
+        with suppress(FileNotFoundError):  # its writer has just renamed it
+            if path.stat().st_mtime < before:
+                path.unlink()
+                removed.append(str(path))
+    return removed
 
 
 def read_parquet(files: pafs.FileSystem, path: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
