@@ -100,6 +100,21 @@ class Snapshot:
         """
         refuse_unwritable(self._delta, self.uri)
 
+    def check_replaceable(self, partition: Mapping[str, Any]) -> None:
+        """Refuse what a replacement of a partition would get wrong, before any work is done for it.
+
+        Raises:
+            BatchAssetsError: the table is append-only, or delta-rs could not remove the partition's files.
+        """
+        if self.is_append_only:
+            raise BatchAssetsError(f"nothing of the table at {self.uri} can be replaced: it has delta.appendOnly set")
+        for file in self.files(partition):
+            if quote(file.path, safe=_PLAIN_IN_PATHS) != file.log_path:
+                raise BatchAssetsError(
+                    f"the log of the table at {self.uri} spells the path {file.log_path} in a way that delta-rs would "
+                    "not repeat, so the file would stay; rewrite that partition with the engine that wrote it"
+                )
+
     @property
     def is_append_only(self) -> bool:
         """Whether the table's properties forbid to remove anything."""
@@ -233,10 +248,7 @@ class Snapshot:
             ConcurrentCommitError: the partition was changed since this snapshot was taken.
             BatchAssetsError: the table can't be written correctly here, or a staged file is gone.
         """
-        if self.is_append_only:
-            raise BatchAssetsError(
-                f"the table at {self.uri} is append-only (delta.appendOnly): nothing can be replaced"
-            )
+        self.check_replaceable(partition)
         return self._commit(_Change(staged, self.files(partition), self.key(partition), metadata, transaction, once))
 
     def rearrange(self, partition: Mapping[str, Any], staged: Sequence[StagedFile], gone: Sequence[DataFile]) -> int:
@@ -246,6 +258,7 @@ class Snapshot:
             ConcurrentCommitError: the partition was changed since this snapshot was taken.
             BatchAssetsError: the staged files don't hold as many rows.
         """
+        self.check_replaceable(partition)
         rows, before = sum(file.rows for file in staged), sum(file.rows for file in gone)
         if rows != before:
             raise BatchAssetsError(f"{before} rows of {describe(partition)} became {rows}; nothing was committed")
@@ -270,26 +283,26 @@ class Snapshot:
         """Commit as the version right after one that has been looked at, so that nobody comes in between."""
         from deltalake.exceptions import DeltaError
 
-        self._refuse_unnameable(change.gone)
         self._refuse_missing(change.staged)
         commit_id = str(uuid.uuid4())
         actions, properties = change.for_delta(self.partition_columns, commit_id)
         failure: Exception | None = None
-        tried: int | None = None
-        for _ in range(_COMMIT_ATTEMPTS):
-            newest = self._newest()
-            for commit in newest._since(self.version):
-                # Also where the answer to an attempt was lost on its way back.
-                if commit.metadata.get("commit_id") == commit_id:
-                    return commit.version
-                if change.replaced is not None and commit.may_touch(change.replaced):
-                    raise self._overtaken(change.replaced, commit)
-            if newest.version == tried:
+        newest = self
+        for attempt in range(_COMMIT_ATTEMPTS):
+            seen, newest = newest.version, self._newest()
+            news = newest._since(seen)
+            # The answer to an attempt may have been lost on its way back; then only the log says that it landed.
+            landed = [commit for commit in news if commit.metadata.get("commit_id") == commit_id]
+            if landed:
+                return landed[0].version
+            rivals = [c for c in news if change.replaced is not None and c.may_touch(change.replaced)]
+            if change.replaced is not None and rivals:
+                raise self._overtaken(change.replaced, rivals[0])
+            if attempt and newest.version == seen:
                 break
             if change.once and newest._holds(change.transaction):
                 return newest.version
             newest._refuse_unfit(self)
-            tried = newest.version
             try:
                 newest._delta.create_write_transaction(
                     actions,
@@ -311,17 +324,15 @@ class Snapshot:
             )
         return newest
 
-    def _since(self, version: int) -> Iterator[Commit]:
+    def _since(self, version: int) -> list[Commit]:
         """Commits that are newer than a version, from the newest; all of them, or an error."""
-        oldest = self.version + 1
-        for commit in takewhile(lambda commit: commit.version > version, self.commits()):
-            oldest = commit.version
-            yield commit
-        if oldest > version + 1:
+        newer = list(takewhile(lambda commit: commit.version > version, self.commits()))
+        if len(newer) != self.version - version:
             raise ConcurrentCommitError(
                 f"the log of the table at {self.uri} no longer has the versions after {version}, at which this run "
                 "had opened it, so what they changed can't be seen; nothing was written: run it again"
             )
+        return newer
 
     def _holds(self, transaction: Transaction | None) -> bool:
         if transaction is None:
@@ -348,14 +359,6 @@ class Snapshot:
                 f"the columns of the table at {self.uri} were changed after this run had opened it at version "
                 f"{older.version}: {problem}; nothing was written: run it again"
             )
-
-    def _refuse_unnameable(self, gone: Sequence[DataFile]) -> None:
-        for file in gone:
-            if quote(file.path, safe=_PLAIN_IN_PATHS) != file.log_path:
-                raise BatchAssetsError(
-                    f"the log of the table at {self.uri} spells the path {file.log_path} in a way that delta-rs would "
-                    "not repeat, so the file would stay; rewrite that partition with the engine that wrote it"
-                )
 
     def _refuse_missing(self, staged: Sequence[StagedFile]) -> None:
         if not staged:

@@ -105,6 +105,8 @@ def plan_write(options: Options, schema: StructType, overwrite: bool) -> Deltars
         raise BatchAssetsError(
             f"overwriting replaces one partition, never the whole table at {area.uri}: name it with {example}"
         )
+    if overwrite and table is not None:
+        table.check_replaceable(area.partition or {})
     app, number = options.text("txnAppId"), options.number("txnVersion")
     if (app is None) != (number is None):
         raise BatchAssetsError("the options txnAppId and txnVersion go together")
