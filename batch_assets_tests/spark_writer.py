@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from batch_assets.lake.deltars import DeltarsDataSource
+from batch_assets.lake.deltars import register_deltars
 from batch_assets.resources.spark import SparkResource
 from batch_assets_tests.delta_processes import ROWS
 
@@ -22,7 +22,7 @@ def main(master: str, uri: str, part: str, generation: str, wait_for: str | None
     """Write ``ROWS`` rows in ``TASKS`` tasks."""
     config = {"spark.executor.memory": "1g", "spark.executor.cores": "1", "spark.ui.enabled": "false"}
     spark = SparkResource(master=master, config=config).session
-    spark.dataSource.register(DeltarsDataSource)
+    register_deltars(spark)
     rows = spark.range(0, ROWS, 1, TASKS).selectExpr(f"'{generation}' AS generation", "id AS number")
 
     def wait(batches):

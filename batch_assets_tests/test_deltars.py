@@ -23,8 +23,8 @@ from pyspark.sql.datasource import (
     StringStartsWith,
 )
 
-from batch_assets.lake.deltars import DeltarsDataSource
 from batch_assets.lake.deltars import reader as reader_module
+from batch_assets.lake.deltars import register_deltars
 from batch_assets.lake.deltars.reader import DeltarsReader
 from batch_assets.lake.snapshot import Snapshot
 
@@ -39,7 +39,7 @@ def uri(tmp_path) -> str:
 @pytest.fixture
 def deltars(spark):
     """Reads or writes with options: deltars.read(uri, **options), deltars.write(frame, uri, mode, **options)."""
-    spark.dataSource.register(DeltarsDataSource)
+    register_deltars(spark)
 
     class Deltars:
         @staticmethod
@@ -478,3 +478,11 @@ def test_a_bucket_is_read_and_written_with_storage_options_that_no_plan_shows(de
         assert "not-for-your-eyes" not in str(failure.value)
     finally:
         server.stop()
+
+
+def test_the_example_in_the_documentation_runs(spark, tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "deltars.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0].replace("/lake/", f"{tmp_path}/")
+    names = {"spark": spark, "new": spark.sql("SELECT 'good' AS text, DATE '2026-01-31' AS day")}
+    exec(example, names)
+    assert names["reviews"].count() == 1

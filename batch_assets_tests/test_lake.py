@@ -265,7 +265,7 @@ def test_spark_reads_a_version_some_columns_and_one_batch_without_opening_the_ot
 def test_spark_refuses_tables_that_it_would_read_wrongly(lake, spark):
     from deltalake import DeltaTable
 
-    from batch_assets.lake.deltars import DeltarsDataSource
+    from batch_assets.lake.deltars import register_deltars
 
     replace(lake, "a", ["x"])
     uri = lake.table_uri(PROD_DATA)
@@ -279,6 +279,6 @@ def test_spark_refuses_tables_that_it_would_read_wrongly(lake, spark):
         }
     }
     Path(uri, "_delta_log", f"{version:020d}.json").write_text(json.dumps(protocol))
-    spark.dataSource.register(DeltarsDataSource)
+    register_deltars(spark)
     with pytest.raises(Exception, match="deletionVectors"):
         spark.read.format("deltars").load(uri).collect()

@@ -19,7 +19,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batch_assets.lake.deltars import DeltarsDataSource
+from batch_assets.lake.deltars import register_deltars
 from batch_assets.lake.snapshot import Snapshot
 from batch_assets.resources.spark import SparkResource
 from batch_assets.sources.aclsum import ACLSumDataset
@@ -62,7 +62,7 @@ def _throughput(folder: Path) -> None:
     spark = SparkResource(
         master="local[2]", config={"spark.driver.memory": "8g", "spark.driver.maxResultSize": "0"}
     ).session
-    spark.dataSource.register(DeltarsDataSource)
+    register_deltars(spark)
     source = spark.read.parquet(str(folder / "source"))
     ours, collected, parquet = (str(folder / name) for name in ("ours", "collected", "parquet"))
 
@@ -174,7 +174,7 @@ def _driver_memory(folder: Path) -> None:
 def _drive(master: str, source: str, table: str) -> None:
     """Replace and read on a cluster, then print what this driver still holds, in MiB."""
     spark = SparkResource(master=master, config={"spark.executor.memory": "2g", "spark.ui.enabled": "false"}).session
-    spark.dataSource.register(DeltarsDataSource)
+    register_deltars(spark)
     rows = spark.read.parquet(source)
     rows.limit(1).write.format("deltars").mode("append").option("partitionColumns", "batch").save(table)
     for _ in range(_RUNS):

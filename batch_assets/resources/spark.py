@@ -46,7 +46,6 @@ class SparkResource(dg.ConfigurableResource[Any]):
             "spark.app.name": "batch_assets",
             "spark.master": self.master,
             "spark.sql.session.timeZone": "UTC",
-            "spark.sql.python.filterPushdown.enabled": "true",
             "spark.speculation": "false",
             "spark.ui.showConsoleProgress": "false",
         }

@@ -4,6 +4,6 @@ docs/deltars.md lists its options.
 """
 
 from batch_assets.lake.deltars.frames import read_snapshot, stage_frame
-from batch_assets.lake.deltars.source import DeltarsDataSource
+from batch_assets.lake.deltars.source import register_deltars
 
-__all__ = ["DeltarsDataSource", "read_snapshot", "stage_frame"]
+__all__ = ["read_snapshot", "register_deltars", "stage_frame"]

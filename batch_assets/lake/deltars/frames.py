@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
-from batch_assets.lake.deltars.source import DeltarsDataSource
+from batch_assets.lake.deltars.source import register_deltars
 from batch_assets.lake.lake import BatchSnapshot
 from batch_assets.lake.staging import STAGED_FILE_DDL, StagedFile, staged_files_batches
 
 
 def read_snapshot(spark: SparkSession, snapshot: BatchSnapshot) -> DataFrame:
     """A table at the version of a snapshot, as a Spark data frame."""
-    spark.dataSource.register(DeltarsDataSource)
+    register_deltars(spark)
     reader = spark.read.format("deltars").option("versionAsOf", str(snapshot.version))
     for key, value in snapshot.storage_options.items():
         reader = reader.option(f"storage.{key}", value)

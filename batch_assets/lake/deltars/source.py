@@ -3,6 +3,7 @@
 from functools import cached_property
 
 import pyarrow as pa
+from pyspark.sql import SparkSession
 from pyspark.sql.datasource import DataSource
 from pyspark.sql.pandas.types import from_arrow_schema
 from pyspark.sql.types import StructType
@@ -12,6 +13,13 @@ from batch_assets.lake.deltars.options import Options
 from batch_assets.lake.deltars.reader import DeltarsReader
 from batch_assets.lake.deltars.writer import DeltarsWriter, plan_write
 from batch_assets.lake.snapshot import Snapshot
+
+
+def register_deltars(spark: SparkSession) -> None:
+    """Make ``deltars`` known to a session, and let its filters leave out files."""
+    # Spark refuses data sources that take filters where this is off, as it is by default.
+    spark.conf.set("spark.sql.python.filterPushdown.enabled", "true")
+    spark.dataSource.register(DeltarsDataSource)
 
 
 class DeltarsDataSource(DataSource):
