@@ -1,6 +1,7 @@
 """Writers that are killed, race each other, and meet upkeep: real processes, real kills."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -188,6 +189,103 @@ def test_delta_rs_spells_every_path_as_expected(uri, character):
     add = AddAction(f"x{character}y.parquet", 1, {"part": "a"}, 0, True, '{"numRecords": 1}')
     table.create_write_transaction([add], "append", table.schema(), ["part"])
     Snapshot.open(uri).check_replaceable({"part": "a"})
+
+
+def test_writers_that_make_the_table_at_the_same_moment_all_land(tmp_path):
+    for number in range(3):
+        uri = str(tmp_path / f"table-{number}")
+        parts = [f"p{part}" for part in range(4)]
+        results = race([(make_and_replace, uri, part) for part in parts])
+        assert not [result for result in results if isinstance(result, Exception)]
+        assert [whole(uri, part) for part in parts] == parts
+        assert Snapshot.open(uri).version == len(parts)
+
+
+def make_and_replace(uri: str, part: str) -> int:
+    writers.make_table(uri)
+    return replace(uri, part, part)
+
+
+def test_writers_that_add_columns_at_the_same_moment_all_land(uri):
+    replace(uri, "a", "old")
+    results = race([(add_column, uri, f"c{number // 2}") for number in range(4)])
+    assert results == [None] * 4
+    assert {"c0", "c1"} < set(Snapshot.open(uri).schema.names)
+
+
+def add_column(uri: str, name: str) -> None:
+    Snapshot.open(uri).add_columns(pa.schema([(name, pa.int64())]))
+
+
+def test_what_other_writers_put_into_the_log_disturbs_nobody(uri):
+    """Line separators of Unicode in statistics, partition values that would be refused here, no statistics."""
+    from deltalake import write_deltalake
+    from deltalake.transaction import AddAction
+
+    for part in ("a", "b"):
+        replace(uri, part, "old")
+    table = Snapshot.open(uri)
+    rows = pa.table({"generation": ["new"] * ROWS, "number": range(ROWS)})
+    staged = stage([rows], table.staging_area({"part": "a"}))
+    theirs = pa.table({"part": ["x" * 250], "generation": ["a\u2028b\u0085c\u2029d"], "number": [1]})
+    write_deltalake(uri, theirs, mode="append")
+    delta = DeltaTable(uri)
+    missing = AddAction("part=m/gone.parquet", 5, {"part": "m"}, 0, True, "")
+    delta.create_write_transaction([missing], "append", delta.schema(), ["part"])
+    table.replace({"part": "a"}, staged, {})
+    assert whole(uri, "a") == "new"
+    replace(uri, "b", "new")
+    lines: list[str] = []
+    done = keep_up(Snapshot.open(uri), 168, lines.append)
+    assert done.became >= 1
+
+
+def test_an_append_of_text_with_line_separators_is_found_in_the_log(uri):
+    table = Snapshot.open(uri)
+    rows = pa.table({"part": ["li\u2028ne"], "generation": ["\u0085"], "number": [0]})
+    version = table.append(stage([rows], table.staging_area()), {})
+    assert version == Snapshot.open(uri).version == 1
+
+
+def test_a_null_where_the_partition_column_must_not_be_null_is_refused(tmp_path):
+    from batch_assets.lake.snapshot import create_table
+
+    uri = str(tmp_path / "table")
+    create_table(uri, {}, pa.schema([pa.field("part", pa.string(), nullable=False), ("n", pa.int64())]), ["part"])
+    with pytest.raises(BatchAssetsError, match="must not be null"):
+        Snapshot.open(uri).staging_area({"part": None})
+    with pytest.raises(BatchAssetsError, match="must not be null"):
+        stage([pa.table({"part": pa.nulls(1, pa.string()), "n": [1]})], Snapshot.open(uri).staging_area())
+
+
+def test_many_partitions_in_any_order_become_a_file_each(uri):
+    area = Snapshot.open(uri).staging_area()
+    numbers = range(20_000)
+    parts = [str(number * 7919 % 500) for number in numbers]
+    table = pa.table({"part": parts, "generation": ["g"] * len(parts), "number": numbers})
+    staged = stage(table.to_batches(max_chunksize=1000), area)
+    assert len(staged) == 500
+    assert sum(file.rows for file in staged) == len(parts)
+
+
+def test_a_file_is_read_to_its_end_whatever_size_the_log_gives_it(uri):
+    replace(uri, "a", "old")
+    log = Path(uri, "_delta_log", f"{1:020d}.json")
+    log.write_text(re.sub(r'"size":\d+', '"size":3', log.read_text()))
+    from pyspark.sql.types import LongType, StructField, StructType
+
+    from batch_assets.lake.deltars.reader import DeltarsReader
+
+    reader = DeltarsReader(Snapshot.open(uri), StructType([StructField("number", LongType())]))
+    assert sum(batch.num_rows for task in reader.partitions() for batch in reader.read(task)) == ROWS
+
+
+def test_a_shallow_clone_is_refused(uri):
+    replace(uri, "a", "old")
+    log = Path(uri, "_delta_log", f"{1:020d}.json")
+    log.write_text(log.read_text().replace('"path":"part=', '"path":"file:///elsewhere/part='))
+    with pytest.raises(BatchAssetsError, match="outside of its folder"):
+        list(Snapshot.open(uri).read({"part": "a"}))
 
 
 def test_a_table_made_anew_meanwhile_is_not_written(uri):

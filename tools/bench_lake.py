@@ -101,7 +101,7 @@ def _throughput(folder: Path) -> None:
     to_python = _seconds(lambda: noop(source.mapInArrow(_swallow, "rows long")))
     print(f"replace  {to_python:5.1f} reading the source and handing its rows to Python")
     print(f"replace  {writing - to_python:5.1f} encoding Parquet, and the commit")
-    nothing = _seconds(lambda: noop(spark.read.format("deltars").load(ours).where("batch = 'none'")))
+    nothing = _seconds(lambda: noop(spark.read.format("deltars").option("filesWhere", "batch = 'none'").load(ours)))
     decoding = _seconds(lambda: _decode(ours)) / spark.sparkContext.defaultParallelism
     print(f"read     {nothing:5.1f} planning the query and starting a task")
     print(f"read     {decoding:5.1f} decoding Parquet in Python, if the workers share it evenly")

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from batch_assets.inference.completions import CompletionStore
 from batch_assets.inference.scorer import score_batch
-from batch_assets.lake.deltars import read_snapshot
+from batch_assets.lake.deltars import read_batch
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.staging import stage
 from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
@@ -69,7 +69,7 @@ def _measure(settings: Settings) -> None:
 
     def baseline() -> None:
         udf = mlflow.pyfunc.spark_udf(spark, version.uri, result_type="string")
-        frame = read_snapshot(spark, source).where("batch = 'baseline'").repartition(2)
+        frame = read_batch(spark, source, "baseline").repartition(2)
         assert len(frame.withColumn("generated_summary", udf("document")).collect()) == _BASELINE_ROWS
 
     def ours() -> None:

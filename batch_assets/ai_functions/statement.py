@@ -44,7 +44,7 @@ def answer_batch(
     """Run the statement and replace the batch of ``ai_query_inference`` by its rows.
 
     Args:
-        spark: the session; ``m4_1_prod_data`` becomes a view in it.
+        spark: the session; the batch of ``m4_1_prod_data`` becomes a view in it.
         lake: where finished answers are kept until the commit.
         documents: ``m4_1_prod_data`` at the version to be read.
         output: ``ai_query_inference``, opened before the input's version was resolved.
@@ -59,7 +59,7 @@ def answer_batch(
         BatchAssetsError: the endpoint is out of reach, or rows are missing; nothing is committed.
     """
     from batch_assets.ai_functions.functions import COLUMNS, register_ai_functions, to_ai_query_inference
-    from batch_assets.lake.deltars import read_snapshot, stage_frame
+    from batch_assets.lake.deltars import read_batch, stage_frame
 
     started = time.monotonic()
     digest = hashlib.sha256(f"{endpoint.request_hash('')} {statement}".encode()).hexdigest()
@@ -68,7 +68,7 @@ def answer_batch(
     # With a limit, Spark gathers the rows in one task.
     tasks = 1 if limit else spark.sparkContext.defaultParallelism
     register_ai_functions(spark, {endpoint.name: endpoint}, finished, tasks)
-    read_snapshot(spark, documents).createOrReplaceTempView("m4_1_prod_data")
+    read_batch(spark, documents, batch).createOrReplaceTempView("m4_1_prod_data")
     rows = min(limit, documents.rows(batch)) if limit else documents.rows(batch)
     before = store.count()
     with progress(f"batch {batch}", rows, store.count, report):

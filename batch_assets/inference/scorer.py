@@ -79,10 +79,10 @@ def score_batch(
         BatchAssetsError: the rows that were made are not those that were there.
         ConcurrentCommitError: somebody else has replaced the batch meanwhile.
     """
-    from batch_assets.lake.deltars import read_snapshot, stage_frame
+    from batch_assets.lake.deltars import read_batch, stage_frame
 
     started = time.monotonic()
-    frame = read_snapshot(spark, documents).where(f"batch = '{batch}'")
+    frame = read_batch(spark, documents, batch)
     finished = FinishedWork.of(store, output, batch, _COLUMNS)
     rows = documents.rows(batch)
     with progress(f"batch {batch}", rows, store.count, report):

@@ -49,7 +49,7 @@ def refuse_unreadable(delta: Any, uri: str) -> None:
             Parquet files would get wrong; the message names it.
     """
     protocol = delta.protocol()
-    named = protocol.reader_features or _implied(_READER_VERSIONS, protocol.min_reader_version)
+    named = _named(protocol.reader_features, protocol.min_reader_version, 3, _READER_VERSIONS, "reader")
     wrong = _in_use(delta, named, _READABLE)
     if wrong:
         raise BatchAssetsError(f"the table at {uri} can't be read correctly here: it uses {', '.join(wrong)}")
@@ -63,7 +63,7 @@ def refuse_unwritable(delta: Any, uri: str) -> None:
             files written here would violate; the message names it.
     """
     protocol = delta.protocol()
-    named = protocol.writer_features or _implied(_WRITER_VERSIONS, protocol.min_writer_version)
+    named = _named(protocol.writer_features, protocol.min_writer_version, 7, _WRITER_VERSIONS, "writer")
     wrong = _in_use(delta, named, _READABLE)
     if wrong:
         raise BatchAssetsError(
@@ -72,8 +72,15 @@ def refuse_unwritable(delta: Any, uri: str) -> None:
         )
 
 
-def _implied(versions: Mapping[int, list[str]], version: int) -> list[str]:
-    return [feature for number, features in versions.items() if number <= version for feature in features]
+def _named(
+    features: list[str] | None, version: int, newest: int, versions: Mapping[int, list[str]], who: str
+) -> list[str]:
+    """The features that a protocol stands for; from the newest version on they are listed by name."""
+    if version > newest:
+        return [f"{who} version {version}"]
+    if features is not None:
+        return features
+    return [feature for number, implied in versions.items() if number <= version for feature in implied]
 
 
 def _in_use(delta: Any, named: list[str], harmless: set[str]) -> list[str]:

@@ -44,7 +44,12 @@ class Commit:
 
 
 def commits(
-    uri: str, storage_options: Mapping[str, str], schema: pa.Schema, partition_columns: list[str], newest: int
+    uri: str,
+    storage_options: Mapping[str, str],
+    schema: pa.Schema,
+    partition_columns: list[str],
+    newest: int,
+    after: int = -1,
 ) -> Iterator[Commit]:
     """Yield commits from the newest to the oldest whose log entry is still there.
 
@@ -54,20 +59,24 @@ def commits(
         schema: columns of the table.
         partition_columns: those of them that it is partitioned by.
         newest: version to begin with.
+        after: version to end before.
     """
     files = file_system(uri, storage_options)
-    for version in range(newest, -1, -1):
+    for version in range(newest, after, -1):
         try:
             with files.open_input_stream(f"_delta_log/{version:020d}.json") as stream:
-                lines = stream.read().decode().splitlines()
+                # Not splitlines(): a value in the log may hold what Unicode, unlike JSON, takes for a line's end.
+                lines = stream.read().decode().split("\n")
         except FileNotFoundError:
             return  # older commits live in a checkpoint and have been cleaned up
-        actions = [json.loads(line) for line in lines if line]
+        actions = [json.loads(line) for line in lines if line.strip()]
         info: dict[str, Any] = next((a["commitInfo"] for a in actions if "commitInfo" in a), {})
         metadata = {
             key.removeprefix(METADATA_PREFIX): value for key, value in info.items() if key.startswith(METADATA_PREFIX)
         }
-        touched, changed, somewhere = set(), set(), False
+        touched: set[Partition] = set()
+        changed: set[Partition] = set()
+        somewhere = False
         # A replacement of an empty partition by nothing changes no file, but it is on record.
         if "partition" in metadata:
             changed.add(_key(metadata["partition"], schema, partition_columns))

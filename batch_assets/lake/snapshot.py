@@ -5,7 +5,6 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import takewhile
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -18,7 +17,7 @@ from batch_assets.lake.features import refuse_unreadable, refuse_unwritable
 from batch_assets.lake.log import METADATA_PREFIX, REARRANGED, Commit, Partition, commits
 from batch_assets.lake.partitions import describe, to_log, typed_partition
 from batch_assets.lake.staging import StagedFile, StagingArea
-from batch_assets.lake.storage import file_system, remove_half_written
+from batch_assets.lake.storage import file_system, remove_half_written, root_of
 
 # Each failed attempt means that somebody else has committed, so this many in a row don't happen by chance.
 _COMMIT_ATTEMPTS = 100
@@ -33,17 +32,17 @@ class ConcurrentCommitError(BatchAssetsError):
 
 @dataclass(frozen=True)
 class DataFile:
-    """A data file of a table: path as the log has it, size in bytes, rows, typed partition values."""
+    """A data file of a table: path as the log has it, size in bytes, typed partition values, rows if it says so."""
 
     log_path: str
     size: int
-    rows: int
     partition: Partition
+    rows: int | None
 
     @property
     def path(self) -> str:
         """Path relative to the table."""
-        return unquote(self.log_path)
+        return relative_path(self.log_path)
 
 
 @dataclass(frozen=True)
@@ -81,13 +80,15 @@ class Snapshot:
             BatchAssetsError: there is no table, or reading it would get it wrong.
         """
         from deltalake import DeltaTable
-        from deltalake.exceptions import TableNotFoundError
+        from deltalake.exceptions import DeltaError
 
-        options = dict(storage_options or {})
+        uri, options = root_of(uri), dict(storage_options or {})
         try:
             delta = DeltaTable(uri, version=version, storage_options=options)
-        except TableNotFoundError as error:
+        except DeltaError as error:
             reason = str(error).splitlines()[0]
+            if version is not None and DeltaTable.is_deltatable(uri, options):
+                raise BatchAssetsError(f"the table at {uri} can't be opened at version {version}: {reason}") from error
             raise BatchAssetsError(f"there is no Delta table at {uri} that can be opened: {reason}") from error
         refuse_unreadable(delta, uri)
         return cls(uri, options, delta)
@@ -133,20 +134,18 @@ class Snapshot:
         area = StagingArea(self.uri, self.storage_options, self.schema, self.partition_columns)
         return area if partition is None else area.only(partition)
 
-    def add_actions(self, *, flatten: bool = False) -> pa.Table:
-        """Add actions of the data files, as delta-rs gives them."""
-        return pa.table(self._delta.get_add_actions(flatten=flatten))
+    def add_actions(self) -> pa.Table:
+        """Add actions of the data files, as delta-rs gives them, flattened."""
+        return pa.table(self._delta.get_add_actions(flatten=True))
 
     @cached_property
     def _files(self) -> dict[Partition, list[DataFile]]:
         files: dict[Partition, list[DataFile]] = {}
-        storage = file_system(self.uri, self.storage_options)
-        for action in self.add_actions().to_pylist():
-            rows = action["num_records"]
-            if rows is None:  # other writers may leave statistics out
-                rows = pq.read_metadata(unquote(action["path"]), filesystem=storage).num_rows
-            key = tuple(action["partition"][name] for name in self.partition_columns)
-            files.setdefault(key, []).append(DataFile(action["path"], action["size_bytes"], rows, key))
+        values = [f"partition.{name}" for name in self.partition_columns]
+        actions = self.add_actions().select(["path", "size_bytes", "num_records", *values])
+        for action in actions.to_pylist():
+            key = tuple(action[name] for name in values)
+            files.setdefault(key, []).append(DataFile(action["path"], action["size_bytes"], key, action["num_records"]))
         return files
 
     def partitions(self) -> list[Partition]:
@@ -161,7 +160,15 @@ class Snapshot:
 
     def rows(self, partition: Mapping[str, Any] | None = None) -> int:
         """Rows of one partition, or of the table, from the statistics in the log."""
-        return sum(file.rows for file in self.files(partition))
+        return self.count(self.files(partition))
+
+    def count(self, files: Sequence[DataFile]) -> int:
+        """Rows of some of the files; where another writer left statistics out, their footers are read."""
+        storage = file_system(self.uri, self.storage_options)
+        return sum(
+            pq.read_metadata(file.path, filesystem=storage).num_rows if file.rows is None else file.rows
+            for file in files
+        )
 
     def read(self, partition: Mapping[str, Any], columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the rows of one partition.
@@ -184,22 +191,36 @@ class Snapshot:
         """Add columns to the table, in a commit of its own, where it doesn't have them yet.
 
         Raises:
-            BatchAssetsError: it has one of them with another type.
+            ConcurrentCommitError: somebody else has added one of them with another type.
         """
         from deltalake import Field
+        from deltalake.exceptions import DeltaError
 
-        newest = self._newest()
-        there = pa.schema([field for field in columns if field.name in newest.schema.names])
-        problem = schema_difference(there, newest.schema)
-        if problem is not None:
-            raise ConcurrentCommitError(f"no column was added to the table at {self.uri}: {problem}")
-        missing = [Field.from_arrow(field) for field in columns if field.name not in newest.schema.names]
-        if missing:
-            newest._delta.alter.add_columns(missing)
+        failure: Exception | None = None
+        for _ in range(_COMMIT_ATTEMPTS):
+            newest = self._newest()
+            for field in columns:
+                if field.name in newest.schema.names and newest.schema.field(field.name).type != field.type:
+                    raise ConcurrentCommitError(
+                        f"somebody else has added a column {field.name} to the table at {self.uri}, of type "
+                        f"{newest.schema.field(field.name).type}, not {field.type}: run it again"
+                    )
+            missing = [Field.from_arrow(field) for field in columns if field.name not in newest.schema.names]
+            if not missing:
+                return
+            try:
+                newest._delta.alter.add_columns(missing)
+            except DeltaError as error:  # somebody else may have changed the columns at the same time
+                failure = error
+        assert failure is not None
+        raise failure
 
     def commits(self) -> Iterator[Commit]:
         """Commits from this version to the oldest whose log entry is still there."""
-        return commits(self.uri, self.storage_options, self.schema, self.partition_columns, self.version)
+        return self._commits(after=-1)
+
+    def _commits(self, after: int) -> Iterator[Commit]:
+        return commits(self.uri, self.storage_options, self.schema, self.partition_columns, self.version, after)
 
     def append(
         self, staged: Sequence[StagedFile], metadata: Mapping[str, Any], transaction: Transaction | None = None
@@ -259,7 +280,7 @@ class Snapshot:
             BatchAssetsError: the staged files don't hold as many rows.
         """
         self.check_replaceable(partition)
-        rows, before = sum(file.rows for file in staged), sum(file.rows for file in gone)
+        rows, before = sum(file.rows for file in staged), self.count(gone)
         if rows != before:
             raise BatchAssetsError(f"{before} rows of {describe(partition)} became {rows}; nothing was committed")
         return self._commit(_Change(staged, gone, self.key(partition), {}, None, once=False, same_rows=True))
@@ -281,8 +302,6 @@ class Snapshot:
 
     def _commit(self, change: "_Change") -> int:
         """Commit as the version right after one that has been looked at, so that nobody comes in between."""
-        from deltalake.exceptions import DeltaError
-
         self._refuse_missing(change.staged)
         commit_id = str(uuid.uuid4())
         actions, properties = change.for_delta(self.partition_columns, commit_id)
@@ -295,13 +314,13 @@ class Snapshot:
             landed = [commit for commit in news if commit.metadata.get("commit_id") == commit_id]
             if landed:
                 return landed[0].version
+            if change.once and newest._holds(change.transaction):
+                return newest.version
             rivals = [c for c in news if change.replaced is not None and c.may_touch(change.replaced)]
             if change.replaced is not None and rivals:
                 raise self._overtaken(change.replaced, rivals[0])
             if attempt and newest.version == seen:
                 break
-            if change.once and newest._holds(change.transaction):
-                return newest.version
             newest._refuse_unfit(self)
             try:
                 newest._delta.create_write_transaction(
@@ -311,7 +330,7 @@ class Snapshot:
                     self.partition_columns,
                     commit_properties=properties,
                 )
-            except (DeltaError, OSError) as error:
+            except Exception as error:  # whatever it was: the log says whether the commit has landed
                 failure = error
         raise failure or BatchAssetsError(f"a commit to {self.uri} is not in its log: look at {self.uri}/_delta_log")
 
@@ -326,7 +345,7 @@ class Snapshot:
 
     def _since(self, version: int) -> list[Commit]:
         """Commits that are newer than a version, from the newest; all of them, or an error."""
-        newer = list(takewhile(lambda commit: commit.version > version, self.commits()))
+        newer = list(self._commits(after=version))
         if len(newer) != self.version - version:
             raise ConcurrentCommitError(
                 f"the log of the table at {self.uri} no longer has the versions after {version}, at which this run "
@@ -393,10 +412,10 @@ def create_table(
         description: of the table, for people.
         configuration: table properties.
     """
-    from deltalake import DeltaTable, Schema
+    from deltalake import CommitProperties, DeltaTable, Schema
     from deltalake.exceptions import DeltaError
 
-    options = dict(storage_options)
+    uri, options = root_of(uri), dict(storage_options)
     if DeltaTable.is_deltatable(uri, options):
         return
     try:
@@ -408,10 +427,24 @@ def create_table(
             description=description,
             configuration=configuration,
             storage_options=options,
+            # Otherwise whoever is second writes version 1, which gives the table another identity.
+            commit_properties=CommitProperties(max_commit_retries=0),
         )
     except DeltaError:
         if not DeltaTable.is_deltatable(uri, options):  # else somebody else was faster
             raise
+
+
+def relative_path(log_path: str) -> str:
+    """Path of a data file relative to its table.
+
+    Raises:
+        BatchAssetsError: the log names a file outside the table's folder, as in a shallow clone.
+    """
+    path = unquote(log_path)
+    if path.startswith("/") or "://" in path:
+        raise BatchAssetsError(f"the table's log names {path}, outside of its folder (a shallow clone?): copy it first")
+    return path
 
 
 def schema_difference(wanted: pa.Schema, found: pa.Schema) -> str | None:

@@ -104,22 +104,20 @@ class TableWriter:
             if part.num_rows == 0:
                 continue
             if values not in self._open:
-                if len(self._open) == _MOST_OPEN_FILES:
-                    self._finish()
                 partition = dict(zip(self._area.partition_columns, values, strict=True))
                 self._open[values] = _FileWriter(self._area, partition)
             self._open[values].add(part)
         while sum(file.waiting for file in self._open.values()) > _ROW_GROUP_BYTES:
             max(self._open.values(), key=lambda file: file.waiting).flush()
+            on_disk = [values for values, file in self._open.items() if file.is_on_disk]
+            if len(on_disk) > _MOST_OPEN_FILES:
+                self._staged.append(self._open.pop(on_disk[0]).close())
 
     def close(self) -> list[StagedFile]:
         """Finish the files; an empty list where no row was written."""
-        self._finish()
-        return self._staged
-
-    def _finish(self) -> None:
         self._staged += [file.close() for file in self._open.values()]
         self._open.clear()
+        return self._staged
 
     def _by_partition(self, table: pa.Table) -> Iterator[tuple[tuple[Any, ...], pa.Table]]:
         """Rows of each partition, with its values."""
@@ -137,7 +135,13 @@ class TableWriter:
         keys = _conform(table, pa.schema([self._area.schema.field(name) for name in columns]))
         positions = pa.array(range(table.num_rows), pa.int64())
         groups = keys.append_column("", positions).group_by(columns, use_threads=False).aggregate([("", "list")])
-        for group in groups.to_pylist():
+        try:
+            found = groups.to_pylist()
+        except (OverflowError, ValueError) as error:
+            raise BatchAssetsError(
+                f"a value of {', '.join(columns)} can't name a partition, such as a date after the year 9999: {error}"
+            ) from error
+        for group in found:
             values = tuple(typed(name, group[name], self._area.schema.field(name).type) for name in columns)
             if only is not None and values != tuple(only[name] for name in columns):
                 raise BatchAssetsError(
@@ -157,13 +161,7 @@ class _FileWriter:
         self._schema = area.file_schema
         self._files = file_system(area.uri, area.storage_options)
         self._footers: list[pq.FileMetaData] = []
-        self._writer = pq.ParquetWriter(
-            self._path,
-            self._schema,
-            filesystem=self._files,
-            compression="zstd",
-            metadata_collector=self._footers,
-        )
+        self._writer: pq.ParquetWriter | None = None
         self._rows: list[pa.Table] = []
         self.waiting = 0
 
@@ -171,13 +169,26 @@ class _FileWriter:
         self._rows.append(rows)
         self.waiting += rows.nbytes
 
+    @property
+    def is_on_disk(self) -> bool:
+        return self._writer is not None
+
     def flush(self) -> None:
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(
+                self._path,
+                self._schema,
+                filesystem=self._files,
+                compression="zstd",
+                metadata_collector=self._footers,
+            )
         if self._rows:
             self._writer.write_table(pa.concat_tables(self._rows))
         self._rows, self.waiting = [], 0
 
     def close(self) -> StagedFile:
         self.flush()
+        assert self._writer is not None
         self._writer.close()
         (footer,) = self._footers
         size = self._files.get_file_info(self._path).size

@@ -52,7 +52,10 @@ def _range(chunks: list[pq.Statistics], kind: pa.DataType) -> tuple[Any, Any] | 
         return None
     if not all(chunk.has_min_max for chunk in chunks):
         return None
-    low, high = min(chunk.min for chunk in chunks), max(chunk.max for chunk in chunks)
+    try:
+        low, high = min(chunk.min for chunk in chunks), max(chunk.max for chunk in chunks)
+    except (OverflowError, ValueError):
+        return None  # a moment that Python has no value for, such as one after the year 9999
     plain = _plain(low), _plain(high)
     return None if None in plain else plain
 

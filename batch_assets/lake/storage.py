@@ -3,10 +3,28 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+
+from batch_assets.errors import BatchAssetsError
+
+
+def root_of(uri: str) -> str:
+    """A table's root as everything here spells it: a local folder as a plain path, anything else as it is.
+
+    Raises:
+        BatchAssetsError: a local path with %, in which delta-rs would look for another folder, or half a URI.
+    """
+    if uri.startswith("file:"):
+        if not uri.startswith("file:///"):
+            raise BatchAssetsError(f"{uri} is no address of a folder: write file:///path, or the path alone")
+        uri = unquote(uri.removeprefix("file://"))
+    if "://" not in uri and "%" in uri:
+        raise BatchAssetsError(f"the folder {uri} has % in its name, which delta-rs takes for an escape: rename it")
+    return uri
 
 
 def file_system(root: str, storage_options: Mapping[str, str]) -> pafs.FileSystem:
@@ -20,6 +38,7 @@ def file_system(root: str, storage_options: Mapping[str, str]) -> pafs.FileSyste
     """
     from deltalake.fs import DeltaStorageHandler
 
+    root = root_of(root)
     if "://" not in root:
         Path(root).mkdir(parents=True, exist_ok=True)
     return pafs.PyFileSystem(DeltaStorageHandler(root, dict(storage_options)))
@@ -37,10 +56,10 @@ def remove_half_written(root: str, before: float) -> list[str]:
     Returns:
         The removed files.
     """
-    if "://" in root and not root.startswith("file://"):
+    if "://" in root:
         return []
     removed = []
-    for path in Path(root.removeprefix("file://")).rglob("*.parquet#*"):
+    for path in Path(root).rglob("*.parquet#*"):
         with suppress(FileNotFoundError):  # its writer has just renamed it
             if path.stat().st_mtime < before:
                 path.unlink()

@@ -7,7 +7,8 @@ be accepted and double the rows.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from batch_assets.lake.snapshot import ConcurrentCommitError, DataFile, Snapshot
+from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.snapshot import DataFile, Snapshot
 from batch_assets.lake.staging import stage
 
 TARGET_BYTES = 128 * 1024 * 1024
@@ -46,7 +47,7 @@ def keep_up(
 def compact(table: Snapshot, report: Callable[[str], None], target_bytes: int = TARGET_BYTES) -> tuple[int, int]:
     """Put the small files of each partition together, each partition in a commit of its own.
 
-    A partition that somebody else changes meanwhile is left as it is.
+    A partition that somebody else changes meanwhile is left as it is, as is one that can't be written here.
 
     Returns:
         The number of files that went, and of those that came for them.
@@ -60,12 +61,14 @@ def compact(table: Snapshot, report: Callable[[str], None], target_bytes: int = 
         groups = [group for group in _groups(table.files(partition), target_bytes) if len(group) > 1]
         if not groups:
             continue
-        staged = [file for group in groups for file in stage(table.read_files(group), table.staging_area(partition))]
         gone = [file for group in groups for file in group]
         try:
+            table.check_replaceable(partition)
+            area = table.staging_area(partition)
+            staged = [file for group in groups for file in stage(table.read_files(group), area)]
             table.rearrange(partition, staged, gone)
-        except ConcurrentCommitError as error:
-            report(f"left for the next upkeep: {error}")
+        except BatchAssetsError as error:  # this partition stays as it is; that is no reason to leave the others
+            report(f"left as it is: {error}")
             continue
         went, came = went + len(gone), came + len(staged)
     return went, came

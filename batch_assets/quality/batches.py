@@ -80,13 +80,12 @@ def measure_tables(
     Returns:
         The version of the commit.
     """
-    from batch_assets.lake.deltars import read_snapshot
+    from batch_assets.lake.deltars import read_batch
 
-    here = f"batch = '{batch}'"
-    originals = read_snapshot(spark, documents).where(here).select("id", "document", "summary")
-    by_model = read_snapshot(spark, scored).where(here)
+    originals = read_batch(spark, documents, batch).select("id", "document", "summary")
+    by_model = read_batch(spark, scored, batch)
     by_model = by_model.withColumn("model_version", by_model["model_version"].cast("string"))
-    by_endpoint = read_snapshot(spark, answered).where(here).drop("batch").withColumnRenamed("model", "model_name")
+    by_endpoint = read_batch(spark, answered, batch).drop("batch").withColumnRenamed("model", "model_name")
     by_endpoint = originals.join(by_endpoint, "id").selectExpr("*", "CAST(NULL AS STRING) AS model_version")
     new = measure_batch(batch, scored.table.name, by_model) + measure_batch(batch, answered.table.name, by_endpoint)
     measured = {_key(row) for row in new}

@@ -7,16 +7,19 @@ from pyspark.sql import DataFrame, SparkSession
 
 from batch_assets.lake.deltars.source import register_deltars
 from batch_assets.lake.lake import BatchSnapshot
+from batch_assets.lake.names import check_batch
 from batch_assets.lake.staging import STAGED_FILE_DDL, StagedFile, staged_files_batches
+from batch_assets.lake.tables import PARTITION
 
 
-def read_snapshot(spark: SparkSession, snapshot: BatchSnapshot) -> DataFrame:
-    """A table at the version of a snapshot, as a Spark data frame."""
+def read_batch(spark: SparkSession, snapshot: BatchSnapshot, batch: str) -> DataFrame:
+    """One batch of a table at the version of a snapshot, as a Spark data frame."""
     register_deltars(spark)
-    reader = spark.read.format("deltars").option("versionAsOf", str(snapshot.version))
+    here = f"{PARTITION} = '{check_batch(batch)}'"
+    reader = spark.read.format("deltars").option("versionAsOf", str(snapshot.version)).option("filesWhere", here)
     for key, value in snapshot.storage_options.items():
         reader = reader.option(f"storage.{key}", value)
-    return reader.load(snapshot.uri)
+    return reader.load(snapshot.uri).where(here)
 
 
 def stage_frame(frame: DataFrame, snapshot: BatchSnapshot, batch: str) -> list[StagedFile]:

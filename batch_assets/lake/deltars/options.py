@@ -1,35 +1,37 @@
 """Options of a read or a write, checked; Spark hands all of them on as text."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.storage import root_of
 
 _STORAGE = "storage."
-_READING = ("versionAsOf", "columns")
-_WRITING = ("partition", "partitionColumns", "readVersion", "mergeSchema", "txnAppId", "txnVersion")
+READING = ("versionAsOf", "columns", "filesWhere")
+WRITING = ("partition", "partitionColumns", "readVersion", "mergeSchema", "txnAppId", "txnVersion")
 
 
 class Options:
-    """The options of one read or write.
+    """The options of one read or write, ``known`` by their names.
 
     Raises:
         BatchAssetsError: one has no meaning here, or the path is missing.
     """
 
-    def __init__(self, options: Mapping[str, str]) -> None:
+    def __init__(self, options: Mapping[str, str], known: Sequence[str]) -> None:
         self._options = {key.lower(): value for key, value in options.items()}
-        known = {name.lower(): name for name in ("path", *_READING, *_WRITING)}
+        names = {name.lower(): name for name in ("path", *known)}
+        what = "reading" if known is READING else "writing"
         for key in self._options:
-            if key not in known and not key.startswith(_STORAGE):
-                near = [known[name] for name in get_close_matches(key, known, 1)]
-                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known.values())} and storage.*"
-                raise BatchAssetsError(f"deltars has no option {key}: {hint}")
+            if key not in names and not key.startswith(_STORAGE):
+                near = [names[name] for name in get_close_matches(key, names, 1)]
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names.values())} and storage.*"
+                raise BatchAssetsError(f"deltars has no option {key} for {what}: {hint}")
         if "path" not in self._options:
             raise BatchAssetsError("deltars needs the path of a table: .load(uri) or .save(uri)")
-        self.uri = self._options["path"]
+        self.uri = root_of(self._options["path"])
         # delta-rs takes its storage options in lower case, too.
         self.storage = {
             key.removeprefix(_STORAGE): value for key, value in self._options.items() if key.startswith(_STORAGE)
@@ -40,9 +42,18 @@ class Options:
         return self._options.get(name.lower())
 
     def names(self, name: str) -> list[str] | None:
-        """Names with commas between them."""
+        """Names with commas between them.
+
+        Raises:
+            BatchAssetsError: a name is empty, or there twice.
+        """
         text = self.text(name)
-        return None if text is None else [part.strip() for part in text.split(",")]
+        if text is None:
+            return None
+        names = [part.strip() for part in text.split(",")]
+        if "" in names or len(set(names)) != len(names):
+            raise BatchAssetsError(f"the option {name} is {text!r}: it takes different names with commas between them")
+        return names
 
     def number(self, name: str) -> int | None:
         """A number from 0.

@@ -1,5 +1,7 @@
 """Which files of a table can hold rows that meet a filter, by partition values and statistics alone."""
 
+import datetime as dt
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +21,8 @@ from pyspark.sql.datasource import (
     StringStartsWith,
 )
 
+# Statistics hold decimals as numbers of JSON, which many writers and readers take for 64-bit floats.
+_EXACT_DIGITS = 15
 # Many writers cut timestamps in statistics to milliseconds.
 _MILLISECOND = pa.scalar(1000, pa.duration("us"))
 
@@ -30,14 +34,14 @@ def prune(actions: pa.Table, schema: pa.Schema, partition_columns: list[str], co
         actions: add actions of a table, flattened.
         schema: columns of the table.
         partition_columns: those of them that it is partitioned by.
-        condition: as Spark pushes it down; one of a kind not known here leaves out nothing.
+        condition: one of a kind not known here leaves out nothing.
     """
     column = _column(actions, schema, partition_columns, condition)
     if column is None or actions.num_rows == 0:
         return actions
     try:
         impossible = column.excludes(condition)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
         return actions  # a value that the column's type can't hold is Spark's to compare
     if impossible is None:
         return actions
@@ -53,16 +57,22 @@ def _column(actions: pa.Table, schema: pa.Schema, partition_columns: list[str], 
     kind = schema.field(name).type
     if name in partition_columns:
         value = actions[f"partition.{name}"]
+        if pa.types.is_floating(kind):  # Spark compares both as doubles
+            kind, value = pa.float64(), value.cast(pa.float64())
         return _Column(kind, value, value, pc.is_valid(value), pc.is_null(value), exact=True)
     if f"null_count.{name}" not in actions.column_names:
         return None
     nulls, rows = actions[f"null_count.{name}"], actions["num_records"]
-    low = high = pa.chunked_array([pa.nulls(actions.num_rows, kind)])
     if f"min.{name}" in actions.column_names and f"max.{name}" in actions.column_names:
         low, high = actions[f"min.{name}"], actions[f"max.{name}"]
+    else:
+        low = high = pa.chunked_array([pa.nulls(actions.num_rows, kind)])
+    unknown = pa.chunked_array([pa.nulls(actions.num_rows, kind)])
     if pa.types.is_floating(kind):
         # Spark takes NaN for greater than any number, and statistics leave it out.
-        high = pa.chunked_array([pa.nulls(actions.num_rows, kind)])
+        kind, low, high = pa.float64(), low.cast(pa.float64()), unknown.cast(pa.float64())
+    elif pa.types.is_decimal(kind) and kind.precision > _EXACT_DIGITS:
+        low = high = unknown
     elif pa.types.is_timestamp(kind):
         high = pc.add(high, _MILLISECOND)
     return _Column(kind, low, high, pc.equal(nulls, 0), pc.equal(nulls, rows), exact=False)
@@ -116,6 +126,14 @@ class _Column:
         return pc.or_kleene(pc.greater(self._low, scalar), pc.less(self._high, scalar))
 
     def _scalar(self, value: Any) -> pa.Scalar:
+        if isinstance(value, str) and pa.types.is_date(self._kind):
+            value = dt.date.fromisoformat(value)
+        elif isinstance(value, str) and pa.types.is_timestamp(self._kind):
+            value = dt.datetime.fromisoformat(value)
+            if (value.tzinfo is None) != (self._kind.tz is None):
+                raise ValueError("which moment that is depends on the session's time zone")
+        if isinstance(value, Decimal) and pa.types.is_floating(self._kind):
+            value = float(value)
         return pa.scalar(value, self._kind)
 
 

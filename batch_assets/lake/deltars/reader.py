@@ -1,9 +1,8 @@
 """Plan which parts of which files a query reads, and read them on the executors."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
 
 import pyarrow as pa
 from pyspark.sql.datasource import DataSourceReader, Filter, InputPartition
@@ -11,8 +10,9 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
 from batch_assets.lake.data_file import read_data_file
+from batch_assets.lake.deltars.conditions import simple_conditions
 from batch_assets.lake.deltars.pruning import prune
-from batch_assets.lake.snapshot import Snapshot
+from batch_assets.lake.snapshot import Snapshot, relative_path
 from batch_assets.lake.storage import file_system
 
 # A task reads about this much; as in Spark, a file counts as 4 MiB more, for the cost of opening it.
@@ -22,12 +22,18 @@ _OPEN_COST = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class FilePart:
-    """Bytes of a data file, and the values of its partition columns."""
+    """Bytes of a data file, to its end where ``length`` is None, and the values of its partition columns."""
 
     path: str
     partition: dict[str, Any]
     start: int
-    length: int
+    length: int | None
+    last: int = 0
+
+    @property
+    def weight(self) -> int:
+        """Bytes, as far as the log says."""
+        return self.last if self.length is None else self.length
 
 
 class Task(InputPartition):
@@ -38,42 +44,25 @@ class Task(InputPartition):
 
 
 class DeltarsReader(DataSourceReader):
-    """Leaves out files that can't hold what the filters ask for, and spreads the others over tasks."""
+    """Leaves out files that can't hold what is asked for, and spreads the others over tasks.
 
-    def __init__(self, table: Snapshot, schema: StructType) -> None:
+    It takes no filters from Spark: Spark 4.2 keeps what was planned for one filter of a data frame, and reads by it for
+    every other query of that data frame, too (https://github.com/apache/spark, PythonScanBuilder.scala, mended since).
+    """
+
+    def __init__(self, table: Snapshot, schema: StructType, files_where: str | None = None) -> None:
         self._uri = table.uri
         self._storage_options = table.storage_options
         self._schema = to_arrow_schema(schema, timezone="UTC")
-        self._table = table
-        self._actions = table.add_actions(flatten=True)
+        self._tasks = _tasks(table, [] if files_where is None else simple_conditions(files_where))
 
     def __getstate__(self) -> dict[str, Any]:
-        # What only the plan needs stays on the driver.
-        return {key: value for key, value in self.__dict__.items() if key not in ("_table", "_actions")}
-
-    def pushFilters(self, filters: list[Filter]) -> Iterable[Filter]:  # noqa: N802 - Spark's name
-        """Leave out files by every filter; Spark still applies each of them to the rows."""
-        for condition in filters:
-            self._actions = prune(self._actions, self._table.schema, self._table.partition_columns, condition)
-            yield condition
+        # Every task gets its own part of the plan from Spark; the whole of it stays on the driver.
+        return {**self.__dict__, "_tasks": []}
 
     def partitions(self) -> Sequence[InputPartition]:
         """Tasks of about the same number of bytes."""
-        parts: list[FilePart] = []
-        for action in self._actions.to_pylist():
-            values = {name: action[f"partition.{name}"] for name in self._table.partition_columns}
-            size = action["size_bytes"]
-            for start in range(0, max(size, 1), _TASK_BYTES):
-                parts.append(FilePart(unquote(action["path"]), values, start, min(_TASK_BYTES, size - start)))
-        tasks: list[list[FilePart]] = [[]]
-        room = _TASK_BYTES
-        for part in sorted(parts, key=lambda part: part.length, reverse=True):
-            if tasks[-1] and part.length > room:
-                tasks.append([])
-                room = _TASK_BYTES
-            tasks[-1].append(part)
-            room -= part.length + _OPEN_COST
-        return [Task(parts) for parts in tasks]
+        return self._tasks
 
     def read(self, partition: InputPartition) -> Iterator[pa.RecordBatch]:
         """Rows of the parts of one task."""
@@ -81,3 +70,27 @@ class DeltarsReader(DataSourceReader):
         files = file_system(self._uri, self._storage_options)
         for part in partition.parts:
             yield from read_data_file(files, part.path, self._schema, part.partition, part.start, part.length)
+
+
+def _tasks(table: Snapshot, conditions: Sequence[Filter]) -> list[Task]:
+    actions = table.add_actions()
+    for condition in conditions:
+        actions = prune(actions, table.schema, table.partition_columns, condition)
+    values = [f"partition.{name}" for name in table.partition_columns]
+    parts: list[FilePart] = []
+    for action in actions.select(["path", "size_bytes", *values]).to_pylist():
+        partition = {name: action[f"partition.{name}"] for name in table.partition_columns}
+        path, size = relative_path(action["path"]), action["size_bytes"]
+        starts = range(0, max(size, 1), _TASK_BYTES)
+        # The last part goes on to the end of the file, wherever that is.
+        parts += [FilePart(path, partition, start, _TASK_BYTES) for start in starts[:-1]]
+        parts.append(FilePart(path, partition, starts[-1], None, max(size - starts[-1], 0)))
+    tasks: list[list[FilePart]] = [[]]
+    room = _TASK_BYTES
+    for part in sorted(parts, key=lambda part: part.weight, reverse=True):
+        if tasks[-1] and part.weight > room:
+            tasks.append([])
+            room = _TASK_BYTES
+        tasks[-1].append(part)
+        room -= part.weight + _OPEN_COST
+    return [Task(parts) for parts in tasks]

@@ -9,16 +9,14 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from pyspark.sql.types import StructType
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.deltars.options import Options
+from batch_assets.lake.deltars.options import READING, WRITING, Options
 from batch_assets.lake.deltars.reader import DeltarsReader
 from batch_assets.lake.deltars.writer import DeltarsWriter, plan_write
 from batch_assets.lake.snapshot import Snapshot
 
 
 def register_deltars(spark: SparkSession) -> None:
-    """Make ``deltars`` known to a session, and let its filters leave out files."""
-    # Spark refuses data sources that take filters where this is off, as it is by default.
-    spark.conf.set("spark.sql.python.filterPushdown.enabled", "true")
+    """Make ``deltars`` known to a session."""
     spark.dataSource.register(DeltarsDataSource)
 
 
@@ -30,17 +28,23 @@ class DeltarsDataSource(DataSource):
         """Name for ``format``."""
         return "deltars"
 
+    # Set when the schema is read, so that all that a data frame reads is of one version: Spark keeps this object.
+    _version: int | None = None
+
     @cached_property
-    def _options(self) -> Options:
-        return Options(self.options)
+    def _reading(self) -> Options:
+        return Options(self.options, READING)
 
     def _table(self) -> Snapshot:
-        return Snapshot.open(self._options.uri, self._options.storage, self._options.number("versionAsOf"))
+        options = self._reading
+        version = options.number("versionAsOf") if self._version is None else self._version
+        return Snapshot.open(options.uri, options.storage, version)
 
     def schema(self) -> StructType:
         """Columns of the table, or those that the option ``columns`` names."""
         table = self._table()
-        names = self._options.names("columns") or table.schema.names
+        self._version = table.version
+        names = self._reading.names("columns") or table.schema.names
         unknown = [name for name in names if name not in table.schema.names]
         if unknown:
             raise BatchAssetsError(
@@ -50,8 +54,8 @@ class DeltarsDataSource(DataSource):
 
     def reader(self, schema: StructType) -> DeltarsReader:
         """The reader of one query."""
-        return DeltarsReader(self._table(), schema)
+        return DeltarsReader(self._table(), schema, self._reading.text("filesWhere"))
 
     def writer(self, schema: StructType, overwrite: bool) -> DeltarsWriter:
         """The writer of one job; what can be refused before a file is written is refused here."""
-        return plan_write(self._options, schema, overwrite)
+        return plan_write(Options(self.options, WRITING), schema, overwrite)

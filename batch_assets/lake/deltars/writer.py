@@ -131,12 +131,7 @@ def _area_of_new_table(
         raise BatchAssetsError(f"the rows have no column {', '.join(unknown)} to partition a new table by")
     if len(partition_columns) == len(rows.names):
         raise BatchAssetsError("a table needs a column that it is not partitioned by")
-    for field in rows:
-        if _has_timestamp_without_zone(field.type):
-            raise BatchAssetsError(
-                f"{field.name} has a timestamp without zone, which would shut out readers of Delta older than version "
-                f"3: write CAST({field.name} AS TIMESTAMP), or make the table beforehand"
-            )
+    _refuse_timestamps_without_zone(rows)
     schema = pa.schema([field.with_nullable(True) for field in rows])
     area = StagingArea(options.uri, options.storage, schema, partition_columns)
     return area if partition is None else area.only(partition)
@@ -157,6 +152,14 @@ def _area_of_table(
                     f"column {field.name} is {ours}, but {there} in the table at {table.uri}: cast it"
                 )
     new = pa.schema([field.with_nullable(True) for field in rows if field.name not in table.schema.names])
+    spelled = {name.lower(): name for name in table.schema.names}
+    for field in new:
+        if field.name.lower() in spelled:
+            raise BatchAssetsError(
+                f"column {field.name} is spelled {spelled[field.name.lower()]} in the table at {table.uri}: rename it"
+            )
+    if not any(_has_timestamp_without_zone(field.type) for field in table.schema):
+        _refuse_timestamps_without_zone(new)
     given = set(rows.names) | (set(table.partition_columns) if partition is not None else set())
     missing = [field.name for field in table.schema if field.name not in given]
     if (new.names or missing) and not merge:
@@ -183,6 +186,8 @@ def _delta_schema(schema: StructType) -> pa.Schema:
 
 def _check_type(name: str, kind: DataType) -> None:
     if isinstance(kind, StructType):
+        if not len(kind):
+            raise BatchAssetsError(f"column {name} is a struct without fields, which Parquet lacks: leave it out")
         for field in kind:
             _check_type(f"{name}.{field.name}", field.dataType)
     elif isinstance(kind, ArrayType):
@@ -192,6 +197,15 @@ def _check_type(name: str, kind: DataType) -> None:
         _check_type(f"{name}.value", kind.valueType)
     elif kind.typeName() not in _DELTA_TYPES:
         raise BatchAssetsError(f"column {name} is of type {kind.simpleString()}, which Delta does not have: cast it")
+
+
+def _refuse_timestamps_without_zone(columns: pa.Schema) -> None:
+    for field in columns:
+        if _has_timestamp_without_zone(field.type):
+            raise BatchAssetsError(
+                f"{field.name} has a timestamp without zone, which would shut out readers of Delta older than version "
+                f"3: write CAST({field.name} AS TIMESTAMP), or make the table beforehand"
+            )
 
 
 def _has_timestamp_without_zone(kind: pa.DataType) -> bool:
