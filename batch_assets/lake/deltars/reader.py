@@ -28,12 +28,6 @@ class FilePart:
     partition: dict[str, Any]
     start: int
     length: int | None
-    last: int = 0
-
-    @property
-    def weight(self) -> int:
-        """Bytes, as far as the log says."""
-        return self.last if self.length is None else self.length
 
 
 class Task(InputPartition):
@@ -77,20 +71,20 @@ def _tasks(table: Snapshot, conditions: Sequence[Filter]) -> list[Task]:
     for condition in conditions:
         actions = prune(actions, table.schema, table.partition_columns, condition)
     values = [f"partition.{name}" for name in table.partition_columns]
-    parts: list[FilePart] = []
+    parts: list[tuple[int, FilePart]] = []  # with their bytes, as far as the log says
     for action in actions.select(["path", "size_bytes", *values]).to_pylist():
         partition = {name: action[f"partition.{name}"] for name in table.partition_columns}
         path, size = relative_path(action["path"]), action["size_bytes"]
-        starts = range(0, max(size, 1), _TASK_BYTES)
+        *starts, last = range(0, max(size, 1), _TASK_BYTES)
+        parts += [(_TASK_BYTES, FilePart(path, partition, start, _TASK_BYTES)) for start in starts]
         # The last part goes on to the end of the file, wherever that is.
-        parts += [FilePart(path, partition, start, _TASK_BYTES) for start in starts[:-1]]
-        parts.append(FilePart(path, partition, starts[-1], None, max(size - starts[-1], 0)))
+        parts.append((size - last, FilePart(path, partition, last, None)))
     tasks: list[list[FilePart]] = [[]]
     room = _TASK_BYTES
-    for part in sorted(parts, key=lambda part: part.weight, reverse=True):
-        if tasks[-1] and part.weight > room:
+    for size, part in sorted(parts, key=lambda sized: sized[0], reverse=True):
+        if tasks[-1] and size > room:
             tasks.append([])
             room = _TASK_BYTES
         tasks[-1].append(part)
-        room -= part.weight + _OPEN_COST
+        room -= size + _OPEN_COST
     return [Task(parts) for parts in tasks]
