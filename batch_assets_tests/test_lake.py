@@ -15,6 +15,7 @@ from batch_assets.lake.names import batch_from, check_batch, check_name
 from batch_assets.lake.snapshot import ConcurrentCommitError
 from batch_assets.lake.staging import stage
 from batch_assets.lake.tables import PROD_DATA, TABLES
+from batch_assets.lake.upkeep import keep_up
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
@@ -154,6 +155,19 @@ def test_a_compaction_by_somebody_else_in_between_is_noticed_not_doubled(lake):
     assert DeltaTable(snapshot.uri).optimize.compact()["numFilesRemoved"] == 2
     with pytest.raises(ConcurrentCommitError, match="another writer"):
         snapshot.replace("a", staged, {})
+    assert sorted(texts(lake, "a")) == ["one", "two"]
+
+
+def test_upkeep_makes_no_batch_stale_and_no_batch_somebody_elses(lake):
+    snapshot = lake.open(PROD_DATA)
+    staged = stage_rows(snapshot, "a", ["one"]) + stage_rows(snapshot, "a", ["two"])
+    version = snapshot.replace("a", staged, {"input_version": 7})
+    done = keep_up(lake.open(PROD_DATA).delta, 168, print)
+    assert (done.compacted, done.became) == (2, 1)
+    after = lake.open(PROD_DATA)
+    assert after.last_commit("a").version == version
+    assert after.is_ours("a")
+    assert not is_stale(after, "a", {"input_version": 7}, 9)
     assert sorted(texts(lake, "a")) == ["one", "two"]
 
 

@@ -275,3 +275,17 @@ def test_the_uis_show_the_state_and_a_batch_is_materialized_from_there(undisturb
     for url in (dagster, mlflow):
         with pytest.raises(httpx.TransportError):
             httpx.get(url, timeout=2)
+
+
+def test_upkeep_says_what_it_did_to_each_table(home):
+    from batch_assets_tests.test_lake import stage_rows
+
+    env = environment(home)
+    assert "no tables" in batch_assets("upkeep", env=env).stdout
+    lake = Lake(str(home / "lake"))
+    snapshot = lake.open(PROD_DATA)
+    snapshot.replace("a", stage_rows(snapshot, "a", ["one"]) + stage_rows(snapshot, "a", ["two"]), {})
+    run = batch_assets("upkeep", env=env)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == ("m4_1_prod_data: 2 files became 1, 0 unneeded files removed, checkpoint written\n")
+    assert "BATCH_ASSETS_VACUUM_HOURS" in refused(batch_assets("upkeep", env=environment(home, VACUUM_HOURS="0")))
