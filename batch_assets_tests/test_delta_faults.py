@@ -178,6 +178,10 @@ def test_a_file_whose_path_delta_rs_would_spell_otherwise_is_not_left_behind(uri
     with pytest.raises(BatchAssetsError, match="rewrite that partition with the engine that wrote it"):
         replace(uri, "a", "new")
     assert whole(uri, "a") == "old"
+    files, lines = data_files(uri), []
+    assert keep_up(Snapshot.open(uri), 168, lines.append).compacted == 0
+    assert "rewrite that partition" in lines[0]
+    assert data_files(uri) == files
 
 
 @pytest.mark.parametrize("character", [chr(code) for code in [*range(1, 128), 0xE9, 0x2603] if chr(code) != "/"])
