@@ -119,15 +119,19 @@ def test_a_lost_executor_adds_nothing_twice(uri, tmp_path, record_property):
     go = tmp_path / "go"
     with spark_cluster(tmp_path / "cluster", workers=2, cores=1, memory="2g") as cluster:
         writer = spark_writer(cluster.url, uri, "a", "new", str(go))
-        deadline = time.monotonic() + 180
-        while len(staged(uri, before)) < TASKS - 2:
-            assert time.monotonic() < deadline, "the tasks didn't get that far"
-            time.sleep(0.1)
-        executors = cluster.executors()
-        assert len(executors) == 2
-        executors[0].kill()
-        go.touch()
-        assert writer.wait(180) == 0
+        try:
+            deadline = time.monotonic() + 180
+            while len(staged(uri, before)) < TASKS - 2:
+                assert time.monotonic() < deadline, "the tasks didn't get that far"
+                time.sleep(0.1)
+            executors = cluster.executors()
+            assert len(executors) == 2
+            executors[0].kill()
+            go.touch()
+            assert writer.wait(180) == 0
+        finally:
+            if writer.poll() is None:
+                kill_tree(writer.pid)
     assert whole(uri, "a") == "new"
     assert Snapshot.open(uri).version == 2
     assert len(Snapshot.open(uri).files()) == TASKS
