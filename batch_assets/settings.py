@@ -78,7 +78,10 @@ class Settings(BaseSettings):
     new_model: bool = Field(False, description="Log a new model although nothing has changed.")
 
     spark_master: str = Field("local[*,4]", min_length=1, description="Spark master.")
-    engine: Literal["auto", "transformers"] = Field("auto", description="What runs the model on the workers.")
+    engine: Literal["auto", "transformers", "ctranslate2"] = Field(
+        "auto",
+        description="What runs the model on the workers; auto takes the fastest that writes what transformers does.",
+    )
     batches_per_run: int = Field(20, ge=1, description="Batches that one run of a backfill covers.")
     rescore: Literal["none", "latest", "all"] = Field("none", description="Batches that a new champion makes stale.")
 

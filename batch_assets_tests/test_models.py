@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -7,10 +8,21 @@ from pathlib import Path
 import pytest
 
 from batch_assets.errors import BatchAssetsError
+from batch_assets.inference.engines import load_engine
 from batch_assets.inference.transformers_engine import TransformersEngine
 from batch_assets.models.checkpoint import check_checkpoint, load_checkpoint
+from batch_assets.models.engines import generation_difference
 from batch_assets.models.logged import log_checkpoint
-from batch_assets.models.registry import champion, predict, promote, register, scoring_model, versions, with_alias
+from batch_assets.models.registry import (
+    champion,
+    predict,
+    prepare_engine,
+    promote,
+    register,
+    scoring_model,
+    versions,
+    with_alias,
+)
 from batch_assets.models.runs import MODEL_URI_TAG, WANTED_TAG, find_run, newest_run
 from batch_assets.models.tracking import connect, experiment_id
 from batch_assets.sources.aclsum import ACLSumDataset
@@ -102,6 +114,77 @@ def test_the_engine_writes_what_pyfunc_predicts_row_by_row(request, fixture, tex
         assert generation.error_message is None
         assert generation.output_tokens <= limit
         assert generation.finish_reason == ("length" if generation.output_tokens == limit else "stop")
+
+
+def test_ctranslate2_writes_what_pyfunc_predicts_row_by_row(t5_version, documents):
+    settings, client, version = t5_version
+    lines: list[str] = []
+    prepare_engine(client, version, settings, lines.append)
+    prepare_engine(client, version, settings, lines.append)
+    assert lines == ["converted for CTranslate2"]
+    model = scoring_model(client, version, settings)
+    assert (model.engine, model.engine_reason) == ("ctranslate2", "the fastest with the reference's output")
+    texts = [row["document"] for row in documents[:20]]
+    generations = load_engine(model, 2).generate(texts)
+    reference = TransformersEngine(dataclasses.replace(model, engine="transformers"), 2).generate(texts)
+    assert generations == reference
+    assert [generation.text for generation in generations[:5]] == [predict(version, [text])[0] for text in texts[:5]]
+    assert {generation.finish_reason for generation in generations} <= {"stop", "length"}
+
+
+def test_ctranslate2_cuts_and_marks_long_input_as_the_reference_does(t5_version, texts):
+    settings, client, version = t5_version
+    prepare_engine(client, version, settings, lambda line: None)
+    model = scoring_model(client, version, settings)
+    documents = [" ".join(texts) * 12, "", "\U0001f642", texts[0]]
+    reference = TransformersEngine(dataclasses.replace(model, engine="transformers"), 2).generate(documents)
+    assert load_engine(model, 1).generate(documents) == reference
+    assert [generation.input_truncated for generation in reference] == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"engine": "transformers"}, "named by BATCH_ASSETS_ENGINE"),
+        ({"do_sample": True}, "it samples"),
+        ({"dtype": "bfloat16"}, "BATCH_ASSETS_DTYPE is bfloat16"),
+        ({"device_map": "cuda"}, "goes to a GPU"),
+    ],
+)
+def test_auto_takes_the_reference_where_ctranslate2_would_not_write_the_same(t5_version, changes, reason):
+    settings, client, version = t5_version
+    prepare_engine(client, version, settings, lambda line: None)
+    model = scoring_model(client, version, settings.model_copy(update=changes))
+    assert model.engine == "transformers"
+    assert reason in model.engine_reason
+
+
+def test_ctranslate2_is_refused_by_name_for_a_decoder_only_model(smollm2_version):
+    settings, client, version = smollm2_version
+    assert scoring_model(client, version, settings).engine == "transformers"
+    with pytest.raises(BatchAssetsError, match="the model is no encoder-decoder"):
+        scoring_model(client, version, settings.model_copy(update={"engine": "ctranslate2"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        ({"early_stopping": False}, "early_stopping is not true"),
+        ({"renormalize_logits": None}, "renormalize_logits is not true"),
+        ({"repetition_penalty": 1.2}, "its generation sets repetition_penalty"),
+        ({"num_beams": 1, "renormalize_logits": None}, None),
+    ],
+)
+def test_a_generation_that_ctranslate2_would_do_otherwise_is_not_converted(t5_version, change, refusal):
+    import mlflow
+
+    _, _, version = t5_version
+    pipeline = mlflow.transformers.load_model(version.uri)
+    wanted, _ = pipeline.model._prepare_generation_config(
+        pipeline.generation_config, **{"renormalize_logits": True, "max_new_tokens": None, **change}
+    )
+    found = generation_difference(wanted)
+    assert found is None if refusal is None else refusal in found
 
 
 def test_the_small_t5_says_something(t5_version, texts):

@@ -77,6 +77,7 @@ def batch_inference(
         )
         return {
             **_metadata(lake.open(BATCH_INFERENCE), batch, scored.version, scored.scored, scored.errors, number),
+            "engine_reason": model().engine_reason,
             "documents_per_second": round(scored.scored / scored.seconds, 2),
         }
 

@@ -30,7 +30,7 @@ def champion_model(
     registry: dg.ResourceParam[ModelRegistry],
 ) -> dg.MaterializeResult[None]:
     """Find the run, register it, try the version on one node, promote it."""
-    from batch_assets.models.registry import CHAMPION, predict, promote, register, with_alias
+    from batch_assets.models.registry import CHAMPION, predict, prepare_engine, promote, register, with_alias
     from batch_assets.models.runs import find_run
     from batch_assets.models.samples import keep_samples, kept_samples
 
@@ -42,6 +42,7 @@ def champion_model(
         **{name: f"{run.metrics[name]:.4f}" for name in ("rouge1", "lead_rouge1") if name in run.metrics},
     }
     version, is_new = register(registry.client, settings.registered_model, run, tags)
+    prepare_engine(registry.client, version, settings, context.log.info)
     metadata: dict[str, Any] = {
         "model": version.name,
         "version": version.number,

@@ -39,6 +39,8 @@ class ScoringModel:
         parameters: generation parameters that were logged with it.
         template: format string with ``{prompt}`` for the document, None for an encoder-decoder.
         engine: name of the engine.
+        engine_path: folder of what was converted for it, empty for the reference.
+        engine_reason: why it is that engine.
         dtype: precision of the engine.
         seed: of the sampling.
         device_map: where the model goes.
@@ -54,6 +56,8 @@ class ScoringModel:
     dtype: str
     seed: int
     device_map: str = "auto"
+    engine_path: str = ""
+    engine_reason: str = ""
 
     def render(self, document: str) -> str:
         """The request for one document."""

@@ -16,6 +16,7 @@ import pyarrow as pa
 from batch_assets.errors import BatchAssetsError
 from batch_assets.inference.completions import Completion, CompletionStore, FinishedWork, refuse_if_all_failed
 from batch_assets.inference.contract import Engine, ScoringModel
+from batch_assets.inference.engines import load_engine
 from batch_assets.inference.progress import progress
 from batch_assets.lake.lake import BatchSnapshot
 from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
@@ -202,12 +203,10 @@ _loaded: dict[str, Engine] = {}
 
 
 def _engine(model: ScoringModel, threads: int) -> Engine:
-    from batch_assets.inference.transformers_engine import TransformersEngine
-
     key = f"{model.path} {model.request_hash('')} {model.device_map}"
     if key not in _loaded:
         _loaded.clear()
-        _loaded[key] = TransformersEngine(model, threads)
+        _loaded[key] = load_engine(model, threads)
     return _loaded[key]
 
 

@@ -81,6 +81,9 @@ def generation_parameters(checkpoint: Checkpoint, settings: Settings) -> dict[st
             "max_length": longest,
             # The pipeline's own default of 256 new tokens would win over max_length.
             "max_new_tokens": None,
+            # Beam search compares sums of log probabilities, which min_length and no_repeat_ngram_size would leave
+            # unnormalized: https://huggingface.co/docs/transformers/main_classes/text_generation
+            "renormalize_logits": True,
             "truncation": True,
             "do_sample": settings.do_sample,
         }

@@ -1,19 +1,18 @@
 """Registered versions and their aliases."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.inference.contract import ScoringModel
+from batch_assets.models.engines import TRANSFORMERS, choose, prepare
 from batch_assets.models.runs import DIGEST_TAG, ModelRun
 from batch_assets.settings import Settings
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
-
-# Engines that give the reference's output, fastest first; the first is what "auto" takes.
-_EXACT_ENGINES = ("transformers",)
 
 
 @dataclass(frozen=True)
@@ -141,15 +140,24 @@ def scoring_model(client: Any, version: Version, settings: Settings) -> ScoringM
             f"version {version.number} of {version.name} has no tag {DIGEST_TAG}, so it was not logged by "
             "logged_model: give the alias champion to a version that was"
         )
-    return _scoring_model(version.uri, version.name, version.number, digest, settings)
+    model, is_encoder_decoder = _scoring_model(version.uri, version.name, version.number, digest, settings)
+    choice = choose(client, version.run_id, is_encoder_decoder, settings)
+    return replace(model, engine=choice.engine, engine_reason=choice.reason, engine_path=choice.path)
+
+
+def prepare_engine(client: Any, version: Version, settings: Settings, report: Callable[[str], None]) -> None:
+    """Convert a version once for the engine that will score with it, and keep the result with its run."""
+    model, _ = _scoring_model(version.uri, version.name, version.number, "", settings)
+    prepare(client, version.run_id, Path(model.path), dict(model.parameters), settings, report)
 
 
 def run_model(run: ModelRun, settings: Settings) -> ScoringModel:
-    """Fetch a logged model that is not registered yet and describe it for an engine."""
-    return _scoring_model(run.model_uri, run.model_id, 0, run.digest, settings)
+    """Fetch a logged model that is not registered yet and describe it for the reference engine."""
+    return _scoring_model(run.model_uri, run.model_id, 0, run.digest, settings)[0]
 
 
-def _scoring_model(uri: str, name: str, number: int, digest: str, settings: Settings) -> ScoringModel:
+def _scoring_model(uri: str, name: str, number: int, digest: str, settings: Settings) -> tuple[ScoringModel, bool]:
+    """The model for the reference engine, and whether it is an encoder-decoder."""
     import mlflow
 
     path = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri)).resolve()
@@ -157,15 +165,16 @@ def _scoring_model(uri: str, name: str, number: int, digest: str, settings: Sett
     flavor = model.flavors["python_function"]
     template = (model.metadata or {}).get("prompt_template")
     parameters = {key: value for key, value in (flavor.get("config") or {}).items() if key != "return_full_text"}
-    return ScoringModel(
+    scoring = ScoringModel(
         name=name,
         version=number,
         digest=digest,
         path=str(path),
         parameters=json.loads(json.dumps(parameters)),
         template=template,
-        engine=_EXACT_ENGINES[0] if settings.engine == "auto" else settings.engine,
+        engine=TRANSFORMERS,
         dtype=settings.dtype,
         seed=settings.seed,
         device_map=settings.device_map,
     )
+    return scoring, model.flavors["transformers"]["task"] != "text-generation"
