@@ -35,20 +35,24 @@ def prepare(
     run_id: str,
     model_folder: Path,
     parameters: dict[str, Any],
+    is_encoder_decoder: bool,
     settings: Settings,
     report: Callable[[str], None],
 ) -> None:
-    """Convert a model for CTranslate2 and keep the result with its run, unless it is there or not wanted.
+    """Convert a model for CTranslate2 and keep the result with its run, unless it is there or would not be used.
 
     Args:
         client: MLflow client.
         run_id: run that the model was logged in.
         model_folder: the MLflow model.
         parameters: generation parameters that were logged with it.
+        is_encoder_decoder: whether it is one.
         settings: name the engine.
         report: takes lines on what happens.
     """
-    if settings.engine == TRANSFORMERS or client.list_artifacts(run_id, _artifact()):
+    if settings.engine == TRANSFORMERS or _refusal(is_encoder_decoder, settings) is not None:
+        return
+    if client.list_artifacts(run_id, _artifact()):
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / CTRANSLATE2
@@ -119,8 +123,6 @@ def _convert(model_folder: Path, parameters: dict[str, Any], folder: Path) -> CT
 
     quiet_transformers()
     pipeline = mlflow.transformers.load_model(str(model_folder), return_type="pipeline")
-    if not pipeline.model.config.is_encoder_decoder:
-        return CTranslate2Conversion(refusal="the model is no encoder-decoder")
     _, forward, _ = pipeline._sanitize_parameters(**parameters)
     wanted, _ = pipeline.model._prepare_generation_config(pipeline.generation_config, **forward)
     refusal = generation_difference(wanted)

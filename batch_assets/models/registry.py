@@ -147,8 +147,9 @@ def scoring_model(client: Any, version: Version, settings: Settings) -> ScoringM
 
 def prepare_engine(client: Any, version: Version, settings: Settings, report: Callable[[str], None]) -> None:
     """Convert a version once for the engine that will score with it, and keep the result with its run."""
-    model, _ = _scoring_model(version.uri, version.name, version.number, "", settings)
-    prepare(client, version.run_id, Path(model.path), dict(model.parameters), settings, report)
+    model, is_encoder_decoder = _scoring_model(version.uri, version.name, version.number, "", settings)
+    parameters = dict(model.parameters)
+    prepare(client, version.run_id, Path(model.path), parameters, is_encoder_decoder, settings, report)
 
 
 def run_model(run: ModelRun, settings: Settings) -> ScoringModel:
