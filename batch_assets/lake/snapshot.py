@@ -17,7 +17,7 @@ from batch_assets.lake.features import refuse_unreadable, refuse_unwritable
 from batch_assets.lake.log import METADATA_PREFIX, REARRANGED, Commit, Partition, commits
 from batch_assets.lake.partitions import describe, to_log, typed_partition
 from batch_assets.lake.staging import StagedFile, StagingArea
-from batch_assets.lake.storage import file_system, reading_file_system, remove_half_written, root_of
+from batch_assets.lake.storage import file_system, remove_half_written, root_of
 
 # Each failed attempt means that somebody else has committed, so this many in a row don't happen by chance.
 _COMMIT_ATTEMPTS = 100
@@ -182,7 +182,7 @@ class Snapshot:
     def read_files(self, files: Sequence[DataFile], columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the rows of some of the files, in the columns wanted, by default all."""
         wanted = pa.schema([self.schema.field(name) for name in columns or self.schema.names])
-        storage = reading_file_system(self.uri, self.storage_options)
+        storage = file_system(self.uri, self.storage_options)
         for file in files:
             values = dict(zip(self.partition_columns, file.partition, strict=True))
             yield from read_data_file(storage, file.path, wanted, values)

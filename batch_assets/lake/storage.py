@@ -44,14 +44,6 @@ def file_system(root: str, storage_options: Mapping[str, str]) -> pafs.FileSyste
     return pafs.PyFileSystem(DeltaStorageHandler(root, dict(storage_options)))
 
 
-def reading_file_system(root: str, storage_options: Mapping[str, str]) -> pafs.FileSystem:
-    """The same for reading alone; a local folder is read by Arrow itself, which is faster."""
-    root = root_of(root)
-    if "://" in root:
-        return file_system(root, storage_options)
-    return pafs.SubTreeFileSystem(root, pafs.LocalFileSystem())
-
-
 def remove_half_written(root: str, before: float) -> list[str]:
     """Remove files of a local folder whose writer was killed before it closed them; object stores show no such files.
 

@@ -13,7 +13,7 @@ from batch_assets.lake.data_file import read_data_file
 from batch_assets.lake.deltars.conditions import simple_conditions
 from batch_assets.lake.deltars.pruning import prune
 from batch_assets.lake.snapshot import Snapshot, relative_path
-from batch_assets.lake.storage import reading_file_system
+from batch_assets.lake.storage import file_system
 
 # A task reads about this much; as in Spark, a file counts as 4 MiB more, for the cost of opening it.
 _TASK_BYTES = 32 * 1024 * 1024
@@ -61,7 +61,7 @@ class DeltarsReader(DataSourceReader):
     def read(self, partition: InputPartition) -> Iterator[pa.RecordBatch]:
         """Rows of the parts of one task."""
         assert isinstance(partition, Task)
-        files = reading_file_system(self._uri, self._storage_options)
+        files = file_system(self._uri, self._storage_options)
         for part in partition.parts:
             yield from read_data_file(files, part.path, self._schema, part.partition, part.start, part.length)
 
