@@ -146,7 +146,6 @@ def test_ctranslate2_cuts_and_marks_long_input_as_the_reference_does(t5_version,
     ("changes", "reason"),
     [
         ({"engine": "transformers"}, "named by BATCH_ASSETS_ENGINE"),
-        ({"do_sample": True}, "it samples"),
         ({"dtype": "bfloat16"}, "BATCH_ASSETS_DTYPE is bfloat16"),
         ({"device_map": "cuda"}, "goes to a GPU"),
     ],
@@ -172,6 +171,7 @@ def test_ctranslate2_is_refused_by_name_for_a_decoder_only_model(smollm2_version
         ({"early_stopping": False}, "early_stopping is not true"),
         ({"renormalize_logits": None}, "renormalize_logits is not true"),
         ({"repetition_penalty": 1.2}, "its generation sets repetition_penalty"),
+        ({"do_sample": True}, "it samples"),
         ({"num_beams": 1, "renormalize_logits": None}, None),
     ],
 )
@@ -227,6 +227,11 @@ def test_sampling_says_the_same_again_whatever_the_neighbours(t5_folder, tmp_pat
     settings = settings_for(tmp_path / "home", model=str(t5_folder), do_sample=True, seed=3)
     client, logged = log(settings)
     version, _ = register(client, settings.registered_model, logged.run, {})
+    # The version samples, also where settings don't say so any more, as after a rollback.
+    now = settings.model_copy(update={"do_sample": False})
+    prepare_engine(client, version, now, lambda line: None)
+    chosen = scoring_model(client, version, now)
+    assert (chosen.engine, "it samples" in chosen.engine_reason) == ("transformers", True)
     engine = TransformersEngine(scoring_model(client, version, settings), 2)
     first = [generation.text for generation in engine.generate(texts)]
     again = [generation.text for generation in engine.generate(list(reversed(texts)))]

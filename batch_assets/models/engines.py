@@ -1,7 +1,7 @@
 """Which engine scores with a version, and what is converted for it and kept with the version's run."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from batch_assets.inference.quiet import quiet_transformers
 from batch_assets.settings import Settings
 
 TRANSFORMERS, CTRANSLATE2 = "transformers", "ctranslate2"
+
+_NAMED = "named by BATCH_ASSETS_ENGINE"
 
 # Settings of a generation that the conversion carries over, or that don't change what is written.
 _KNOWN_SETTINGS = {
@@ -34,7 +36,7 @@ def prepare(
     client: Any,
     run_id: str,
     model_folder: Path,
-    parameters: dict[str, Any],
+    parameters: Mapping[str, Any],
     is_encoder_decoder: bool,
     settings: Settings,
     report: Callable[[str], None],
@@ -50,7 +52,7 @@ def prepare(
         settings: name the engine.
         report: takes lines on what happens.
     """
-    if settings.engine == TRANSFORMERS or _refusal(is_encoder_decoder, settings) is not None:
+    if settings.engine == TRANSFORMERS or _refusal(parameters, is_encoder_decoder, settings) is not None:
         return
     if client.list_artifacts(run_id, _artifact()):
         return
@@ -63,36 +65,37 @@ def prepare(
     report(f"CTranslate2 can't be used: {conversion.refusal}" if conversion.refusal else "converted for CTranslate2")
 
 
-def choose(client: Any, run_id: str | None, is_encoder_decoder: bool, settings: Settings) -> Choice:
+def choose(
+    client: Any, run_id: str | None, parameters: Mapping[str, Any], is_encoder_decoder: bool, settings: Settings
+) -> Choice:
     """The engine that settings name, or for ``auto`` the fastest that gives the reference's output.
 
     Raises:
         BatchAssetsError: the engine that is named can't run this model.
     """
-    named = settings.engine
-    if named == TRANSFORMERS:
-        return Choice(TRANSFORMERS, "named by BATCH_ASSETS_ENGINE")
-    refusal = _refusal(is_encoder_decoder, settings)
+    if settings.engine == TRANSFORMERS:
+        return Choice(TRANSFORMERS, _NAMED)
+    refusal = _refusal(parameters, is_encoder_decoder, settings)
+    folder = _fetch(client, run_id) if refusal is None else None
+    if folder is not None:
+        refusal = CTranslate2Conversion.read(folder).refusal
+    elif refusal is None:
+        refusal = "it was not converted: materialize champion_model"
     if refusal is None:
-        folder = _fetch(client, run_id)
-        refusal = "it was not converted: materialize champion_model" if folder is None else None
-        if folder is not None:
-            refusal = CTranslate2Conversion.read(folder).refusal
-        if folder is not None and refusal is None:
-            why = "named by BATCH_ASSETS_ENGINE" if named == CTRANSLATE2 else "the fastest with the reference's output"
-            return Choice(CTRANSLATE2, why, str(folder))
-    if named == CTRANSLATE2:
+        why = _NAMED if settings.engine == CTRANSLATE2 else "the fastest with the reference's output"
+        return Choice(CTRANSLATE2, why, str(folder))
+    if settings.engine == CTRANSLATE2:
         raise BatchAssetsError(f"BATCH_ASSETS_ENGINE={CTRANSLATE2} can't be used for this model: {refusal}")
     return Choice(TRANSFORMERS, f"the reference; not {CTRANSLATE2}: {refusal}")
 
 
-def _refusal(is_encoder_decoder: bool, settings: Settings) -> str | None:
-    """Why CTranslate2 is out of the question, by settings alone."""
+def _refusal(parameters: Mapping[str, Any], is_encoder_decoder: bool, settings: Settings) -> str | None:
+    """Why CTranslate2 is out of the question, whatever it would write."""
     import torch
 
     if not is_encoder_decoder:
         return "the model is no encoder-decoder"
-    if settings.do_sample:
+    if parameters.get("do_sample"):
         return "it samples, which only the reference repeats row by row"
     if settings.dtype != "float32":
         return f"BATCH_ASSETS_DTYPE is {settings.dtype}"
@@ -116,7 +119,7 @@ def _fetch(client: Any, run_id: str | None) -> Path | None:
     return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=_artifact())).resolve()
 
 
-def _convert(model_folder: Path, parameters: dict[str, Any], folder: Path) -> CTranslate2Conversion:
+def _convert(model_folder: Path, parameters: Mapping[str, Any], folder: Path) -> CTranslate2Conversion:
     """Convert into a folder; a conversion that can't give the reference's output only says why."""
     import ctranslate2
     import mlflow.transformers
@@ -159,6 +162,8 @@ def generation_difference(wanted: Any) -> str | None:
     unknown = sorted(other - _KNOWN_SETTINGS)
     if unknown:
         return f"its generation sets {', '.join(unknown)}"
+    if wanted.do_sample:
+        return "it samples"
     if wanted.num_beams == 1:
         return None
     if wanted.early_stopping is not True:

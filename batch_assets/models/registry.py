@@ -141,15 +141,14 @@ def scoring_model(client: Any, version: Version, settings: Settings) -> ScoringM
             "logged_model: give the alias champion to a version that was"
         )
     model, is_encoder_decoder = _scoring_model(version.uri, version.name, version.number, digest, settings)
-    choice = choose(client, version.run_id, is_encoder_decoder, settings)
+    choice = choose(client, version.run_id, model.parameters, is_encoder_decoder, settings)
     return replace(model, engine=choice.engine, engine_reason=choice.reason, engine_path=choice.path)
 
 
 def prepare_engine(client: Any, version: Version, settings: Settings, report: Callable[[str], None]) -> None:
     """Convert a version once for the engine that will score with it, and keep the result with its run."""
     model, is_encoder_decoder = _scoring_model(version.uri, version.name, version.number, "", settings)
-    parameters = dict(model.parameters)
-    prepare(client, version.run_id, Path(model.path), parameters, is_encoder_decoder, settings, report)
+    prepare(client, version.run_id, Path(model.path), model.parameters, is_encoder_decoder, settings, report)
 
 
 def run_model(run: ModelRun, settings: Settings) -> ScoringModel:
