@@ -78,7 +78,7 @@ def _run(settings: Settings, started: float) -> None:
         register_batches,
     )
     from batch_assets.definitions import build_defs
-    from batch_assets.lake.lake import Lake
+    from batch_assets.lake.configured import configured_lake
     from batch_assets.models.checkpoint import load_checkpoint
     from batch_assets.models.pipeline import generation_parameters
     from batch_assets.sources.landing import left_over_batches
@@ -94,7 +94,7 @@ def _run(settings: Settings, started: float) -> None:
         for pool, run_id in held_pools(instance):
             click.echo(f"run {run_id} holds the pool {pool}; this one waits for it (is it dead? cancel it in the UI)")
         register_batches(instance, batches)
-        lake = Lake(settings.lake_uri, settings.catalog, settings.schema_name)
+        lake = configured_lake(settings)
         for batch in left_over_batches(dataset, lake):
             click.echo(f"batch {batch} is not made from {dataset.name} any more with these settings; it stays as it is")
         failures = materialize_everything(build_defs(settings=settings), instance, batches)
@@ -113,12 +113,12 @@ def _summarize(settings: Settings, batches: list[str]) -> None:
     from rich.text import Text
 
     from batch_assets.assets._tables import sample_rows
-    from batch_assets.lake.lake import Lake
+    from batch_assets.lake.configured import configured_lake
     from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, SUMMARY_QUALITY, TABLES
     from batch_assets.quality.report import totals
 
     console = Console(width=None if sys.stdout.isatty() else 160)
-    lake = Lake(settings.lake_uri, settings.catalog, settings.schema_name)
+    lake = configured_lake(settings)
     answered = sample_rows(lake.open(AI_QUERY_INFERENCE), batches[0], ["id", "generated_summary"], settings.samples)
     answers = {row["id"]: row["generated_summary"] for row in answered}
     rows = [
@@ -199,12 +199,12 @@ def upkeep() -> None:
 
     It may run beside everything else: a batch that is being replaced meanwhile is left for the next time.
     """
-    from batch_assets.lake.lake import Lake
+    from batch_assets.lake.configured import configured_lake
     from batch_assets.lake.tables import TABLES
     from batch_assets.lake.upkeep import keep_up
 
     settings = _load()
-    lake = Lake(settings.lake_uri, settings.catalog, settings.schema_name)
+    lake = configured_lake(settings)
     tables = [table for table in TABLES if lake.exists(table)]
     if not tables:
         click.echo(f"there are no tables in {settings.lake_uri} yet")

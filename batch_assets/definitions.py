@@ -18,7 +18,7 @@ from batch_assets.automation.jobs import materialize_all
 from batch_assets.checks.models import beats_lead_baseline
 from batch_assets.checks.tables import TABLE_CHECKS
 from batch_assets.hub import keep_off_the_hub
-from batch_assets.lake.lake import Lake
+from batch_assets.lake.configured import configured_lake
 from batch_assets.resources.endpoints import EndpointsResource
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.resources.spark import SparkResource
@@ -46,7 +46,7 @@ def build_defs(
     policy = dg.BackfillPolicy.multi_run(max_partitions_per_run=settings.batches_per_run)
     resources: dict[str, Any] = {
         "settings": settings,
-        "lake": Lake(settings.lake_uri, settings.catalog, settings.schema_name),
+        "lake": configured_lake(settings),
         "registry": ModelRegistry(settings),
         "spark": SparkResource(master=settings.spark_master),
         "endpoints": EndpointsResource(file=str(settings.endpoints) if settings.endpoints else None),

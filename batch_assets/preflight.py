@@ -6,7 +6,7 @@ import socket
 from batch_assets.ai_functions.endpoints import configured_endpoint
 from batch_assets.errors import BatchAssetsError
 from batch_assets.java import check_java
-from batch_assets.lake.lake import Lake
+from batch_assets.lake.configured import configured_lake
 from batch_assets.lake.tables import TABLES
 from batch_assets.models.checkpoint import check_checkpoint
 from batch_assets.models.tracking import connect
@@ -33,7 +33,7 @@ def check_run(settings: Settings) -> Dataset:
             f"the endpoint {endpoint.name} takes its key from the environment variable {endpoint.api_key_env}, which "
             "is not set"
         )
-    lake = Lake(settings.lake_uri, settings.catalog, settings.schema_name)
+    lake = configured_lake(settings)
     for table in TABLES:
         if lake.exists(table):
             lake.open(table)

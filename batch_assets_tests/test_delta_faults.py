@@ -13,7 +13,7 @@ from deltalake import DeltaTable
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.snapshot import ConcurrentCommitError, Snapshot
-from batch_assets.lake.staging import stage
+from batch_assets.lake.staging import StagedFile, stage
 from batch_assets.lake.upkeep import keep_up
 from batch_assets_tests import delta_processes as writers
 from batch_assets_tests.delta_processes import CRASHES, ROWS, processes, race, replace, run, whole
@@ -27,6 +27,12 @@ def uri(tmp_path) -> str:
 
 def data_files(uri: str) -> set[str]:
     return {str(path.relative_to(uri)) for path in Path(uri).rglob("*.parquet*") if "_delta_log" not in path.parts}
+
+
+def stage_a(table: Snapshot, generation: str) -> list[StagedFile]:
+    """Stage a whole generation of the partition a."""
+    rows = pa.table({"generation": [generation] * ROWS, "number": range(ROWS)})
+    return stage([rows], table.staging_area({"part": "a"}))
 
 
 @pytest.mark.parametrize("crash", CRASHES)
@@ -58,8 +64,7 @@ def test_files_that_a_crash_left_go_with_upkeep_once_they_are_old(uri, crash):
 
 def test_upkeep_leaves_files_that_are_written_and_not_yet_committed(uri):
     table = Snapshot.open(uri)
-    rows = pa.table({"generation": ["g"] * ROWS, "number": range(ROWS)})
-    staged = stage([rows], table.staging_area({"part": "a"}))
+    staged = stage_a(table, "g")
     keep_up(Snapshot.open(uri), 168, print)
     table.replace({"part": "a"}, staged, {})
     assert whole(uri, "a") == "g"
@@ -68,8 +73,7 @@ def test_upkeep_leaves_files_that_are_written_and_not_yet_committed(uri):
 def test_a_commit_of_files_that_a_vacuum_took_is_refused(uri):
     replace(uri, "a", "old")
     table = Snapshot.open(uri)
-    rows = pa.table({"generation": ["g"] * ROWS, "number": range(ROWS)})
-    staged = stage([rows], table.staging_area({"part": "a"}))
+    staged = stage_a(table, "g")
     DeltaTable(uri).vacuum(0, dry_run=False, enforce_retention_duration=False, full=True)
     with pytest.raises(BatchAssetsError, match="is not there any more"):
         table.replace({"part": "a"}, staged, {})
@@ -111,8 +115,7 @@ def test_two_that_both_empty_an_empty_partition_are_told_apart(uri):
 def test_a_compaction_by_delta_rs_in_the_moment_before_the_commit_is_noticed(uri, monkeypatch):
     replace(uri, "a", "old")
     table = Snapshot.open(uri)
-    rows = pa.table({"generation": ["new"] * ROWS, "number": range(ROWS)})
-    staged = stage([rows], table.staging_area({"part": "a"}))
+    staged = stage_a(table, "new")
     commit = DeltaTable.create_write_transaction
 
     def overtaken(*arguments, **options):
@@ -154,8 +157,7 @@ def test_replacements_upkeep_a_foreign_compaction_and_readers_at_once_keep_every
 
 def test_a_commit_whose_answer_was_lost_counts_even_if_it_was_replaced_at_once(uri, monkeypatch):
     table = Snapshot.open(uri)
-    rows = pa.table({"generation": ["g"] * ROWS, "number": range(ROWS)})
-    staged = stage([rows], table.staging_area({"part": "a"}))
+    staged = stage_a(table, "g")
     commit = DeltaTable.create_write_transaction
 
     def lose_the_answer(*arguments, **options):
@@ -229,8 +231,7 @@ def test_what_other_writers_put_into_the_log_disturbs_nobody(uri):
     for part in ("a", "b"):
         replace(uri, part, "old")
     table = Snapshot.open(uri)
-    rows = pa.table({"generation": ["new"] * ROWS, "number": range(ROWS)})
-    staged = stage([rows], table.staging_area({"part": "a"}))
+    staged = stage_a(table, "new")
     theirs = pa.table({"part": ["x" * 250], "generation": ["a\u2028b\u0085c\u2029d"], "number": [1]})
     write_deltalake(uri, theirs, mode="append")
     delta = DeltaTable(uri)

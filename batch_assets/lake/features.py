@@ -8,8 +8,8 @@ from typing import Any
 
 from batch_assets.errors import BatchAssetsError
 
-# Features that a reader of plain Parquet files may overlook, because delta-rs takes care of them.
-_READABLE = {"timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}
+# What delta-rs takes care of, and appendOnly, which whoever replaces something asks for.
+_HARMLESS = {"appendOnly", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}
 
 # What the numbers of older protocols stand for.
 _READER_VERSIONS = {2: ["columnMapping"]}
@@ -31,7 +31,6 @@ def _has_metadata(prefix: str) -> Callable[[_Configuration, _Columns], bool]:
 
 # A table may carry these without using them; most that Spark has written do.
 _IN_USE: dict[str, Callable[[_Configuration, _Columns], bool]] = {
-    "appendOnly": lambda configuration, _: False,  # a replacement asks for it itself
     "invariants": _has_metadata("delta.invariants"),
     "checkConstraints": lambda configuration, _: any(key.startswith("delta.constraints.") for key in configuration),
     "changeDataFeed": lambda configuration, _: configuration.get("delta.enableChangeDataFeed") == "true",
@@ -50,7 +49,7 @@ def refuse_unreadable(delta: Any, uri: str) -> None:
     """
     protocol = delta.protocol()
     named = _named(protocol.reader_features, protocol.min_reader_version, 3, _READER_VERSIONS, "reader")
-    wrong = _in_use(delta, named, _READABLE)
+    wrong = _in_use(delta, named)
     if wrong:
         raise BatchAssetsError(f"the table at {uri} can't be read correctly here: it uses {', '.join(wrong)}")
 
@@ -64,7 +63,7 @@ def refuse_unwritable(delta: Any, uri: str) -> None:
     """
     protocol = delta.protocol()
     named = _named(protocol.writer_features, protocol.min_writer_version, 7, _WRITER_VERSIONS, "writer")
-    wrong = _in_use(delta, named, _READABLE)
+    wrong = _in_use(delta, named)
     if wrong:
         raise BatchAssetsError(
             f"the table at {uri} can't be written correctly here: it uses {', '.join(wrong)}; write it with the "
@@ -83,11 +82,11 @@ def _named(
     return [feature for number, implied in versions.items() if number <= version for feature in implied]
 
 
-def _in_use(delta: Any, named: list[str], harmless: set[str]) -> list[str]:
+def _in_use(delta: Any, named: list[str]) -> list[str]:
     configuration = delta.metadata().configuration
     columns = [field.metadata for field in delta.schema().fields]
     return sorted(
         feature
-        for feature in set(named) - harmless
+        for feature in set(named) - _HARMLESS
         if feature not in _IN_USE or _IN_USE[feature](configuration, columns)
     )

@@ -122,7 +122,7 @@ class BatchSnapshot:
                 break
             self._oldest = commit.version
             changed = [key for (key,) in commit.changed if key is not None]
-            for key in [*changed, *([batch] if commit.somewhere else [])]:
+            for key in [*changed, *([batch] if commit.unknown_partitions else [])]:
                 self._last.setdefault(key, commit)
         if batch not in self._last and self.files(batch):
             # Its commit has been cleaned up; the oldest version that is left is later than it.

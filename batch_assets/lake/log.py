@@ -26,9 +26,8 @@ class Commit:
     """A version of a table.
 
     ``metadata`` is what this package recorded in it, empty if another writer made it; ``author`` names who did.
-    ``touched`` are the
-    partitions whose files it added or removed, ``changed`` those of them whose rows it changed. Some writers
-    remove a file without saying of which partition it was: then ``somewhere`` is true.
+    ``touched`` are the partitions whose files it added or removed, ``changed`` those of them whose rows it changed;
+    with ``unknown_partitions`` there are others, because some writers remove a file without naming its partition.
     """
 
     version: int
@@ -36,11 +35,11 @@ class Commit:
     author: str = "another writer"
     changed: frozenset[Partition] = frozenset()
     touched: frozenset[Partition] = frozenset()
-    somewhere: bool = False
+    unknown_partitions: bool = False
 
     def may_touch(self, partition: Partition) -> bool:
         """Whether the commit may have added or removed files of a partition."""
-        return self.somewhere or partition in self.touched
+        return self.unknown_partitions or partition in self.touched
 
 
 def commits(
@@ -76,7 +75,7 @@ def commits(
         }
         touched: set[Partition] = set()
         changed: set[Partition] = set()
-        somewhere = False
+        unknown_partitions = False
         # A replacement of an empty partition by nothing changes no file, but it is on record.
         if "partition" in metadata:
             changed.add(_key(metadata["partition"], schema, partition_columns))
@@ -84,13 +83,15 @@ def commits(
             if change is None:
                 continue
             if partition_columns and not change.get("partitionValues"):
-                somewhere = True
+                unknown_partitions = True
                 continue
             key = _key(change.get("partitionValues") or {}, schema, partition_columns)
             touched.add(key)
             if change.get("dataChange", True) and REARRANGED not in metadata:
                 changed.add(key)
-        yield Commit(version, metadata, _author(info), frozenset(changed), frozenset(touched | changed), somewhere)
+        yield Commit(
+            version, metadata, _author(info), frozenset(changed), frozenset(touched | changed), unknown_partitions
+        )
 
 
 def _author(info: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ def check_types(schema: pa.Schema, columns: Sequence[str]) -> None:
     """Refuse partition columns whose values no two readers of Delta agree on.
 
     Raises:
-        BatchAssetsError: a column is nested, binary, or a timestamp without zone; with the remedy.
+        BatchAssetsError: a column is nested, binary, decimal, or a timestamp without zone; with the remedy.
     """
     for column in columns:
         kind = schema.field(column).type

@@ -21,13 +21,14 @@ def statistics(footer: pq.FileMetaData, schema: pa.Schema) -> str:
 
     Args:
         footer: of the file.
-        schema: its columns; nested ones get no statistics, and booleans and binaries no minimum and maximum.
+        schema: its columns; nested ones get no statistics, and booleans and binaries no minimum and maximum. Nor does
+            a column with a dot in its name, whose path could be that of a field of a struct.
     """
     nulls: dict[str, int] = {}
     ranges: dict[str, tuple[Any, Any]] = {}
     positions = {footer.schema.column(index).path: index for index in range(footer.num_columns)}
     for field in schema:
-        if pa.types.is_nested(field.type):
+        if pa.types.is_nested(field.type) or "." in field.name:
             continue
         chunks = [
             footer.row_group(group).column(positions[field.name]).statistics for group in range(footer.num_row_groups)

@@ -1,7 +1,7 @@
 """Upkeep of Delta tables: small files put together partition by partition, checkpoints, vacuum.
 
-delta-rs's own ``optimize.compact`` is not used: a replacement that was prepared before it and committed after it would
-be accepted and double the rows.
+delta-rs's own ``optimize.compact`` is not used: two of them at once both put the same rows together,
+and both copies stay.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -4,31 +4,19 @@ from decimal import Decimal
 from typing import Any
 
 import sqlglot
-from pyspark.sql.datasource import (
-    EqualTo,
-    Filter,
-    GreaterThan,
-    GreaterThanOrEqual,
-    In,
-    IsNotNull,
-    IsNull,
-    LessThan,
-    LessThanOrEqual,
-    Not,
-    StringStartsWith,
-)
+from pyspark.sql import datasource as filters
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from batch_assets.errors import BatchAssetsError
 
 _COMPARISONS: dict[Any, Any] = {
-    exp.EQ: EqualTo,
-    exp.NullSafeEQ: EqualTo,
-    exp.GT: GreaterThan,
-    exp.GTE: GreaterThanOrEqual,
-    exp.LT: LessThan,
-    exp.LTE: LessThanOrEqual,
+    exp.EQ: filters.EqualTo,
+    exp.NullSafeEQ: filters.EqualTo,
+    exp.GT: filters.GreaterThan,
+    exp.GTE: filters.GreaterThanOrEqual,
+    exp.LT: filters.LessThan,
+    exp.LTE: filters.LessThanOrEqual,
 }
 _TEMPORAL = {
     exp.DataType.Type.DATE,
@@ -39,7 +27,7 @@ _TEMPORAL = {
 _MIRRORED: dict[Any, Any] = {exp.GT: exp.LT, exp.GTE: exp.LTE, exp.LT: exp.GT, exp.LTE: exp.GTE}
 
 
-def simple_conditions(sql: str) -> list[Filter]:
+def simple_conditions(sql: str) -> list[filters.Filter]:
     """Comparisons of a column with constants that every row meets for which a condition is true.
 
     Args:
@@ -58,31 +46,34 @@ def simple_conditions(sql: str) -> list[Filter]:
     return [condition for part in parts for condition in _conditions(part.unnest())]
 
 
-def _conditions(part: Any) -> list[Filter]:
+def _conditions(part: Any) -> list[filters.Filter]:
     match part:
         case exp.Between(this=exp.Column()):
             low, high = part.args["low"], part.args["high"]
             return _comparison(exp.GTE, part.this, low) + _comparison(exp.LTE, part.this, high)
         case exp.Is(this=exp.Column() as column, expression=exp.Null()):
-            return [IsNull(_name(column))]
+            return [filters.IsNull(_name(column))]
         case exp.Not(this=exp.Is(this=exp.Column() as column, expression=exp.Null())):
-            return [IsNotNull(_name(column))]
+            return [filters.IsNotNull(_name(column))]
         case exp.Not(this=exp.EQ() as equal) | (exp.NEQ() as equal):
-            return [Not(condition) for condition in _conditions(exp.EQ(this=equal.this, expression=equal.expression))]
+            return [
+                filters.Not(condition)
+                for condition in _conditions(exp.EQ(this=equal.this, expression=equal.expression))
+            ]
         case exp.In(this=exp.Column() as column) if part.expressions:
             values = [_constant(value) for value in part.expressions]
-            return [] if None in values else [In(_name(column), tuple(value[0] for value in values if value))]
+            return [] if None in values else [filters.In(_name(column), tuple(value[0] for value in values if value))]
         case exp.Like(this=exp.Column() as column, expression=exp.Literal(is_string=True) as pattern):
             prefix = pattern.this.removesuffix("%")
             plain = prefix != pattern.this and not set(prefix) & set("%_\\")
-            return [StringStartsWith(_name(column), prefix)] if plain and prefix else []
+            return [filters.StringStartsWith(_name(column), prefix)] if plain and prefix else []
         case exp.Binary() if type(part) in _COMPARISONS:
             return _comparison(type(part), part.this, part.expression)
         case _:
             return []
 
 
-def _comparison(kind: Any, left: Any, right: Any) -> list[Filter]:
+def _comparison(kind: Any, left: Any, right: Any) -> list[filters.Filter]:
     if isinstance(right, exp.Column) and not isinstance(left, exp.Column):
         return _comparison(_MIRRORED.get(kind, kind), right, left)
     constant = _constant(right)

@@ -6,20 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql.datasource import (
-    EqualNullSafe,
-    EqualTo,
-    Filter,
-    GreaterThan,
-    GreaterThanOrEqual,
-    In,
-    IsNotNull,
-    IsNull,
-    LessThan,
-    LessThanOrEqual,
-    Not,
-    StringStartsWith,
-)
+from pyspark.sql import datasource as filters
 
 # Statistics hold decimals as numbers of JSON, which many writers and readers take for 64-bit floats.
 _EXACT_DIGITS = 15
@@ -27,7 +14,7 @@ _EXACT_DIGITS = 15
 _MILLISECOND = pa.scalar(1000, pa.duration("us"))
 
 
-def prune(actions: pa.Table, schema: pa.Schema, partition_columns: list[str], condition: Filter) -> pa.Table:
+def prune(actions: pa.Table, schema: pa.Schema, partition_columns: list[str], condition: filters.Filter) -> pa.Table:
     """Leave out files that no row of can meet a filter; a file without the statistics it takes stays.
 
     Args:
@@ -48,8 +35,10 @@ def prune(actions: pa.Table, schema: pa.Schema, partition_columns: list[str], co
     return actions.filter(pc.invert(pc.fill_null(impossible, False)))
 
 
-def _column(actions: pa.Table, schema: pa.Schema, partition_columns: list[str], condition: Filter) -> "_Column | None":
-    attribute = condition.child.attribute if isinstance(condition, Not) else condition.attribute  # type: ignore[attr-defined]
+def _column(
+    actions: pa.Table, schema: pa.Schema, partition_columns: list[str], condition: filters.Filter
+) -> "_Column | None":
+    attribute = condition.child.attribute if isinstance(condition, filters.Not) else condition.attribute  # type: ignore[attr-defined]
     # Flattened names join a struct and its field by a dot, as a name of one column may have one.
     if len(attribute) != 1 or attribute[0] not in schema.names or "." in attribute[0]:
         return None
@@ -87,31 +76,31 @@ class _Column:
         self._no_null, self._all_null = no_null, all_null
         self._exact = exact
 
-    def excludes(self, condition: Filter) -> Any:
+    def excludes(self, condition: filters.Filter) -> Any:
         """For each file, whether no row can meet the condition; null where that is unknown."""
         match condition:
-            case IsNull():
+            case filters.IsNull():
                 return self._no_null
-            case IsNotNull():
+            case filters.IsNotNull():
                 return self._all_null
-            case EqualTo(value=value) | EqualNullSafe(value=value):
+            case filters.EqualTo(value=value):
                 return self._none_is(value)
-            case In(value=values):
+            case filters.In(value=values):
                 outside = [self._outside(value) for value in values if value is not None]
                 return pc.or_kleene(self._all_null, _all(outside)) if outside else None
-            case GreaterThan(value=value):
+            case filters.GreaterThan(value=value):
                 return pc.or_kleene(self._all_null, pc.less_equal(self._high, self._scalar(value)))
-            case GreaterThanOrEqual(value=value):
+            case filters.GreaterThanOrEqual(value=value):
                 return pc.or_kleene(self._all_null, pc.less(self._high, self._scalar(value)))
-            case LessThan(value=value):
+            case filters.LessThan(value=value):
                 return pc.or_kleene(self._all_null, pc.greater_equal(self._low, self._scalar(value)))
-            case LessThanOrEqual(value=value):
+            case filters.LessThanOrEqual(value=value):
                 return pc.or_kleene(self._all_null, pc.greater(self._low, self._scalar(value)))
-            case StringStartsWith(value=prefix):
+            case filters.StringStartsWith(value=prefix):
                 start = pc.utf8_slice_codeunits(self._low, 0, len(prefix))
                 outside = pc.or_kleene(pc.greater(start, prefix), pc.less(self._high, prefix))
                 return pc.or_kleene(self._all_null, outside)
-            case Not(child=EqualTo(value=value)) if self._exact:
+            case filters.Not(child=filters.EqualTo(value=value)) if self._exact:
                 return pc.or_kleene(self._all_null, pc.equal(self._low, self._scalar(value)))
             case _:
                 return None

@@ -53,14 +53,7 @@ class DeltarsWriter(DataSourceArrowWriter):
         """
         staged = [file for message in messages if isinstance(message, StagedMessage) for file in message.files]
         area = self.area
-        if self.version is None:
-            create_table(area.uri, area.storage_options, area.schema, area.partition_columns)
-        table = Snapshot.open(area.uri, area.storage_options, self.version or 0)
-        problem = schema_difference(area.schema, table.schema)
-        if self.version is None and (problem or table.partition_columns != list(area.partition_columns)):
-            raise ConcurrentCommitError(
-                f"somebody else made a table with other columns at {area.uri} meanwhile; nothing was written"
-            )
+        table = self._new_table() if self.version is None else self._table(self.version)
         if len(self.new_columns):
             table.add_columns(self.new_columns)
         if self.overwrite:
@@ -68,6 +61,19 @@ class DeltarsWriter(DataSourceArrowWriter):
             table.replace(area.partition or {}, staged, {}, self.transaction, once=once)
         else:
             table.append(staged, {}, self.transaction)
+
+    def _table(self, version: int) -> Snapshot:
+        return Snapshot.open(self.area.uri, self.area.storage_options, version)
+
+    def _new_table(self) -> Snapshot:
+        area = self.area
+        create_table(area.uri, area.storage_options, area.schema, area.partition_columns)
+        table = self._table(0)
+        if schema_difference(area.schema, table.schema) or table.partition_columns != list(area.partition_columns):
+            raise ConcurrentCommitError(
+                f"somebody else made a table with other columns at {area.uri} meanwhile; nothing was written"
+            )
+        return table
 
     def abort(self, messages: list[WriterCommitMessage | None]) -> None:
         """Leave the files to the next vacuum: after an unclear commit, they may be part of the table."""
