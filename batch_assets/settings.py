@@ -71,16 +71,24 @@ class Settings(BaseSettings):
     do_sample: bool = Field(False, description="Sample instead of taking the likeliest token.")
     seed: int = Field(0, ge=0, description="Seed of the sampling.")
     device_map: str = Field("auto", description="Where the model goes: auto, cpu, cuda, cuda:0 and so on.")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Precision of the model.")
+    dtype: Literal["float32", "bfloat16", "float16", "int8"] = Field(
+        "float32",
+        description="Precision of the model; int8 scores with 8-bit weights on CPU and logs the model in float32.",
+    )
     experiment: str = Field("batch_assets", min_length=1, description="MLflow experiment.")
     model_name: str = Field("summarizer", description="Third part of the registered model's name.")
     select_by: str = Field("newest", description="Which run is registered: newest, or a logged metric such as rouge1.")
     new_model: bool = Field(False, description="Log a new model although nothing has changed.")
 
     spark_master: str = Field("local[*,4]", min_length=1, description="Spark master.")
-    engine: Literal["auto", "transformers", "ctranslate2"] = Field(
+    engine: Literal["auto", "mlflow", "transformers", "ctranslate2", "openvino"] = Field(
         "auto",
         description="What runs the model on the workers; auto takes the fastest that writes what transformers does.",
+    )
+    batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Padded input tokens that an engine works on at once; default 4,096 on CPU, 32,768 on a GPU.",
     )
     batches_per_run: int = Field(20, ge=1, description="Batches that one run of a backfill covers.")
     rescore: Literal["none", "latest", "all"] = Field("none", description="Batches that a new champion makes stale.")
@@ -155,6 +163,8 @@ class Settings(BaseSettings):
     def _together(self) -> "Settings":
         if self.min_length is not None and self.max_length is not None and self.min_length > self.max_length:
             raise ValueError(f"MIN_LENGTH ({self.min_length}) is more than MAX_LENGTH ({self.max_length})")
+        if self.dtype == "int8" and self.engine in ("mlflow", "transformers"):
+            raise ValueError(f"DTYPE int8 needs the engine ctranslate2 or openvino, not {self.engine}")
         if self.ui_port == self.mlflow_port:
             raise ValueError(f"UI_PORT and MLFLOW_PORT are both {self.ui_port}")
         return self
@@ -195,6 +205,11 @@ class Settings(BaseSettings):
     def registered_model(self) -> str:
         """Three-part name of the registered model."""
         return f"{self.catalog}.{self.schema_name}.{self.model_name}"
+
+    @property
+    def logged_dtype(self) -> str:
+        """Precision in which a model is logged and evaluated."""
+        return "float32" if self.dtype == "int8" else self.dtype
 
     @property
     def dagster_home(self) -> Path:

@@ -52,6 +52,72 @@ def smollm2_checkpoints(tmp_path_factory) -> Path:
     return folder
 
 
+def log(settings: Settings, example: str = "Some text to summarize."):
+    """Log the model that settings name: an MLflow client, and what was logged."""
+    from batch_assets.models.checkpoint import load_checkpoint
+    from batch_assets.models.logged import log_checkpoint
+    from batch_assets.models.tracking import connect
+    from batch_assets.sources.aclsum import ACLSumDataset
+
+    client = connect(settings)
+    dataset = ACLSumDataset("test", 25)
+    return client, log_checkpoint(client, settings, load_checkpoint(settings), dataset, example, lambda line: None)
+
+
+def registered(settings: Settings, held_out: list):
+    """A champion that was evaluated on held-out documents: settings, client, version."""
+    from batch_assets.inference.transformers_engine import TransformersEngine
+    from batch_assets.models.evaluation import evaluate
+    from batch_assets.models.registry import promote, register, run_model
+
+    client, logged = log(settings, held_out[0].document)
+    run = logged.run
+    evaluate(client, run, held_out, "val", "0" * 64, lambda: TransformersEngine(run_model(run, settings), 2), 0, print)
+    version, _ = register(client, settings.registered_model, run, {"task": "summarization"})
+    promote(client, version)
+    return settings, client, version
+
+
+@pytest.fixture(scope="session")
+def held_out() -> list:
+    """Documents with summaries, on which engines are compared."""
+    from batch_assets.sources.aclsum import ACLSumDataset
+
+    return ACLSumDataset("validation", 25).held_out(5)
+
+
+@pytest.fixture(scope="session")
+def logged_t5(tmp_path_factory, t5_folder, held_out):
+    return registered(settings_for(tmp_path_factory.mktemp("t5") / "home", model=str(t5_folder)), held_out)
+
+
+@pytest.fixture(scope="session")
+def logged_smollm2(tmp_path_factory, smollm2_checkpoints, held_out):
+    home = tmp_path_factory.mktemp("smollm2") / "home"
+    home.mkdir()
+    (home / "checkpoints").symlink_to(smollm2_checkpoints)
+    return registered(settings_for(home, max_length=20), held_out)
+
+
+@pytest.fixture
+def t5_version(logged_t5):
+    """A registered champion made from the small T5: settings, client, version."""
+    from batch_assets.models.tracking import connect
+
+    # MLflow has one store a process; the last test may have used another one.
+    connect(logged_t5[0])
+    return logged_t5
+
+
+@pytest.fixture
+def smollm2_version(logged_smollm2):
+    """A registered champion made from the embedded model: settings, client, version."""
+    from batch_assets.models.tracking import connect
+
+    connect(logged_smollm2[0])
+    return logged_smollm2
+
+
 @pytest.fixture(scope="session")
 def documents() -> list[dict[str, str]]:
     """Real documents in XSum's columns."""

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -8,71 +7,18 @@ from pathlib import Path
 import pytest
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.inference.engines import load_engine
-from batch_assets.inference.transformers_engine import TransformersEngine
-from batch_assets.models.checkpoint import check_checkpoint, load_checkpoint
-from batch_assets.models.engines import generation_difference
-from batch_assets.models.logged import log_checkpoint
+from batch_assets.models.checkpoint import check_checkpoint
 from batch_assets.models.registry import (
     champion,
     predict,
-    prepare_engine,
     promote,
     register,
-    scoring_model,
     versions,
     with_alias,
 )
 from batch_assets.models.runs import MODEL_URI_TAG, WANTED_TAG, find_run, newest_run
 from batch_assets.models.tracking import connect, experiment_id
-from batch_assets.sources.aclsum import ACLSumDataset
-from batch_assets_tests.conftest import settings_for
-
-
-def log(settings, example="Some text to summarize."):
-    client = connect(settings)
-    dataset = ACLSumDataset("test", 25)
-    return client, log_checkpoint(client, settings, load_checkpoint(settings), dataset, example, lambda line: None)
-
-
-@pytest.fixture(scope="module")
-def texts(documents):
-    return [row["document"] for row in documents[:5]]
-
-
-@pytest.fixture(scope="module")
-def logged_t5(tmp_path_factory, t5_folder, documents):
-    """A registered champion made from the small T5: settings, client, version."""
-    settings = settings_for(tmp_path_factory.mktemp("t5") / "home", model=str(t5_folder))
-    client, logged = log(settings, documents[0]["document"])
-    version, _ = register(client, settings.registered_model, logged.run, {"task": "summarization"})
-    promote(client, version)
-    return settings, client, version
-
-
-@pytest.fixture(scope="module")
-def logged_smollm2(tmp_path_factory, smollm2_checkpoints, documents):
-    """A registered version of the embedded model: settings, client, version."""
-    home = tmp_path_factory.mktemp("smollm2") / "home"
-    home.mkdir()
-    (home / "checkpoints").symlink_to(smollm2_checkpoints)
-    settings = settings_for(home, max_length=20)
-    client, logged = log(settings, documents[0]["document"])
-    version, _ = register(client, settings.registered_model, logged.run, {})
-    return settings, client, version
-
-
-@pytest.fixture
-def t5_version(logged_t5):
-    # MLflow has one store a process; the last test may have used another one.
-    connect(logged_t5[0])
-    return logged_t5
-
-
-@pytest.fixture
-def smollm2_version(logged_smollm2):
-    connect(logged_smollm2[0])
-    return logged_smollm2
+from batch_assets_tests.conftest import log, settings_for
 
 
 def test_a_run_has_all_that_a_user_of_the_version_needs(t5_version):
@@ -103,141 +49,11 @@ def test_the_logged_t5_still_knows_its_prefix(t5_version):
     assert mlflow.transformers.load_model(version.uri).prefix == "summarize: "
 
 
-@pytest.mark.parametrize("fixture", ["t5_version", "smollm2_version"])
-def test_the_engine_writes_what_pyfunc_predicts_row_by_row(request, fixture, texts):
-    settings, client, version = request.getfixturevalue(fixture)
-    model = scoring_model(client, version, settings)
-    generations = TransformersEngine(model, 2).generate(texts)
-    assert [generation.text for generation in generations] == [predict(version, [text])[0] for text in texts]
-    limit = model.parameters.get("max_new_tokens") or model.parameters["max_length"]
-    for generation in generations:
-        assert generation.error_message is None
-        assert generation.output_tokens <= limit
-        assert generation.finish_reason == ("length" if generation.output_tokens == limit else "stop")
-
-
-def test_ctranslate2_writes_what_pyfunc_predicts_row_by_row(t5_version, documents):
-    settings, client, version = t5_version
-    lines: list[str] = []
-    prepare_engine(client, version, settings, lines.append)
-    prepare_engine(client, version, settings, lines.append)
-    assert lines == ["converted for CTranslate2"]
-    model = scoring_model(client, version, settings)
-    assert (model.engine, model.engine_reason) == ("ctranslate2", "the fastest with the reference's output")
-    texts = [row["document"] for row in documents[:20]]
-    generations = load_engine(model, 2).generate(texts)
-    reference = TransformersEngine(dataclasses.replace(model, engine="transformers"), 2).generate(texts)
-    assert generations == reference
-    assert [generation.text for generation in generations[:5]] == [predict(version, [text])[0] for text in texts[:5]]
-    assert {generation.finish_reason for generation in generations} <= {"stop", "length"}
-
-
-def test_ctranslate2_cuts_and_marks_long_input_as_the_reference_does(t5_version, texts):
-    settings, client, version = t5_version
-    prepare_engine(client, version, settings, lambda line: None)
-    model = scoring_model(client, version, settings)
-    documents = [" ".join(texts) * 12, "", "\U0001f642", texts[0]]
-    reference = TransformersEngine(dataclasses.replace(model, engine="transformers"), 2).generate(documents)
-    assert load_engine(model, 1).generate(documents) == reference
-    assert [generation.input_truncated for generation in reference] == [True, False, False, False]
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"engine": "transformers"}, "named by BATCH_ASSETS_ENGINE"),
-        ({"dtype": "bfloat16"}, "BATCH_ASSETS_DTYPE is bfloat16"),
-        ({"device_map": "cuda"}, "goes to a GPU"),
-    ],
-)
-def test_auto_takes_the_reference_where_ctranslate2_would_not_write_the_same(t5_version, changes, reason):
-    settings, client, version = t5_version
-    prepare_engine(client, version, settings, lambda line: None)
-    model = scoring_model(client, version, settings.model_copy(update=changes))
-    assert model.engine == "transformers"
-    assert reason in model.engine_reason
-
-
-def test_ctranslate2_is_refused_by_name_for_a_decoder_only_model(smollm2_version):
-    settings, client, version = smollm2_version
-    assert scoring_model(client, version, settings).engine == "transformers"
-    with pytest.raises(BatchAssetsError, match="the model is no encoder-decoder"):
-        scoring_model(client, version, settings.model_copy(update={"engine": "ctranslate2"}))
-
-
-@pytest.mark.parametrize(
-    ("change", "refusal"),
-    [
-        ({"early_stopping": False}, "early_stopping is not true"),
-        ({"renormalize_logits": None}, "renormalize_logits is not true"),
-        ({"repetition_penalty": 1.2}, "its generation sets repetition_penalty"),
-        ({"do_sample": True}, "it samples"),
-        ({"num_beams": 1, "renormalize_logits": None}, None),
-    ],
-)
-def test_a_generation_that_ctranslate2_would_do_otherwise_is_not_converted(t5_version, change, refusal):
-    import mlflow
-
-    _, _, version = t5_version
-    pipeline = mlflow.transformers.load_model(version.uri)
-    wanted, _ = pipeline.model._prepare_generation_config(
-        pipeline.generation_config, **{"renormalize_logits": True, "max_new_tokens": None, **change}
-    )
-    found = generation_difference(wanted)
-    assert found is None if refusal is None else refusal in found
-
-
 def test_the_small_t5_says_something(t5_version, texts):
     _, _, version = t5_version
     for text in texts:
         first = text.split()[0]
         assert first.lower()[:3] in predict(version, [text])[0].lower()
-
-
-def test_input_that_is_too_long_is_cut_and_marked(t5_version, smollm2_version, texts):
-    for settings, client, version in (t5_version, smollm2_version):
-        connect(settings)
-        long = " ".join(texts) * 12
-        short, cut = TransformersEngine(scoring_model(client, version, settings), 2).generate([texts[0], long])
-        assert not short.input_truncated
-        assert cut.input_truncated
-        assert cut.text
-
-
-def test_a_row_that_fails_keeps_its_error_and_its_neighbours_their_text(t5_version, texts):
-    settings, client, version = t5_version
-    engine = TransformersEngine(scoring_model(client, version, settings), 2)
-    alone = engine.generate([texts[0]])[0].text
-    generate = engine._pipeline.model.generate
-    poison = engine._tokenizer("summarize: poison").input_ids
-
-    def fail_on_poison(input_ids, **options):
-        if any(row[: len(poison)] == poison for row in input_ids.tolist()):
-            raise RuntimeError("bad row")
-        return generate(input_ids=input_ids, **options)
-
-    engine._pipeline.model.generate = fail_on_poison
-    good, bad, empty = engine.generate([texts[0], "poison", ""])
-    assert good.text == alone
-    assert (bad.text, bad.error_message) == (None, "RuntimeError: bad row")
-    assert empty.error_message is None
-
-
-def test_sampling_says_the_same_again_whatever_the_neighbours(t5_folder, tmp_path, texts):
-    settings = settings_for(tmp_path / "home", model=str(t5_folder), do_sample=True, seed=3)
-    client, logged = log(settings)
-    version, _ = register(client, settings.registered_model, logged.run, {})
-    # The version samples, also where settings don't say so any more, as after a rollback.
-    now = settings.model_copy(update={"do_sample": False})
-    prepare_engine(client, version, now, lambda line: None)
-    chosen = scoring_model(client, version, now)
-    assert (chosen.engine, "it samples" in chosen.engine_reason) == ("transformers", True)
-    engine = TransformersEngine(scoring_model(client, version, settings), 2)
-    first = [generation.text for generation in engine.generate(texts)]
-    again = [generation.text for generation in engine.generate(list(reversed(texts)))]
-    assert first == list(reversed(again))
-    other = TransformersEngine(scoring_model(client, version, settings.model_copy(update={"seed": 4})), 2)
-    assert [generation.text for generation in other.generate(texts)] != first
 
 
 def test_an_unchanged_model_is_neither_logged_nor_registered_twice_and_a_changed_one_is(t5_version, t5_folder):

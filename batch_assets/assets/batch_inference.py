@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -25,6 +25,9 @@ from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.resources.spark import SparkResource
 from batch_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from batch_assets.inference.scorer import ScoredBatch
 
 CHAMPION_TAG = "batch_assets/champion_version"
 
@@ -58,9 +61,9 @@ def batch_inference(
     rescored = {"all": known, "latest": known[-1:], "none": []}[settings.rescore]
 
     def score(batch: str) -> Mapping[str, Any]:
-        expected = {"input_version": input_version(documents, batch)}
+        expected: dict[str, Any] = {"input_version": input_version(documents, batch)}
         if batch in rescored:
-            expected["model_version"] = number
+            expected |= {"model_version": number, "fingerprint": model().fingerprint}
         if not is_stale(output, batch, expected, lake.open(PROD_DATA).version):
             commit = output.last_commit(batch)
             assert commit is not None
@@ -68,8 +71,15 @@ def batch_inference(
             hint = "" if by == number else f" (the champion is {number}; BATCH_ASSETS_RESCORE=all scores again)"
             context.log.info(f"batch {batch}: up to date, scored by version {by}{hint}")
             return _metadata(output, batch, commit.version, scored=0, errors=None, by=by)
-        store = CompletionStore.of(lake, BATCH_INFERENCE, batch, model().digest)
-        recorded = {**expected, "model_version": number, "engine": model().engine, "run_id": context.run.run_id}
+        store = CompletionStore.of(lake, BATCH_INFERENCE, batch, model().fingerprint)
+        recorded = {
+            **expected,
+            "model_version": number,
+            "fingerprint": model().fingerprint,
+            "engine": model().engine,
+            "dtype": model().dtype,
+            "run_id": context.run.run_id,
+        }
         scored = score_batch(spark.session, documents, output, batch, model(), store, recorded, report=context.log.info)
         context.log.info(
             f"batch {batch}: {scored.rows} rows committed in {scored.seconds:.0f} s, {scored.scored} scored with "
@@ -79,6 +89,7 @@ def batch_inference(
             **_metadata(lake.open(BATCH_INFERENCE), batch, scored.version, scored.scored, scored.errors, number),
             "engine_reason": model().engine_reason,
             "documents_per_second": round(scored.scored / scored.seconds, 2),
+            **_workers(scored),
         }
 
     def _metadata(snapshot: Any, batch: str, version: int, scored: int, errors: int | None, by: Any) -> dict[str, Any]:
@@ -89,10 +100,22 @@ def batch_inference(
             "model": settings.registered_model,
             "model_version": by,
             "version_page": dg.MetadataValue.url(registry.version_page(settings.registered_model, by)),
-            "engine": snapshot.last_commit(batch).metadata.get("engine"),
+            **{key: snapshot.last_commit(batch).metadata.get(key) for key in ("engine", "dtype")},
             "rows_scored": scored,
             **({} if errors is None else {"errors": errors}),
             "sample": markdown_sample(sample_rows(snapshot, batch, columns, settings.samples), columns),
         }
 
     return each_batch(context, score)
+
+
+def _workers(scored: "ScoredBatch") -> dict[str, Any]:
+    workers = scored.workers
+    if workers is None:
+        return {}
+    return {
+        "workers": workers.processes,
+        "model_loads": workers.loads,
+        "model_load_seconds": round(workers.load_seconds, 1),
+        "worker_mebibytes": round(workers.mebibytes),
+    }

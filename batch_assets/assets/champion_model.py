@@ -42,13 +42,15 @@ def champion_model(
         **{name: f"{run.metrics[name]:.4f}" for name in ("rouge1", "lead_rouge1") if name in run.metrics},
     }
     version, is_new = register(registry.client, settings.registered_model, run, tags)
-    prepare_engine(registry.client, version, settings, context.log.info)
+    held_out = evaluation_dataset(settings).held_out(settings.evaluation_rows)
+    conversion = prepare_engine(registry.client, version, settings, held_out, context.log.info)
     metadata: dict[str, Any] = {
         "model": version.name,
         "version": version.number,
         "alias": CHAMPION,
         "new": is_new,
         "selected_by": settings.select_by,
+        **({} if conversion is None else {"engine": conversion}),
         "version_page": dg.MetadataValue.url(registry.version_page(version.name, version.number)),
         "mlflow_run": dg.MetadataValue.url(registry.run_page(run.run_id)),
         **{name: round(run.metrics[name], 4) for name in ("rouge1", "lead_rouge1") if name in run.metrics},

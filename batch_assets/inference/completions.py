@@ -1,11 +1,14 @@
 """Finished completions of a run: immutable files that survive a killed run, and are never paid for twice."""
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -30,6 +33,8 @@ COMPLETION_SCHEMA = pa.schema(
         ("completed_at", pa.timestamp("us", tz="UTC")),
     ]
 )
+
+_TRYING = "trying-"
 
 
 @dataclass(frozen=True)
@@ -75,30 +80,69 @@ class CompletionStore:
 
     def load(self) -> dict[str, Completion]:
         """All completions by request hash."""
-        files = self._files()
         found: dict[str, Completion] = {}
-        for path in self._paths(files):
-            for rows in read_parquet(files, path):
-                for row in rows.to_pylist():
-                    found.setdefault(row["request_hash"], Completion(**row))
+        for row in self._rows(COMPLETION_SCHEMA.names):
+            found.setdefault(row["request_hash"], Completion(**row))
         return found
+
+    def hashes(self) -> set[str]:
+        """The requests that are done."""
+        return {row["request_hash"] for row in self._rows(["request_hash"])}
+
+    def error_of_all(self) -> str | None:
+        """The first error where all requests failed and are too many to blame them, else None."""
+        if self.count() < SYSTEMIC_ERRORS:
+            return None
+        first = None
+        for row in self._rows(["error_message"]):
+            if row["error_message"] is None:
+                return None
+            first = first or row["error_message"]
+        return first
 
     def count(self) -> int:
         """Completions so far, by the names of the files."""
-        return sum(int(path.rsplit("-", 1)[1].removesuffix(".parquet")) for path in self._paths(self._files()))
+        return sum(int(path.rsplit("-", 1)[1].removesuffix(".parquet")) for path in self.paths())
+
+    @contextmanager
+    def trying(self, job: str, request_hash: str) -> Iterator[None]:
+        """Leave a sign that a request is being worked on, which only a process that dies will not take back."""
+        files = self._files()
+        sign = f"{self.folder}/{_TRYING}{job}-{request_hash}"
+        with files.open_output_stream(sign) as stream:
+            stream.write(b"1")
+        try:
+            yield
+        finally:
+            files.delete_file(sign)
+
+    def tried(self, job: str) -> set[str]:
+        """The requests that a process of a job died over."""
+        prefix = f"{_TRYING}{job}-"
+        names = (path.rsplit("/", 1)[1] for path in self._all_paths(self._files()))
+        return {name.removeprefix(prefix) for name in names if name.startswith(prefix)} - self.hashes()
 
     def clear(self) -> None:
         """Remove the files; what they held is in a committed table."""
         files = self._files()
-        for path in self._paths(files):
+        for path in self._all_paths(files):
             files.delete_file(path)
+
+    def paths(self) -> list[str]:
+        """The files of completions, below the root."""
+        return [path for path in self._all_paths(self._files()) if path.endswith(".parquet")]
+
+    def _rows(self, columns: list[str]) -> Iterator[dict[str, Any]]:
+        files = self._files()
+        for path in self.paths():
+            for rows in read_parquet(files, path, columns):
+                yield from rows.to_pylist()
 
     def _files(self) -> pafs.FileSystem:
         return file_system(self.root, self.storage_options)
 
-    def _paths(self, files: pafs.FileSystem) -> Iterable[str]:
-        selector = pafs.FileSelector(self.folder, allow_not_found=True)
-        return [info.path for info in files.get_file_info(selector) if info.path.endswith(".parquet")]
+    def _all_paths(self, files: pafs.FileSystem) -> list[str]:
+        return [info.path for info in files.get_file_info(pafs.FileSelector(self.folder, allow_not_found=True))]
 
 
 def refuse_if_all_failed(store: CompletionStore, batch: str) -> None:
@@ -107,12 +151,12 @@ def refuse_if_all_failed(store: CompletionStore, batch: str) -> None:
     Raises:
         BatchAssetsError: all failed, and there are too many to blame the rows.
     """
-    made = list(store.load().values())
-    if len(made) >= SYSTEMIC_ERRORS and all(completion.error_message for completion in made):
+    error = store.error_of_all()
+    if error is not None:
+        made = store.count()
         store.clear()
         raise BatchAssetsError(
-            f"all {len(made)} requests of batch {batch} failed, so nothing was committed; the first one with: "
-            f"{made[0].error_message}"
+            f"all {made} requests of batch {batch} failed, so nothing was committed; the first one with: {error}"
         )
 
 
@@ -140,12 +184,27 @@ class FinishedWork:
     def load(self) -> dict[str, Completion]:
         """All finished completions by request hash."""
         found = self.store.load()
-        files = file_system(self.output_uri, self.storage_options)
         for path in self.output_files:
-            for rows in read_parquet(files, path, list(self.columns)):
+            for rows in self.read_output(path):
                 for row in rows.to_pylist():
-                    # What failed once is tried again: the reason may have been the engine or the endpoint.
-                    if row["request_hash"] is not None and row["error_message"] is None:
-                        fields = dict.fromkeys(COMPLETION_SCHEMA.names) | {self.columns[key]: row[key] for key in row}
-                        found.setdefault(row["request_hash"], Completion(**fields))
+                    found.setdefault(row["request_hash"], Completion(**row))
         return found
+
+    def read_output(self, path: str) -> Iterator[pa.RecordBatch]:
+        """The completions that a file of the current output holds, in the schema of completions.
+
+        What failed once is left out, to be tried again: the reason may have been the engine or the endpoint.
+        """
+        files = file_system(self.output_uri, self.storage_options)
+        for rows in read_parquet(files, path, list(self.columns)):
+            by_field = {self.columns[name]: rows.column(name) for name in self.columns}
+            columns = [
+                by_field[field.name].cast(field.type) if field.name in by_field else pa.nulls(len(rows), field.type)
+                for field in COMPLETION_SCHEMA
+            ]
+            usable = pc.and_(pc.is_valid(by_field["request_hash"]), pc.is_null(by_field["error_message"]))
+            yield pa.RecordBatch.from_arrays(columns, schema=COMPLETION_SCHEMA).filter(usable)
+
+    def read_store(self, path: str) -> Iterator[pa.RecordBatch]:
+        """The completions of one of the store's files."""
+        yield from read_parquet(file_system(self.store.root, self.storage_options), path)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 # A batch in which that many rows, and all of them, fail is not committed: the rows are hardly the reason.
@@ -39,11 +40,13 @@ class ScoringModel:
         parameters: generation parameters that were logged with it.
         template: format string with ``{prompt}`` for the document, None for an encoder-decoder.
         engine: name of the engine.
-        engine_path: folder of what was converted for it, empty for the reference.
-        engine_reason: why it is that engine.
         dtype: precision of the engine.
         seed: of the sampling.
+        markup: texts that the tokenizer takes for markup.
         device_map: where the model goes.
+        batch_tokens: padded input tokens of one batch.
+        engine_path: folder of what was converted for the engine, empty where nothing was.
+        engine_reason: why it is that engine.
     """
 
     name: str
@@ -55,25 +58,46 @@ class ScoringModel:
     engine: str
     dtype: str
     seed: int
+    markup: tuple[str, ...] = ()
     device_map: str = "auto"
+    batch_tokens: int = 4096
     engine_path: str = ""
     engine_reason: str = ""
 
     def render(self, document: str) -> str:
         """The request for one document."""
+        document = self.without_markup(document)
         return document if self.template is None else self.template.format(prompt=document)
 
-    def request_hash(self, document: str) -> str:
-        """SHA-256 of everything that decides what the answer will be."""
+    def without_markup(self, document: str) -> str:
+        """A document in which nothing ends or steers the prompt: markup is broken up by a space."""
+        for token in self.markup:
+            if token in document:
+                document = document.replace(token, f"{token[0]} {token[1:]}")
+        return document
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything but the document that decides what is written."""
         parameters: dict[str, Any] = dict(self.parameters)
         if parameters.get("do_sample"):
             parameters["seed"] = self.seed
-        parts = [self.digest, self.engine, self.dtype, parameters, self.render(document)]
+        parts = [self.digest, self.engine, self.dtype, parameters, self.template]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def request_hash(self, document: str) -> str:
+        """SHA-256 of everything that decides what the answer will be."""
+        request = self.render(document).encode("utf-8", "surrogatepass")
+        return hashlib.sha256(self.fingerprint.encode() + request).hexdigest()
 
 
 class Engine(Protocol):
     """Runs a model. A row's text doesn't depend on the other rows."""
 
-    def generate(self, documents: Sequence[str]) -> list[Generation]:
-        """Write one text for each document, in the same order; an error stays with its row."""
+    def generate(self, documents: Sequence[str], batch_tokens: int | None = None) -> list[Generation]:
+        """Write one text for each document, in the same order; an error stays with its row.
+
+        Args:
+            documents: the texts.
+            batch_tokens: padded input tokens of one batch, 0 for row by row; default is the model's.
+        """

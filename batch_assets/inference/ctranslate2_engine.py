@@ -1,15 +1,13 @@
-"""The engine for encoder-decoders on CPU: CTranslate2, from what ``models.conversion`` has kept with the version."""
+"""The engine for encoder-decoders on CPU: CTranslate2, from what was converted and kept with the version."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from batch_assets.inference.contract import Generation, ScoringModel
-from batch_assets.inference.conversion import CTranslate2Conversion
-from batch_assets.inference.encoding import Encoded, Encoding, generate_each, input_limit
-from batch_assets.inference.quiet import quiet_transformers
+from tokenizers import Tokenizer
 
-# Documents that are generated at once. With beams 4, batches of 8 were as fast as larger ones on one core.
-_BATCH_ROWS = 8
+from batch_assets.inference.contract import Generation, ScoringModel
+from batch_assets.inference.conversion import TOKENIZER_FILE, Conversion
+from batch_assets.inference.encoding import Encoded, by_tokens, generate_each
 
 
 class CTranslate2Engine:
@@ -22,39 +20,30 @@ class CTranslate2Engine:
 
     def __init__(self, model: ScoringModel, threads: int) -> None:
         import ctranslate2
-        import transformers
 
-        quiet_transformers()
         folder = Path(model.engine_path)
-        self._conversion = CTranslate2Conversion.read(folder)
+        self._batch_tokens = model.batch_tokens
+        self._conversion = Conversion.read(folder)
         self._translator = ctranslate2.Translator(
             str(folder), device="cpu", compute_type=model.dtype, inter_threads=1, intra_threads=threads
         )
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(
-            str(Path(model.path) / "components" / "tokenizer"), trust_remote_code=False
-        )
-        self._encoding = Encoding(
-            model, self._tokenizer, self._conversion.prefix, input_limit(self._tokenizer, None, model), end_ids=()
-        )
+        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+        self._encoding = self._conversion.encoding(model, self._tokenizer)
 
-    def generate(self, documents: Sequence[str]) -> list[Generation]:
+    def generate(self, documents: Sequence[str], batch_tokens: int | None = None) -> list[Generation]:
         """Write one text for each document, in the same order; an error stays with its row."""
-        return generate_each(documents, self._encoding, _by_length, self._generate)
+        budget = self._batch_tokens if batch_tokens is None else batch_tokens
+        return generate_each(documents, self._encoding, lambda requests: by_tokens(requests, budget), self._generate)
 
     def _generate(self, batch: list[Encoded]) -> list[Generation]:
         results = self._translator.translate_batch(
-            [self._tokenizer.convert_ids_to_tokens(request.ids) for request in batch],
+            [[self._tokenizer.id_to_token(token) for token in request.ids] for request in batch],
             max_input_length=0,  # inputs are cut already
             **self._conversion.decoding,
         )
         generations = []
         for request, result in zip(batch, results, strict=True):
-            ids = self._tokenizer.convert_tokens_to_ids(result.hypotheses[0])
+            ids = [self._tokenizer.token_to_id(token) for token in result.hypotheses[0]]
             ended = len(ids) < self._conversion.decoding["max_decoding_length"]
             generations.append(self._encoding.decode(request, ids, ended=ended))
         return generations
-
-
-def _by_length(requests: list[Encoded]) -> Iterator[list[Encoded]]:
-    ordered = sorted(requests, key=lambda request: len(request.ids))
-    yield from (ordered[start : start + _BATCH_ROWS] for start in range(0, len(ordered), _BATCH_ROWS))

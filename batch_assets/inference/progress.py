@@ -1,11 +1,13 @@
 """Rows done, rate and time left, while workers are busy."""
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _SECONDS = 5.0
+_WIDTH = 24
 
 
 @contextmanager
@@ -17,26 +19,37 @@ def progress(
     Args:
         what: start of each line.
         total: rows that there are to do.
-        count: rows that are done now; called from another thread.
+        count: rows that are done now, those from before the block among them; called from another thread.
         report: takes a line.
         seconds: time between two lines.
     """
-    done = threading.Event()
+    over = threading.Event()
     first, started = count(), time.monotonic()
 
     def watch() -> None:
-        last = first
-        while not done.wait(seconds):
-            now = count()
-            if now != last:
-                last = now
-                rate = (now - first) / (time.monotonic() - started)
-                report(f"{what}: {now} of {total} rows, {rate:.1f} rows/s, {max(total - now, 0) / rate:.0f} s left")
+        last = 0
+        while not over.wait(seconds):
+            done = count() - first
+            if done != last:
+                last = done
+                report(_line(what, done, total, time.monotonic() - started))
 
     thread = threading.Thread(target=watch, name="progress", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        done.set()
+        over.set()
         thread.join()
+
+
+def is_progress(line: str) -> bool:
+    """Whether a line is one of those that ``progress`` reports."""
+    return re.search(r": \[[#.]+\] ", line) is not None
+
+
+def _line(what: str, done: int, total: int, seconds: float) -> str:
+    filled = round(_WIDTH * min(done / total, 1)) if total else _WIDTH
+    bar = "#" * filled + "." * (_WIDTH - filled)
+    rate = done / seconds
+    return f"{what}: [{bar}] {done} of {total} rows, {rate:.1f} rows/s, {max(total - done, 0) / rate:.0f} s left"

@@ -6,18 +6,22 @@ never pass through the driver.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.inference.completions import Completion, CompletionStore, FinishedWork, refuse_if_all_failed
+from batch_assets.inference.completions import COMPLETION_SCHEMA, CompletionStore, FinishedWork, refuse_if_all_failed
 from batch_assets.inference.contract import Engine, ScoringModel
-from batch_assets.inference.engines import load_engine
+from batch_assets.inference.encoding import texts_of
+from batch_assets.inference.engines import MLFLOW, load_engine
 from batch_assets.inference.progress import progress
+from batch_assets.inference.spark_udf import score_with_spark_udf
+from batch_assets.inference.worker import CAREFUL_ATTEMPT, REPORT_DDL, Scoring
 from batch_assets.lake.lake import BatchSnapshot
 from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
 
@@ -37,10 +41,21 @@ _COLUMNS = {
     "model_version": "model_version",
     "scored_at": "completed_at",
 }
+_COMPLETION_DDL = (
+    "request_hash string, text string, error_message string, finish_reason string, input_tokens long, "
+    "output_tokens long, input_truncated boolean, model string, model_version long, completed_at timestamp"
+)
+_HASH = "_request_hash"
 
-# A worker that is killed loses at most what it finished since its last flush.
-_FLUSH_SECONDS = 2.0
-_FIRST_ROWS, _MOST_ROWS = 8, 512
+
+@dataclass(frozen=True)
+class Workers:
+    """The worker processes of a scoring job: how often a model was loaded, the longest load, the largest peak."""
+
+    processes: int
+    loads: int
+    load_seconds: float
+    mebibytes: float
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,7 @@ class ScoredBatch:
     scored: int
     errors: int
     seconds: float
+    workers: Workers | None
 
 
 def score_batch(
@@ -63,6 +79,7 @@ def score_batch(
     store: CompletionStore,
     metadata: Mapping[str, Any],
     report: Callable[[str], None],
+    load: Callable[[ScoringModel, int], Engine] = load_engine,
 ) -> ScoredBatch:
     """Write one summary for every document of a batch, and commit the batch once.
 
@@ -75,6 +92,7 @@ def score_batch(
         store: where finished completions go.
         metadata: what the commit records.
         report: takes lines on the progress.
+        load: makes the engine of a worker from a model and a number of threads.
 
     Raises:
         BatchAssetsError: the rows that were made are not those that were there.
@@ -83,135 +101,161 @@ def score_batch(
     from batch_assets.lake.deltars import read_batch, stage_frame
 
     started = time.monotonic()
-    frame = read_batch(spark, documents, batch)
+    frame = read_batch(spark, documents, batch).select(*PROD_DATA.column_names)
+    hashed = frame.mapInArrow(_with_hash(model), f"{PROD_DATA.spark_ddl}, {_HASH} string")
     finished = FinishedWork.of(store, output, batch, _COLUMNS)
-    rows = documents.rows(batch)
-    with progress(f"batch {batch}", rows, store.count, report):
-        scored = _complete(spark, frame, model, finished)
+    scored, workers = _complete(spark, hashed, batch, model, finished, report, load)
     refuse_if_all_failed(store, batch)
-    staged = stage_frame(_assemble(frame, model, finished), output, batch)
+    staged = stage_frame(_assemble(spark, hashed, model, finished), output, batch)
+    rows = documents.rows(batch)
     staged_rows = sum(file.rows for file in staged)
     if staged_rows != rows:
         raise BatchAssetsError(
             f"batch {batch} has {rows} documents, but {staged_rows} rows were scored; nothing was committed"
         )
+    unscored = sum(file.null_counts["request_hash"] - file.null_counts["document"] for file in staged)
+    if unscored:
+        raise BatchAssetsError(f"{unscored} documents of batch {batch} were not scored; nothing was committed")
     version = output.replace(batch, staged, metadata)
     store.clear()
     errors = sum(file.rows - file.null_counts["error_message"] for file in staged)
-    return ScoredBatch(version, rows, scored, errors, time.monotonic() - started)
+    return ScoredBatch(version, rows, scored, errors, time.monotonic() - started, workers)
 
 
-def _complete(spark: "SparkSession", frame: "DataFrame", model: ScoringModel, finished: FinishedWork) -> int:
-    """Make the completions that are missing, equal requests once; the number that was made."""
-    slots = spark.sparkContext.defaultParallelism
-    threads = _threads_per_worker(spark, slots)
-
-    def hashed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _with_hash(model: ScoringModel) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    def add_hash(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for rows in batches:
-            texts = [text for text in rows.column("document").to_pylist() if text is not None]
-            hashes = [model.request_hash(text) for text in texts]
-            yield pa.RecordBatch.from_pydict({"request_hash": hashes, "document": texts}, schema=_REQUEST_SCHEMA)
-
-    def score(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        known = finished.load()
-        made = 0
-        for rows in batches:
-            missing = [row for row in rows.to_pylist() if row["request_hash"] not in known]
-            if missing:
-                made += _generate(missing, model, finished.store, threads)
-        yield pa.RecordBatch.from_pydict({"scored": [made]})
-
-    requests = frame.select("document").mapInArrow(hashed, "request_hash string, document string")
-    spread = requests.dropDuplicates(["request_hash"]).repartition(slots)
-    counts = spread.mapInArrow(score, "scored long").collect()
-    return sum(row["scored"] for row in counts)
-
-
-_REQUEST_SCHEMA = pa.schema([("request_hash", pa.string()), ("document", pa.string())])
-
-
-def _assemble(frame: "DataFrame", model: ScoringModel, finished: FinishedWork) -> "DataFrame":
-    """Rows of the output: the documents, each with its completion."""
-    schema = BATCH_INFERENCE.arrow_schema
-
-    def join(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        known = finished.load()
-        for rows in batches:
-            joined = []
-            for row in rows.to_pylist():
-                if row["document"] is None:
-                    joined.append({**row, "model_name": model.name, "model_version": model.version})
-                    continue
-                completion = known[model.request_hash(row["document"])]
-                joined.append({**row, **{name: getattr(completion, key) for name, key in _COLUMNS.items()}})
-            yield pa.RecordBatch.from_pylist(joined, schema=schema)
-
-    return frame.select(*PROD_DATA.column_names).mapInArrow(join, BATCH_INFERENCE.spark_ddl)
-
-
-def _generate(requests: Sequence[dict[str, str]], model: ScoringModel, store: CompletionStore, threads: int) -> int:
-    """Score requests, shortest first, and write what is finished every few seconds."""
-    engine = _engine(model, threads)
-    requests = sorted(requests, key=lambda request: len(request["document"]))
-    start = 0
-    # Parts are bounded by length, not by rows: after many short documents come the long ones.
-    size = sum(len(request["document"]) for request in requests[:_FIRST_ROWS])
-    finished: list[Completion] = []
-    flushed = time.monotonic()
-    while start < len(requests):
-        part = _take(requests[start:], size)
-        began = time.monotonic()
-        generations = engine.generate([request["document"] for request in part])
-        now = datetime.now(UTC)
-        finished += [
-            Completion(
-                request_hash=request["request_hash"],
-                text=generation.text,
-                error_message=generation.error_message,
-                finish_reason=generation.finish_reason,
-                input_tokens=generation.input_tokens,
-                output_tokens=generation.output_tokens,
-                input_truncated=generation.input_truncated,
-                model=model.name,
-                model_version=model.version,
-                completed_at=now,
+            hashes = [None if text is None else model.request_hash(text) for text in texts_of(rows.column("document"))]
+            yield pa.RecordBatch.from_arrays(
+                [*rows.columns, pa.array(hashes, pa.string())], names=[*rows.schema.names, _HASH]
             )
-            for request, generation in zip(part, generations, strict=True)
-        ]
-        start += len(part)
-        if time.monotonic() - began < _FLUSH_SECONDS:
-            size *= 2
-        if time.monotonic() - flushed >= _FLUSH_SECONDS:
-            store.write(finished)
-            finished, flushed = [], time.monotonic()
-    store.write(finished)
-    return len(requests)
+
+    return add_hash
 
 
-def _take(requests: Sequence[dict[str, str]], size: int) -> Sequence[dict[str, str]]:
-    """The first requests with no more than ``size`` characters, at least one and not too many."""
-    total = 0
-    for count, request in enumerate(requests[:_MOST_ROWS]):
-        total += len(request["document"])
-        if total > size and count:
-            return requests[:count]
-    return requests[:_MOST_ROWS]
+def _complete(
+    spark: "SparkSession",
+    hashed: "DataFrame",
+    batch: str,
+    model: ScoringModel,
+    finished: FinishedWork,
+    report: Callable[[str], None],
+    load: Callable[[ScoringModel, int], Engine],
+) -> tuple[int, Workers | None]:
+    """Make the completions that are missing, equal requests once; the number that was made, and by whom."""
+    slots, threads, gpus = _resources(spark, model)
+    requests = hashed.where(hashed[_HASH].isNotNull()).select(hashed[_HASH].alias("request_hash"), "document")
+    requests = requests.dropDuplicates(["request_hash"])
+    known = _completions(spark, finished)
+    if known is not None:
+        requests = requests.join(known, "request_hash", "left_anti")
+    missing = requests.repartition(slots).persist()
+    try:
+        total = missing.count()
+        if not total:
+            return 0, None
+        report(f"batch {batch}: {total} documents to score with {model.engine} in {model.dtype}")
+        with progress(f"batch {batch}", total, finished.store.count, report):
+            if model.engine == MLFLOW:
+                return score_with_spark_udf(spark, missing, model, finished.store), None
+            workers = _score(spark, missing, Scoring(uuid.uuid4().hex, 0, model, finished.store, threads, gpus, load))
+        report(
+            f"batch {batch}: {workers.processes} workers, {workers.mebibytes:.0f} MiB at most"
+            + (f", model loaded in {workers.load_seconds:.1f} s" if workers.loads else "")
+        )
+        return total, workers
+    finally:
+        missing.unpersist()
 
 
-# The engine of this worker process, kept for all batches of a run.
-_loaded: dict[str, Engine] = {}
+def _score(spark: "SparkSession", missing: "DataFrame", scoring: Scoring) -> Workers:
+    """Run the job, again where rows have killed their workers so often that Spark gave up."""
+    deadly: set[str] = set()
+    while True:
+        try:
+            with _own_workers(spark, scoring.threads):
+                job = missing.mapInArrow(scoring.run, REPORT_DDL)
+            tasks = job.collect()
+        except Exception:
+            died = scoring.store.tried(scoring.job)
+            if died <= deadly or scoring.store.error_of_all() is not None:
+                raise
+            deadly |= died
+            scoring = replace(scoring, first_attempt=CAREFUL_ATTEMPT)
+            continue
+        return Workers(
+            processes=len({task["worker"] for task in tasks if task["scored"]}),
+            loads=sum(task["loads"] for task in tasks),
+            load_seconds=max(task["load_seconds"] for task in tasks),
+            mebibytes=max(task["mebibytes"] for task in tasks),
+        )
 
 
-def _engine(model: ScoringModel, threads: int) -> Engine:
-    key = f"{model.path} {model.request_hash('')} {model.device_map}"
-    if key not in _loaded:
-        _loaded.clear()
-        _loaded[key] = load_engine(model, threads)
-    return _loaded[key]
+@contextmanager
+def _own_workers(spark: "SparkSession", threads: int) -> Iterator[None]:
+    """Functions made within run in Python processes of their own.
+
+    Spark hands out idle Python processes in turn; without this, every process that ever read a file would one day load
+    the model too. It keeps them apart by their environment.
+    """
+    environment = spark.sparkContext.environment
+    before = dict(environment)
+    environment.update({"BATCH_ASSETS_WORKERS": "scoring", "OMP_NUM_THREADS": str(threads)})
+    try:
+        yield
+    finally:
+        environment.clear()
+        environment.update(before)
 
 
-def _threads_per_worker(spark: "SparkSession", slots: int) -> int:
-    """Threads of one worker, so that workers times threads is no more than the cores."""
-    if str(spark.sparkContext.master).startswith("local"):
-        return max((os.cpu_count() or 1) // slots, 1)
-    return int(spark.conf.get("spark.task.cpus", "1") or 1)
+def _completions(spark: "SparkSession", finished: FinishedWork) -> "DataFrame | None":
+    """All finished completions, one for each request; None if there are none."""
+    paths = [("store", path) for path in finished.store.paths()]
+    paths += [("output", path) for path in finished.output_files]
+    if not paths:
+        return None
+
+    def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for files in batches:
+            for file in files.to_pylist():
+                reader = finished.read_store if file["kind"] == "store" else finished.read_output
+                for rows in reader(file["path"]):
+                    yield rows.cast(COMPLETION_SCHEMA)
+
+    files = spark.createDataFrame(paths, "kind string, path string")
+    spread = files.repartition(min(len(paths), spark.sparkContext.defaultParallelism))
+    return spread.mapInArrow(read, _COMPLETION_DDL).dropDuplicates(["request_hash"])
+
+
+def _assemble(spark: "SparkSession", hashed: "DataFrame", model: ScoringModel, finished: FinishedWork) -> "DataFrame":
+    """Rows of the output: the documents, each with its completion."""
+    from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
+
+    completions = _completions(spark, finished)
+    if completions is None:
+        completions = spark.createDataFrame([], _COMPLETION_DDL)
+    joined = hashed.join(completions, hashed[_HASH] == completions["request_hash"], "left")
+    scored = {name: F.col(field) for name, field in _COLUMNS.items()}
+    # A row without a document went through no model, but belongs to this one's batch.
+    scored["model_name"] = F.coalesce(F.col("model"), F.lit(model.name))
+    scored["model_version"] = F.coalesce(F.col("model_version"), F.lit(model.version))
+    return joined.select(
+        *[scored.get(name, F.col(name)).alias(name) for name in BATCH_INFERENCE.column_names],
+    )
+
+
+def _resources(spark: "SparkSession", model: ScoringModel) -> tuple[int, int, int]:
+    """Tasks at a time, CPU threads of each so that their product is no more than the cores, GPUs to share."""
+    slots = spark.sparkContext.defaultParallelism
+    if not str(spark.sparkContext.master).startswith("local"):
+        return slots, int(spark.conf.get("spark.task.cpus", "1") or 1), 0
+    cores = os.cpu_count() or 1
+    gpus = _gpus() if model.device_map == "auto" else 0
+    slots = min(slots, gpus) if gpus else 1 if model.device_map.startswith(("cuda", "mps")) else min(slots, cores)
+    return slots, max(cores // slots, 1), gpus
+
+
+def _gpus() -> int:
+    import torch
+
+    return int(torch.cuda.device_count())

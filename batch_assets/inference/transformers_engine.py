@@ -8,16 +8,22 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 from batch_assets.inference.contract import Generation, ScoringModel
-from batch_assets.inference.encoding import Encoded, Encoding, generate_each, input_limit
+from batch_assets.inference.encoding import (
+    Encoded,
+    Encoding,
+    by_tokens,
+    generate_each,
+    input_limit,
+    standalone_tokenizer,
+)
 from batch_assets.inference.quiet import quiet_transformers
-
-# Padded input tokens of one batch. On two cores, batches of 8 and of 24 documents of 300 tokens were
-# equally fast (1.2 and 1.0 documents a second), so this keeps memory low and progress smooth.
-_BATCH_TOKENS = 4096
 
 
 class TransformersEngine:
     """Loads one registered version and generates on CPU or GPU.
+
+    ``device_map="auto"`` puts the model on the GPUs that the process sees, spread over several where one is too small,
+    and on the CPU where there is none.
 
     Args:
         model: the version.
@@ -25,53 +31,49 @@ class TransformersEngine:
     """
 
     def __init__(self, model: ScoringModel, threads: int) -> None:
-        import mlflow.transformers
         import torch
+        from mlflow.environment_variables import MLFLOW_HUGGINGFACE_USE_DEVICE_MAP
+        from mlflow.transformers import load_model
 
         quiet_transformers()
         torch.set_num_threads(threads)
-        device: int | str | None = None if model.device_map == "auto" else model.device_map
-        if device is None and torch.cuda.is_available():
-            device = 0
-        self._pipeline = mlflow.transformers.load_model(
-            model.path, return_type="pipeline", device=device, torch_dtype=getattr(torch, model.dtype)
+        spread = model.device_map == "auto" and torch.cuda.is_available()
+        MLFLOW_HUGGINGFACE_USE_DEVICE_MAP.set(spread)
+        self._pipeline = load_model(
+            model.path,
+            return_type="pipeline",
+            device=None if model.device_map == "auto" else model.device_map,
+            torch_dtype=getattr(torch, model.dtype),
         )
         self._model = model
         self._torch = torch
-        self._tokenizer = self._pipeline.tokenizer
         self._decoder_only = self._pipeline.task == "text-generation"
+        tokenizer = self._pipeline.tokenizer
         if self._decoder_only:
-            self._tokenizer.padding_side = "left"
+            tokenizer.padding_side = "left"
         _, self._forward, _ = self._pipeline._sanitize_parameters(**model.parameters)
-        end = self._pipeline.generation_config.eos_token_id
         self._encoding = Encoding(
             model,
-            self._tokenizer,
+            standalone_tokenizer(tokenizer, not self._decoder_only),
             prefix=getattr(self._pipeline, "prefix", None) or "",
-            longest_input=input_limit(self._tokenizer, self._pipeline.model.config, model),
-            end_ids=end if isinstance(end, list) else [end],
+            longest_input=input_limit(
+                tokenizer, self._pipeline.model.config, model.template, model.parameters.get("max_new_tokens")
+            ),
+            end_ids=end_ids(self._pipeline.generation_config),
         )
 
-    def generate(self, documents: Sequence[str]) -> list[Generation]:
+    def generate(self, documents: Sequence[str], batch_tokens: int | None = None) -> list[Generation]:
         """Write one text for each document, in the same order; an error stays with its row."""
-        return generate_each(documents, self._encoding, self._batches, self._generate)
+        budget = self._model.batch_tokens if batch_tokens is None else batch_tokens
 
-    def _batches(self, requests: list[Encoded]) -> Iterator[list[Encoded]]:
-        if self._forward.get("do_sample"):
-            yield from ([request] for request in requests)
-            return
-        batch: list[Encoded] = []
-        for request in sorted(requests, key=lambda request: len(request.ids)):
-            if batch and len(request.ids) * (len(batch) + 1) > _BATCH_TOKENS:
-                yield batch
-                batch = []
-            batch.append(request)
-        if batch:
-            yield batch
+        def batches(requests: list[Encoded]) -> Iterator[list[Encoded]]:
+            return by_tokens(requests, 0 if self._forward.get("do_sample") else budget)
+
+        return generate_each(documents, self._encoding, batches, self._generate)
 
     def _generate(self, batch: list[Encoded]) -> list[Generation]:
-        padded = self._tokenizer.pad({"input_ids": [request.ids for request in batch]}, return_tensors="pt")
-        padded = padded.to(self._pipeline.model.device)
+        ids = {"input_ids": [request.ids for request in batch]}
+        padded = self._pipeline.tokenizer.pad(ids, return_tensors="pt").to(self._pipeline.model.device)
         if self._forward.get("do_sample"):
             # One seed a row, so that neither order nor partitioning changes what is drawn.
             request_hash = self._model.request_hash(batch[0].document)
@@ -88,3 +90,9 @@ class TransformersEngine:
         start = padded.input_ids.shape[1] if self._decoder_only else 1
         answers = output[:, start:].tolist()
         return [self._encoding.decode(request, ids) for request, ids in zip(batch, answers, strict=True)]
+
+
+def end_ids(generation_config: object) -> tuple[int, ...]:
+    """Tokens that end an answer, by a generation configuration of transformers."""
+    end = getattr(generation_config, "eos_token_id", None)
+    return tuple(end) if isinstance(end, list) else () if end is None else (end,)

@@ -1,26 +1,29 @@
 """Which engine scores with a version, and what is converted for it and kept with the version's run."""
 
+import importlib.metadata
+import importlib.util
+import os
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.inference.conversion import CTranslate2Conversion
-from batch_assets.inference.quiet import quiet_transformers
+from batch_assets.inference.contract import ScoringModel
+from batch_assets.inference.conversion import CONVERSION_FILE, Conversion
+from batch_assets.inference.engines import CTRANSLATE2, MLFLOW, OPENVINO, TRANSFORMERS, load_engine
+from batch_assets.models import ctranslate2_conversion, openvino_conversion
+from batch_assets.models.evaluation import sha256
+from batch_assets.quality.rouge import mean_rouge
 from batch_assets.settings import Settings
+from batch_assets.sources.records import Document
 
-TRANSFORMERS, CTRANSLATE2 = "transformers", "ctranslate2"
-
-_NAMED = "named by BATCH_ASSETS_ENGINE"
-
-# Settings of a generation that the conversion carries over, or that don't change what is written.
-_KNOWN_SETTINGS = {
-    "bos_token_id", "decoder_start_token_id", "do_sample", "early_stopping", "eos_token_id", "length_penalty",
-    "max_length", "max_new_tokens", "min_length", "min_new_tokens", "no_repeat_ngram_size", "num_beams",
-    "pad_token_id", "renormalize_logits", "transformers_version", "use_cache",
-}  # fmt: skip
+# Name of the package and what makes a conversion.
+_CONVERTERS: dict[str, tuple[str, Callable[[ScoringModel, Path], Conversion]]] = {
+    CTRANSLATE2: ("ctranslate2", ctranslate2_conversion.convert),
+    OPENVINO: ("openvino-genai", openvino_conversion.convert),
+}
 
 
 @dataclass(frozen=True)
@@ -32,144 +35,178 @@ class Choice:
     path: str = ""
 
 
+def goes_to_gpu(settings: Settings) -> bool:
+    """Whether models run on a GPU, as far as can be seen from here."""
+    import torch
+
+    return settings.device_map not in ("auto", "cpu") or (settings.device_map == "auto" and torch.cuda.is_available())
+
+
 def prepare(
     client: Any,
     run_id: str,
-    model_folder: Path,
-    parameters: Mapping[str, Any],
-    is_encoder_decoder: bool,
+    model: ScoringModel,
     settings: Settings,
+    documents: Sequence[Document],
+    reference: Mapping[str, str],
     report: Callable[[str], None],
 ) -> None:
-    """Convert a model for CTranslate2 and keep the result with its run, unless it is there or would not be used.
+    """Convert a model for the engine that would score with it, compare the two, and keep the result with its run.
+
+    Nothing is done where that was done before, or where the engine would not be used.
 
     Args:
         client: MLflow client.
         run_id: run that the model was logged in.
-        model_folder: the MLflow model.
-        parameters: generation parameters that were logged with it.
-        is_encoder_decoder: whether it is one.
-        settings: name the engine.
+        model: the version, for the reference engine.
+        settings: name engine and precision.
+        documents: held-out documents with summaries.
+        reference: SHA-256 of the summary that the reference wrote, by that of the document.
         report: takes lines on what happens.
     """
-    if settings.engine == TRANSFORMERS or _refusal(parameters, is_encoder_decoder, settings) is not None:
+    engine = _candidate(model, settings)
+    if engine not in _CONVERTERS or _refusal(engine, model, settings) is not None:
         return
-    if client.list_artifacts(run_id, _artifact()):
-        return
+    there = _fetch(client, run_id, engine, settings)
+    if there is not None:
+        conversion = Conversion.read(there)
+        if conversion.refusal is not None or conversion.compared:
+            return
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / CTRANSLATE2
+        folder = Path(name) / engine
         folder.mkdir()
-        conversion = _convert(model_folder, parameters, folder)
+        report(f"converting the model for {engine} in {settings.dtype}")
+        conversion = _CONVERTERS[engine][1](replace(model, engine=engine, dtype=settings.dtype), folder)
         conversion.write(folder)
-        client.log_artifacts(run_id, str(folder), _artifact())
-    report(f"CTranslate2 can't be used: {conversion.refusal}" if conversion.refusal else "converted for CTranslate2")
+        if conversion.refusal is None:
+            scoring = replace(model, engine=engine, dtype=settings.dtype, engine_path=str(folder))
+            conversion = _compare(scoring, conversion, documents, reference, client.get_run(run_id).data.metrics)
+        path = conversion.write(folder)
+        kept = _artifact(engine, settings)
+        for file in sorted(folder.iterdir()):
+            if file != path:
+                client.log_artifact(run_id, str(file), kept)
+        # Last: a folder without it is not complete.
+        client.log_artifact(run_id, str(path), kept)
+    if conversion.compared:
+        for metric, value in _figures(engine, settings, conversion).items():
+            client.log_metric(run_id, metric, value)
+    report(conversion_summary(engine, settings.dtype, conversion))
 
 
-def choose(
-    client: Any, run_id: str | None, parameters: Mapping[str, Any], is_encoder_decoder: bool, settings: Settings
-) -> Choice:
-    """The engine that settings name, or for ``auto`` the fastest that gives the reference's output.
-
-    Raises:
-        BatchAssetsError: the engine that is named can't run this model.
-    """
-    if settings.engine == TRANSFORMERS:
-        return Choice(TRANSFORMERS, _NAMED)
-    refusal = _refusal(parameters, is_encoder_decoder, settings)
-    folder = _fetch(client, run_id) if refusal is None else None
-    if folder is not None:
-        refusal = CTranslate2Conversion.read(folder).refusal
-    elif refusal is None:
-        refusal = "it was not converted: materialize champion_model"
-    if refusal is None:
-        why = _NAMED if settings.engine == CTRANSLATE2 else "the fastest with the reference's output"
-        return Choice(CTRANSLATE2, why, str(folder))
-    if settings.engine == CTRANSLATE2:
-        raise BatchAssetsError(f"BATCH_ASSETS_ENGINE={CTRANSLATE2} can't be used for this model: {refusal}")
-    return Choice(TRANSFORMERS, f"the reference; not {CTRANSLATE2}: {refusal}")
-
-
-def _refusal(parameters: Mapping[str, Any], is_encoder_decoder: bool, settings: Settings) -> str | None:
-    """Why CTranslate2 is out of the question, whatever it would write."""
-    import torch
-
-    if not is_encoder_decoder:
-        return "the model is no encoder-decoder"
-    if parameters.get("do_sample"):
-        return "it samples, which only the reference repeats row by row"
-    if settings.dtype != "float32":
-        return f"BATCH_ASSETS_DTYPE is {settings.dtype}"
-    if settings.device_map not in ("auto", "cpu") or (settings.device_map == "auto" and torch.cuda.is_available()):
-        return "the model goes to a GPU"
-    return None
-
-
-def _artifact() -> str:
-    import ctranslate2
-
-    # A later version may read another format.
-    return f"engines/{CTRANSLATE2}-{ctranslate2.__version__}-float32"
-
-
-def _fetch(client: Any, run_id: str | None) -> Path | None:
-    import mlflow
-
-    if run_id is None or not client.list_artifacts(run_id, _artifact()):
+def preparation(client: Any, run_id: str | None, model: ScoringModel, settings: Settings) -> tuple[str, str] | None:
+    """Name and outcome of what was converted for the engine that would score; None if nothing was."""
+    engine = _candidate(model, settings)
+    if engine not in _CONVERTERS or _refusal(engine, model, settings) is not None:
         return None
-    return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=_artifact())).resolve()
+    folder = _fetch(client, run_id, engine, settings)
+    if folder is None:
+        return None
+    return f"{engine}-{settings.dtype}", conversion_summary(engine, settings.dtype, Conversion.read(folder))
 
 
-def _convert(model_folder: Path, parameters: Mapping[str, Any], folder: Path) -> CTranslate2Conversion:
-    """Convert into a folder; a conversion that can't give the reference's output only says why."""
-    import ctranslate2
-    import mlflow.transformers
-
-    quiet_transformers()
-    pipeline = mlflow.transformers.load_model(str(model_folder), return_type="pipeline")
-    _, forward, _ = pipeline._sanitize_parameters(**parameters)
-    wanted, _ = pipeline.model._prepare_generation_config(pipeline.generation_config, **forward)
-    refusal = generation_difference(wanted)
-    if refusal is not None:
-        return CTranslate2Conversion(refusal=refusal)
-    with tempfile.TemporaryDirectory() as checkpoint:
-        pipeline.model.save_pretrained(checkpoint)
-        pipeline.tokenizer.save_pretrained(checkpoint)
-        try:
-            ctranslate2.converters.TransformersConverter(checkpoint).convert(str(folder), force=True)
-        except ValueError as error:
-            return CTranslate2Conversion(refusal=str(error).splitlines()[0])
-    # transformers counts the token that a decoder starts with, CTranslate2 doesn't.
-    longest = wanted.max_new_tokens or wanted.max_length - 1
-    shortest = wanted.min_new_tokens or max((wanted.min_length or 0) - 1, 0)
-    return CTranslate2Conversion(
-        prefix=pipeline.prefix or "",
-        decoding={
-            "beam_size": wanted.num_beams,
-            "length_penalty": wanted.length_penalty,
-            "no_repeat_ngram_size": wanted.no_repeat_ngram_size or 0,
-            "min_decoding_length": shortest,
-            "max_decoding_length": longest,
-        },
+def conversion_summary(engine: str, dtype: str, conversion: Conversion) -> str:
+    """What a conversion came to, in a line."""
+    if conversion.refusal is not None:
+        return f"{engine} can't be used: {conversion.refusal}"
+    if not conversion.compared:
+        return f"{engine} in {dtype}: not compared with the reference"
+    return (
+        f"{engine} in {dtype}: {conversion.equal} of {conversion.compared} summaries as the reference writes them, "
+        f"ROUGE-1 {conversion.rouge1_difference:+.4f}"
     )
 
 
-def generation_difference(wanted: Any) -> str | None:
-    """Why CTranslate2 would write something else than transformers with a generation configuration."""
-    import transformers
+def choose(client: Any, run_id: str | None, model: ScoringModel, settings: Settings) -> Choice:
+    """The engine that settings name, or for ``auto`` the fastest that gives the reference's output.
 
-    plain = transformers.GenerationConfig().to_dict()
-    other = {key for key, value in wanted.to_dict().items() if value != plain.get(key) and not key.startswith("_")}
-    unknown = sorted(other - _KNOWN_SETTINGS)
-    if unknown:
-        return f"its generation sets {', '.join(unknown)}"
-    if wanted.do_sample:
-        return "it samples"
-    if wanted.num_beams == 1:
+    Raises:
+        BatchAssetsError: the engine or the precision that is named can't run this model.
+    """
+    named = settings.engine != "auto" or settings.dtype == "int8"
+    by = "BATCH_ASSETS_ENGINE" if settings.engine != "auto" else "BATCH_ASSETS_DTYPE"
+    engine = _candidate(model, settings)
+    refusal = _refusal(engine, model, settings)
+    if refusal is None and engine not in _CONVERTERS:
+        return Choice(engine, f"named by {by}")
+    folder = None
+    if refusal is None:
+        folder = _fetch(client, run_id, engine, settings)
+        refusal = "it was not converted: materialize champion_model" if folder is None else None
+    if folder is not None:
+        conversion = Conversion.read(folder)
+        refusal = conversion.refusal
+        if refusal is None and named:
+            return Choice(engine, f"named by {by}", str(folder))
+        if refusal is None and conversion.compared and conversion.equal == conversion.compared:
+            return Choice(engine, "the fastest with the reference's output", str(folder))
+        refusal = refusal or conversion_summary(engine, settings.dtype, conversion)
+    if named:
+        value = settings.engine if settings.engine != "auto" else settings.dtype
+        raise BatchAssetsError(f"{by}={value} can't be used for this model: {refusal}")
+    return Choice(TRANSFORMERS, f"the reference; not {engine}: {refusal}")
+
+
+def _candidate(model: ScoringModel, settings: Settings) -> str:
+    if settings.engine != "auto":
+        return settings.engine
+    return CTRANSLATE2 if model.template is None else OPENVINO
+
+
+def _refusal(engine: str, model: ScoringModel, settings: Settings) -> str | None:
+    """Why an engine is out of the question, whatever it would write."""
+    if engine == TRANSFORMERS:
         return None
-    if wanted.early_stopping is not True:
-        return "its beam search goes on after enough hypotheses have ended (early_stopping is not true)"
-    bans = (wanted.min_length or 0) > 1 or wanted.min_new_tokens or wanted.no_repeat_ngram_size
-    # CTranslate2 normalizes scores after tokens were banned; transformers does so only if told.
-    if bans and not wanted.renormalize_logits:
-        return "its beam search bans tokens without normalizing the other scores (renormalize_logits is not true)"
+    if model.parameters.get("do_sample"):
+        return "the model samples, which only the engine transformers repeats row by row"
+    if engine == MLFLOW:
+        return None
+    if (model.template is None) != (engine == CTRANSLATE2):
+        return "the model is no encoder-decoder" if engine == CTRANSLATE2 else "the model is no decoder-only one"
+    if settings.dtype not in ("float32", "int8"):
+        return f"BATCH_ASSETS_DTYPE is {settings.dtype}"
+    if goes_to_gpu(settings):
+        return "the model goes to a GPU"
+    if engine == OPENVINO and importlib.util.find_spec("openvino_genai") is None:
+        return "it is not installed (pip install 'batch_assets[openvino]')"
     return None
+
+
+def _artifact(engine: str, settings: Settings) -> str:
+    # A later version of the package may read another format.
+    return f"engines/{engine}-{importlib.metadata.version(_CONVERTERS[engine][0])}-{settings.dtype}"
+
+
+def _fetch(client: Any, run_id: str | None, engine: str, settings: Settings) -> Path | None:
+    import mlflow
+
+    kept = _artifact(engine, settings)
+    if run_id is None or f"{kept}/{CONVERSION_FILE}" not in [file.path for file in client.list_artifacts(run_id, kept)]:
+        return None
+    return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=kept)).resolve()
+
+
+def _figures(engine: str, settings: Settings, conversion: Conversion) -> dict[str, float]:
+    name = f"{engine}_{settings.dtype}"
+    return {
+        f"{name}_equal": conversion.equal / conversion.compared,
+        f"{name}_rouge1_difference": conversion.rouge1_difference,
+    }
+
+
+def _compare(
+    model: ScoringModel,
+    conversion: Conversion,
+    documents: Sequence[Document],
+    reference: Mapping[str, str],
+    metrics: Mapping[str, float],
+) -> Conversion:
+    """Score the documents that the reference has scored, and set the two side by side."""
+    texts = [item.document or "" for item in documents]
+    if "rouge1" not in metrics or not texts or any(sha256(text) not in reference for text in texts):
+        return conversion
+    generations = load_engine(model, os.cpu_count() or 1).generate(texts)
+    summaries = [generation.text or "" for generation in generations]
+    equal = sum(reference[sha256(text)] == sha256(summary) for text, summary in zip(texts, summaries, strict=True))
+    rouge = mean_rouge([(item.summary or "", summary) for item, summary in zip(documents, summaries, strict=True)])
+    return replace(conversion, compared=len(texts), equal=equal, rouge1_difference=rouge["rouge1"] - metrics["rouge1"])

@@ -1,5 +1,6 @@
 """ROUGE of a logged model on held-out documents, beside the lead baseline."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from batch_assets.quality.rouge import ROUGE_TYPES, lead, mean_rouge
 from batch_assets.sources.records import Document
 
 _EVALUATION_TAG = "batch_assets.evaluation"
+_DOCUMENTS = "evaluation/documents.json"
 # Documents between two lines of progress, a few seconds on two cores.
 _REPORTED_DOCUMENTS = 5
 
@@ -76,6 +78,22 @@ def evaluate(
     return Evaluation({name: metrics[name] for name in wanted}, True)
 
 
+def sha256(text: str) -> str:
+    """The digest by which texts are compared where they may not be kept."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def evaluated(client: Any, run_id: str) -> dict[str, str]:
+    """SHA-256 of the summaries that a run's model wrote when it was evaluated, by those of the documents."""
+    import mlflow
+
+    folder, _, _ = _DOCUMENTS.partition("/")
+    if _DOCUMENTS not in [file.path for file in client.list_artifacts(run_id, folder)]:
+        return {}
+    rows = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{_DOCUMENTS}"))
+    return {row["document_sha256"]: row["generated_summary_sha256"] for row in rows if "document_sha256" in row}
+
+
 def _log(
     client: Any,
     run: ModelRun,
@@ -106,8 +124,17 @@ def _log(
     )
     for name, value in metrics.items():
         client.log_metric(run.run_id, name, value, model_id=run.model_id)
-    evaluated = [{"id": item.id, "source": item.source} for item in documents]
-    client.log_text(run.run_id, json.dumps(evaluated, indent=1), "evaluation/documents.json")
+    # Digests, not texts: those may not be shown.
+    digests = [
+        {
+            "id": item.id,
+            "source": item.source,
+            "document_sha256": sha256(item.document or ""),
+            "generated_summary_sha256": sha256(text),
+        }
+        for item, text in zip(documents, texts, strict=True)
+    ]
+    client.log_text(run.run_id, json.dumps(digests, indent=1), _DOCUMENTS)
     if samples:
         rows = [
             {"id": item.id, "summary": item.summary, "generated_summary": text}

@@ -64,7 +64,7 @@ def log_checkpoint(
     parameters = generation_parameters(checkpoint, settings)
     pins = requirements()
     weights = checkpoint.digest()
-    identity = _sha256([weights, settings.prompt, parameters, settings.dtype, pins])
+    identity = _sha256([weights, settings.prompt, parameters, settings.logged_dtype, pins])
     known = search_runs(client, settings, f"tags.`{IDENTITY_TAG}` = '{identity}'", [])
     if known and not settings.new_model:
         client.set_tag(known[0].run_id, WANTED_TAG, _milliseconds())
@@ -85,7 +85,7 @@ def log_checkpoint(
                 "checkpoint": checkpoint.name,
                 "origin": checkpoint.origin,
                 "pipeline": checkpoint.pipeline_task,
-                "dtype": settings.dtype,
+                "dtype": settings.logged_dtype,
                 "seed": settings.seed,
                 **({"prompt": settings.prompt} if template else {}),
                 **parameters,

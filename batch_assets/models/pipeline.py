@@ -3,6 +3,7 @@
 from typing import Any
 
 from batch_assets.errors import BatchAssetsError
+from batch_assets.inference.contract import ScoringModel
 from batch_assets.inference.quiet import quiet_transformers
 from batch_assets.models.checkpoint import Checkpoint
 from batch_assets.settings import Settings
@@ -16,7 +17,7 @@ def build_pipeline(checkpoint: Checkpoint, settings: Settings) -> Any:
     """Load a checkpoint as the transformers pipeline that fits its architecture.
 
     Raises:
-        BatchAssetsError: the checkpoint can't be loaded.
+        BatchAssetsError: the checkpoint can't be loaded, or its tokenizer can't be used.
     """
     import torch
     import transformers
@@ -30,12 +31,17 @@ def build_pipeline(checkpoint: Checkpoint, settings: Settings) -> Any:
             model=str(checkpoint.folder),
             tokenizer=str(checkpoint.folder),
             device_map=settings.device_map,
-            dtype=getattr(torch, settings.dtype),
+            dtype=getattr(torch, settings.logged_dtype),
             trust_remote_code=False,
             model_kwargs={"use_safetensors": True},
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BatchAssetsError(f"the checkpoint {checkpoint.folder} can't be loaded for {task}: {error}") from error
+    if not pipeline.tokenizer.is_fast:
+        raise BatchAssetsError(
+            f"the tokenizer of {checkpoint.folder} is written in Python ({type(pipeline.tokenizer).__name__}); only "
+            "those of the library tokenizers, saved as tokenizer.json, are supported"
+        )
     if checkpoint.is_encoder_decoder:
         # The pipeline takes the prefix ("summarize: ") out of the model's configuration, and the
         # configuration that is saved with the model would lack it.
@@ -45,6 +51,17 @@ def build_pipeline(checkpoint: Checkpoint, settings: Settings) -> Any:
     elif pipeline.tokenizer.pad_token_id is None:
         pipeline.tokenizer.pad_token = pipeline.tokenizer.eos_token
     return pipeline
+
+
+def load_logged(model: ScoringModel) -> tuple[Any, Any]:
+    """Load a logged model on CPU: its pipeline, and the generation configuration that it writes by."""
+    import mlflow.transformers
+
+    quiet_transformers()
+    pipeline = mlflow.transformers.load_model(model.path, return_type="pipeline", device="cpu")
+    _, forward, _ = pipeline._sanitize_parameters(**model.parameters)
+    wanted, _ = pipeline.model._prepare_generation_config(pipeline.generation_config, **forward)
+    return pipeline, wanted
 
 
 def prompt_template(pipeline: Any, settings: Settings) -> str | None:

@@ -1,10 +1,15 @@
 """How a run looks in a terminal: a line for each thing that an asset says, without Dagster's own chatter."""
 
 import logging
+import shutil
 import sys
 from typing import Any
 
 import dagster as dg
+
+from batch_assets.inference.progress import is_progress
+
+_CLEAR_LINE = "\r\x1b[2K"
 
 
 class _LineFormatter(logging.Formatter):
@@ -21,10 +26,30 @@ class _LineFormatter(logging.Formatter):
         return f"{self.formatTime(record, '%H:%M:%S')}  {step:<20}  {text}"
 
 
+class _TerminalHandler(logging.StreamHandler[Any]):
+    """Writes lines; in a terminal, a progress bar is drawn over the one before it."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stdout)
+        self._bar_is_shown = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self.stream.isatty():
+            super().emit(record)
+            return
+        line = self.format(record)
+        is_bar = is_progress(line)
+        # A bar that goes over two lines could not be drawn over.
+        text = line[: shutil.get_terminal_size().columns - 1] if is_bar else f"{line}\n"
+        self.stream.write(f"{_CLEAR_LINE if self._bar_is_shown else ''}{text}")
+        self.flush()
+        self._bar_is_shown = is_bar
+
+
 @dg.logger({}, description="One line for each message of an asset; failures with their reason.")
 def terminal_logger(init_context: dg.InitLoggerContext) -> logging.Logger:
     """Log messages of level INFO and above to standard output, one line each."""
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _TerminalHandler()
     handler.setFormatter(_LineFormatter())
     logger = logging.Logger("batch_assets.terminal", level=logging.INFO)
     logger.addHandler(handler)
