@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     device_map: str = Field("auto", description="Where the model goes: auto, cpu, cuda, cuda:0 and so on.")
     dtype: Literal["float32", "bfloat16", "float16", "int8"] = Field(
         "float32",
-        description="Precision of the model; int8 scores with 8-bit weights on CPU and logs the model in float32.",
+        description="Precision of the model; int8 scores with 8-bit weights on CPU (the model is logged in float32).",
     )
     experiment: str = Field("batch_assets", min_length=1, description="MLflow experiment.")
     model_name: str = Field("summarizer", description="Third part of the registered model's name.")

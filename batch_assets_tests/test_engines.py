@@ -40,14 +40,14 @@ def reference(model: ScoringModel) -> TransformersEngine:
 
 
 def margins(model: ScoringModel, documents: Sequence[str], ours: list[Generation]) -> list[float]:
-    """Of each summary that differs from the reference's: how far the reference's two best tokens were apart there."""
+    """Of each row that differs from the reference's: how far the reference's two best tokens were apart there."""
     import torch
 
     engine = reference(model)
     pipeline, encoding = engine._pipeline, engine._encoding
     found = []
     for document, theirs, mine in zip(documents, engine.generate(documents), ours, strict=True):
-        if theirs.text == mine.text:
+        if theirs == mine:
             continue
         ids = encoding.encode(0, document).ids
         with torch.inference_mode():
@@ -72,7 +72,8 @@ def test_the_reference_writes_what_pyfunc_predicts_row_by_row(request, fixture, 
     texts = [row["document"] for row in documents[:20]]
     generations = load_engine(model, 2).generate(texts)
     assert [generation.text for generation in generations] == [predict(version, [text])[0] for text in texts]
-    limit = model.parameters.get("max_new_tokens") or model.parameters["max_length"]
+    # max_length counts the token that a decoder starts with.
+    limit = model.parameters.get("max_new_tokens") or model.parameters["max_length"] - 1
     for generation in generations:
         assert generation.error_message is None
         assert generation.output_tokens <= limit
@@ -128,9 +129,9 @@ def test_openvino_in_float32_writes_what_the_reference_does(smollm2_version, doc
     assert model.engine_reason == "the fastest with the reference's output"
     texts = [row["document"] for row in documents[:20]]
     generations = load_engine(model, 2).generate(texts)
-    assert max(margins(model, texts, generations), default=0.0) < 1e-4
-    written = reference(model).generate(texts)
-    assert sum(mine == theirs for mine, theirs in zip(generations, written, strict=True)) >= 19
+    differing = margins(model, texts, generations)
+    assert max(differing, default=0.0) < 1e-4
+    assert len(differing) <= 1
 
 
 @pytest.mark.parametrize("fixture", VERSIONS)
@@ -150,6 +151,7 @@ def test_eight_bits_are_used_by_choice_only_and_their_cost_is_logged(request, fi
 @pytest.mark.parametrize(("fixture", "changes"), [
     ("t5_version", {"engine": "transformers"}),
     ("t5_version", {"engine": "ctranslate2"}),
+    ("t5_version", {"engine": "ctranslate2", "dtype": "int8"}),
     ("smollm2_version", {"engine": "transformers"}),
     ("smollm2_version", {"engine": "openvino"}),
     ("smollm2_version", {"engine": "openvino", "dtype": "int8"}),

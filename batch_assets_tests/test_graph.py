@@ -179,6 +179,26 @@ def test_a_new_champion_rescores_history_only_when_asked_to(graph):
     assert champion(client, graph.settings).number == 1
 
 
+def test_another_precision_or_engine_rescores_history_only_when_asked_to_and_only_once(graph):
+    assert graph.run() == []
+    before = graph.tables()
+    assert graph.run(dtype="int8") == []
+    assert graph.tables() == before
+    assert graph.run(dtype="int8", rescore="all") == []
+    hashes = {row["request_hash"] for key, rows in before.items() for row in rows if key[0] == BATCH_INFERENCE.name}
+    rescored = [row for batch in ("a", "b", "c") for row in graph.rows(BATCH_INFERENCE, batch) if row["document"]]
+    assert not hashes & {row["request_hash"] for row in rescored}
+    assert graph.metadata("batch_inference", "c")["dtype"] == "int8"
+    assert graph.metadata("batch_inference", "c")["rows_scored"] == 12
+    assert "int8" in graph.metadata("champion_model")["engine"]
+    versions = graph.versions()
+    assert graph.run(dtype="int8", rescore="all") == []
+    assert graph.versions() == versions
+    assert graph.run(engine="transformers", rescore="latest") == []
+    engines = [graph.metadata("batch_inference", batch)["engine"] for batch in ("a", "b", "c")]
+    assert engines == ["ctranslate2", "ctranslate2", "transformers"]
+
+
 def test_one_batch_can_be_materialized_alone(graph):
     assert graph.run() == []
     before = graph.versions()

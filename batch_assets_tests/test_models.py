@@ -29,7 +29,7 @@ def test_a_run_has_all_that_a_user_of_the_version_needs(t5_version):
     assert run.data.params["checkpoint"] == "small-t5"
     assert (run.data.params["min_length"], run.data.params["max_length"]) == ("20", "40")
     assert run.data.params["do_sample"] == "False"
-    assert [item.dataset.name for item in run.inputs.dataset_inputs] == ["aclsum/test"]
+    assert [item.dataset.name for item in run.inputs.dataset_inputs] == ["aclsum/test", "val"]
     model = mlflow.models.get_model_info(run.data.tags[MODEL_URI_TAG])
     assert model.signature.inputs.to_dict() == [{"type": "string", "required": True}]
     assert model.signature.outputs.to_dict() == [{"type": "string", "required": True}]
@@ -49,9 +49,9 @@ def test_the_logged_t5_still_knows_its_prefix(t5_version):
     assert mlflow.transformers.load_model(version.uri).prefix == "summarize: "
 
 
-def test_the_small_t5_says_something(t5_version, texts):
+def test_the_small_t5_says_something(t5_version, documents):
     _, _, version = t5_version
-    for text in texts:
+    for text in [row["document"] for row in documents[:5]]:
         first = text.split()[0]
         assert first.lower()[:3] in predict(version, [text])[0].lower()
 

@@ -1,109 +1,343 @@
-"""Measure the scoring stage against the talk's own path, ``mlflow.pyfunc.spark_udf``, in the same run.
+"""Documents a second of the scoring stage, against ``mlflow.pyfunc.spark_udf`` and the bare engine.
 
-Both sides run the same registered SmolLM2 on the same Spark session, model load included, Spark's start not.
-The baseline gets fewer rows: it takes one at a time, so its cost per row does not depend on how many there are.
+Run it with ``make bench``, or one part of it with ``python -m tools.bench_scoring t5|smollm2|growth|gpu [runs]``.
+
+Every figure is the median of three runs, each in a Spark session of its own: model load included, Spark's start apart.
+``spark_udf`` gets fewer rows, because it takes one at a time; two sizes show that its cost for a row is constant.
+
+The T5 has the shape of t5-small (https://huggingface.co/google-t5/t5-small) and random weights, which is
+all that speed takes: 512 tokens in, 40 out by force, 4 beams, no trigram twice.
 """
 
-import resource
+import os
+import random
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import click
 import pyarrow as pa
 
 from batch_assets.inference.completions import CompletionStore
+from batch_assets.inference.contract import ScoringModel
+from batch_assets.inference.conversion import TOKENIZER_FILE, Conversion
 from batch_assets.inference.scorer import score_batch
-from batch_assets.lake.deltars import read_batch
+from batch_assets.inference.transformers_engine import TransformersEngine
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.staging import stage
 from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
 from batch_assets.models.checkpoint import load_checkpoint
 from batch_assets.models.logged import log_checkpoint
-from batch_assets.models.registry import register, scoring_model
+from batch_assets.models.pipeline import load_logged
+from batch_assets.models.registry import prepare_engine, register, scoring_model
 from batch_assets.models.tracking import connect
 from batch_assets.resources.spark import SparkResource
 from batch_assets.settings import Settings, load_settings
 from batch_assets.sources.aclsum import ACLSumDataset
 
-_RUNS, _BASELINE_ROWS, _OUR_ROWS = 3, 4, 48
+_INPUT_TOKENS, _OUTPUT_TOKENS, _BEAMS, _VOCABULARY = 512, 40, 4, 32_128
+
+
+class Bench:
+    """A registered model and documents in a lake of their own."""
+
+    def __init__(self, home: Path, runs: int, **values: Any) -> None:
+        self.runs = runs
+        self.settings = Settings(home=home, **values)
+        self.client = connect(self.settings)
+        self.lake = Lake(self.settings.lake_uri)
+        dataset = ACLSumDataset("test", 25)
+        logged = log_checkpoint(
+            self.client, self.settings, load_checkpoint(self.settings), dataset, "w1 w2", lambda line: None
+        )
+        self.version, _ = register(self.client, self.settings.registered_model, logged.run, {})
+
+    def model(self, **changes: Any) -> ScoringModel:
+        """The version as it is scored with changed settings, converted where that takes a conversion."""
+        settings = self.settings.model_copy(update=changes)
+        prepare_engine(self.client, self.version, settings, [], lambda line: None)
+        return scoring_model(self.client, self.version, settings)
+
+    def land(self, batch: str, texts: list[str]) -> None:
+        """Put documents into m4_1_prod_data."""
+        snapshot = self.lake.open(PROD_DATA)
+        rows = [
+            {"id": f"{number:06}", "document": text, "summary": None, "source": "bench", "landed_at": datetime.now(UTC)}
+            for number, text in enumerate(texts)
+        ]
+        table = pa.Table.from_pylist(rows, schema=PROD_DATA.file_schema)
+        snapshot.replace(batch, stage([table], snapshot.staging_area(batch)), {})
+
+    def score(self, name: str, model: ScoringModel, batch: str, runs: int | None = None) -> float:
+        """Print and return documents a second of the scoring stage."""
+        seconds, starts, memory = [], [], 0.0
+        # Another digest is another model: nothing that was scored before counts.
+        for _ in range(runs or self.runs):
+            fresh = replace(model, digest=uuid.uuid4().hex)
+            began = time.monotonic()
+            resource = SparkResource(master="local[*,4]")
+            resource.session.range(1).count()
+            starts.append(time.monotonic() - began)
+            output = self.lake.open(BATCH_INFERENCE)
+            store = CompletionStore.of(self.lake, BATCH_INFERENCE, batch, fresh.fingerprint)
+            scored = score_batch(
+                resource.session, self.lake.open(PROD_DATA), output, batch, fresh, store, {}, lambda line: None
+            )
+            rows = self.lake.open(PROD_DATA).rows(batch)
+            assert (scored.scored, scored.errors) == (rows, 0)
+            seconds.append(scored.seconds)
+            memory = max(memory, scored.workers.mebibytes if scored.workers else 0)
+            resource.session.stop()
+        rate = rows / statistics.median(seconds)
+        spread = f"{min(seconds):.1f} to {max(seconds):.1f} s"
+        workers = f", {memory:.0f} MiB a worker" if memory else ""
+        _say(f"{name:<28}{rate:7.2f} documents/s  {rows:5} rows in {spread}; Spark's start {starts[-1]:.1f} s{workers}")
+        return rate
+
+    def time(self, name: str, rows: int, work: Callable[[], None]) -> float:
+        """Print and return documents a second of something without Spark."""
+        seconds = []
+        for _ in range(self.runs):
+            began = time.monotonic()
+            work()
+            seconds.append(time.monotonic() - began)
+        rate = rows / statistics.median(seconds)
+        _say(f"{name:<28}{rate:7.2f} documents/s  {rows:5} rows in {min(seconds):.1f} to {max(seconds):.1f} s")
+        return rate
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def t5(home: Path, runs: int) -> None:
+    """The talk's model: stock spark_udf, CTranslate2 in both precisions, and CTranslate2 without Spark."""
+    bench = Bench(home, runs, model=str(_t5_small(home / "t5")), min_length=_FORCED, max_length=_FORCED)
+    texts = _documents(512)
+    bench.land("r8", texts[:8])
+    bench.land("r16", texts[:16])
+    bench.land("r512", texts)
+    _say("T5 of t5-small's shape, 512 tokens in, 40 out, 4 beams")
+    stock = bench.model(engine="mlflow")
+    baseline = bench.score("spark_udf", stock, "r8")
+    again = bench.score("spark_udf", stock, "r16")
+    _say(f"  cost of a row at 16 rows against 8: {baseline / again:.2f}")
+    flops = _t5_flops()
+    for dtype, wanted in (("float32", 25), ("int8", 35)):
+        model = bench.model(engine="ctranslate2", dtype=dtype)
+        ours = bench.score(f"ctranslate2 {dtype}", model, "r512")
+        bare = bench.time(f"bare ctranslate2 {dtype}", len(texts), lambda model=model: _bare_ctranslate2(model, texts))  # type: ignore[misc]
+        _ratios(ours, max(baseline, again), wanted, bare, flops)
+
+
+def smollm2(home: Path, runs: int) -> None:
+    """The embedded model: stock spark_udf, the reference, OpenVINO in both precisions, and OpenVINO without Spark."""
+    (home / "checkpoints").symlink_to(load_settings().home / "checkpoints")
+    (load_settings().home / "checkpoints").mkdir(parents=True, exist_ok=True)
+    bench = Bench(home, runs, min_length=60, max_length=60)
+    texts = [item.document or "" for item in ACLSumDataset("test", 100).held_out(100)]
+    bench.land("r8", texts[:8])
+    bench.land("r16", texts[:16])
+    bench.land("r100", texts)
+    _say("SmolLM2-135M-Instruct, prompts of 200 tokens, 60 out")
+    stock = bench.model(engine="mlflow")
+    baseline = bench.score("spark_udf", stock, "r8")
+    again = bench.score("spark_udf", stock, "r16")
+    _say(f"  cost of a row at 16 rows against 8: {baseline / again:.2f}")
+    flops = _smollm2_flops(200, 60)
+    for engine, dtype, wanted in (("transformers", "float32", 2), ("openvino", "float32", 5), ("openvino", "int8", 5)):
+        model = bench.model(engine=engine, dtype=dtype)
+        ours = bench.score(f"{engine} {dtype}", model, "r100")
+        bare = None
+        if engine == "openvino":
+            bare = bench.time(f"bare openvino {dtype}", 100, lambda model=model: _bare_openvino(model, texts))  # type: ignore[misc]
+        _ratios(ours, max(baseline, again), wanted, bare, flops)
+
+
+def growth(home: Path, runs: int) -> None:
+    """The cost of a document at 100, 400 and 1,600 documents."""
+    bench = Bench(home, runs, model=str(_t5_small(home / "t5")), min_length=_FORCED, max_length=_FORCED)
+    model = bench.model(engine="ctranslate2", dtype="int8")
+    texts = _documents(1600)
+    _say("Cost of a document, T5 of t5-small's shape, ctranslate2 int8")
+    rates = []
+    for rows in (100, 400, 1600):
+        bench.land(f"r{rows}", texts[:rows])
+        rates.append(bench.score(f"{rows} documents", model, f"r{rows}"))
+    _say(f"  dearest against cheapest: {max(rates) / min(rates):.2f} (wanted: at most 1.10)")
+
+
+def gpu(home: Path, runs: int) -> None:
+    """Both models on the GPU: the plain pipeline, one at a time, against the reference engine in large batches."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = torch.cuda.get_device_name() if device == "cuda" else "no GPU here: the CPU"
+    count = 512 if device == "cuda" else 4
+    (home / "checkpoints").symlink_to(load_settings().home / "checkpoints")
+    smol = Bench(home, runs, min_length=60, max_length=60)
+    abstracts = [item.document or "" for item in ACLSumDataset("test", 100).held_out(100)]
+    for title, bench, texts in (
+        (
+            "T5 of t5-small's shape",
+            Bench(home / "t5home", runs, model=str(_t5_small(home / "t5")), min_length=_FORCED, max_length=_FORCED),
+            _documents(count),
+        ),
+        ("SmolLM2-135M-Instruct", smol, (abstracts * 6)[:count]),
+    ):
+        connect(bench.settings)
+        _say(f"{title} on {name}")
+        for dtype in ("float32", "bfloat16"):
+            model = replace(bench.model(engine="transformers"), dtype=dtype, device_map=device)
+            plain, _ = load_logged(model)
+            plain.model.to(device=device, dtype=getattr(torch, dtype))
+            plain.device = torch.device(device)
+            options = dict(model.parameters) | ({} if model.template is None else {"return_full_text": False})
+            some = [model.render(text) for text in texts[: 16 if device == "cuda" else 2]]
+            one = bench.time(f"pipeline {dtype}", len(some), lambda: [plain(text, **options) for text in some] and None)  # noqa: B023
+            engine = TransformersEngine(model, os.cpu_count() or 1)
+            for tokens in (4096, 32_768, 131_072) if device == "cuda" else (4096,):
+                name = f"{dtype}, {tokens} tokens a batch"
+                ours = bench.time(name, len(texts), lambda: engine.generate(texts, tokens) and None)  # noqa: B023
+                _say(f"  {ours / one:.1f} times the pipeline")
+
+
+def _ratios(ours: float, baseline: float, wanted: int, bare: float | None, flops: float) -> None:
+    limit = _matrix_product() / flops
+    parts = [f"{ours / baseline:.1f} times spark_udf (wanted: {wanted})"]
+    if bare is not None:
+        parts.append(f"{ours / bare:.2f} of the bare engine (wanted: 0.85)")
+    parts.append(f"{ours / limit:.2f} of the arithmetic limit of {limit:.1f} documents/s in float32")
+    _say("  " + ", ".join(parts))
+
+
+_FORCED = _OUTPUT_TOKENS + 1  # transformers counts the token that a decoder starts with
+
+
+def _documents(count: int) -> list[str]:
+    """Documents that are 512 tokens long with prefix and end."""
+    draw = random.Random(0)
+    return [" ".join(f"w{draw.randrange(30_000)}" for _ in range(_INPUT_TOKENS - 2)) for _ in range(count)]
+
+
+def _t5_small(folder: Path) -> Path:
+    """A checkpoint of t5-small's shape with random weights and a tokenizer of words."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    words = ["<pad>", "</s>", "<unk>", "summarize:", *(f"w{number}" for number in range(_VOCABULARY - 4))]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512,
+        model_input_names=["input_ids", "attention_mask"],
+    ).save_pretrained(folder)  # fmt: skip
+    torch.manual_seed(0)
+    summarization = {
+        "early_stopping": True, "length_penalty": 2.0, "max_length": 200, "min_length": 30, "no_repeat_ngram_size": 3,
+        "num_beams": _BEAMS, "prefix": "summarize: ",
+    }  # fmt: skip
+    config = T5Config(
+        vocab_size=_VOCABULARY, d_model=512, d_kv=64, d_ff=2048, num_layers=6, num_heads=8, decoder_start_token_id=0,
+        task_specific_params={"summarization": summarization},
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+def _bare_ctranslate2(model: ScoringModel, texts: list[str]) -> None:
+    """All documents in one process, two translators of one thread each, from load to text."""
+    import ctranslate2
+    from tokenizers import Tokenizer
+
+    conversion = Conversion.read(Path(model.engine_path))
+    tokenizer = Tokenizer.from_file(str(Path(model.engine_path) / TOKENIZER_FILE))
+    translator = ctranslate2.Translator(
+        model.engine_path, compute_type=model.dtype, inter_threads=os.cpu_count() or 1, intra_threads=1
+    )
+    sources = [encoding.tokens for encoding in tokenizer.encode_batch([conversion.prefix + text for text in texts])]
+    results = translator.translate_batch(sources, max_batch_size=8, max_input_length=0, **conversion.decoding)
+    for result in results:
+        tokenizer.decode([tokenizer.token_to_id(token) for token in result.hypotheses[0]])
+
+
+def _bare_openvino(model: ScoringModel, texts: list[str]) -> None:
+    """All documents in one process with all cores, from load to text."""
+    import numpy as np
+    import openvino
+    import openvino_genai
+    from tokenizers import Tokenizer
+
+    conversion = Conversion.read(Path(model.engine_path))
+    tokenizer = Tokenizer.from_file(str(Path(model.engine_path) / TOKENIZER_FILE))
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.cache_size = 0
+    properties = {
+        "INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+    }  # fmt: skip
+    pipeline = openvino_genai.ContinuousBatchingPipeline(model.engine_path, scheduler, "CPU", properties)
+    generation = openvino_genai.GenerationConfig(
+        do_sample=False, stop_token_ids=set(conversion.end_ids), **conversion.decoding
+    )
+    ids = [encoding.ids for encoding in tokenizer.encode_batch([model.render(text) for text in texts])]
+    inputs = [openvino.Tensor(np.array([row], dtype=np.int64)) for row in sorted(ids, key=len)]
+    for result in pipeline.generate(inputs, [generation] * len(inputs)):
+        tokenizer.decode(list(result.m_generation_ids[0]))
+
+
+def _matrix_product() -> float:
+    """Floating-point operations a second of a large matrix product in float32 on all cores."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    size = 2048
+    left, right = torch.rand(size, size), torch.rand(size, size)
+    seconds = []
+    for _ in range(12):
+        began = time.monotonic()
+        left @ right
+        seconds.append(time.monotonic() - began)
+    return float(2 * size**3 / statistics.median(seconds[2:]))
+
+
+def _t5_flops() -> float:
+    """Floating-point operations of a document: two for each weight and token, and attention's two products."""
+    width, inner, layers = 512, 2048, 6
+    attention, dense, tokens, steps = 4 * width**2, 2 * width * inner, _INPUT_TOKENS, _OUTPUT_TOKENS * _BEAMS
+    encoder = layers * (2 * (attention + dense) * tokens + 4 * tokens**2 * width)
+    keys_and_values = layers * 2 * 2 * width**2 * tokens
+    per_step = layers * (2 * (attention + attention / 2 + dense) + 4 * tokens * width + 4 * _OUTPUT_TOKENS * width / 2)
+    return encoder + keys_and_values + steps * (per_step + 2 * width * _VOCABULARY)
+
+
+def _smollm2_flops(prompt: int, answer: int) -> float:
+    """Floating-point operations of a document; sizes from https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct."""
+    width, inner, layers, key_width, vocabulary = 576, 1536, 30, 192, 49_152
+    weights = layers * (2 * width**2 + 2 * width * key_width + 3 * width * inner)
+    tokens = prompt + answer
+    return 2 * weights * tokens + layers * 4 * width * tokens**2 / 2 + 2 * width * vocabulary * answer
 
 
 def main() -> None:
-    """Print documents a second of both sides, their ratio, and memory."""
-    checkpoints = load_settings().home / "checkpoints"
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        (home / "checkpoints").symlink_to(checkpoints)
-        _measure(Settings(home=home))
-
-
-def _measure(settings: Settings) -> None:
-    import mlflow
-
-    client = connect(settings)
-    dataset = ACLSumDataset("test", _OUR_ROWS)
-    documents = dataset.held_out(_OUR_ROWS)
-    checkpoint = load_checkpoint(settings)
-    logged = log_checkpoint(client, settings, checkpoint, dataset, documents[0].document or "", lambda line: None)
-    version, _ = register(client, settings.registered_model, logged.run, {})
-    model = scoring_model(client, version, settings)
-    spark = SparkResource(master="local[*,4]").session
-    lake = Lake(settings.lake_uri)
-    for batch, rows in (("baseline", _BASELINE_ROWS), ("ours", _OUR_ROWS)):
-        snapshot = lake.open(PROD_DATA)
-        now = datetime.now(UTC)
-        table = pa.Table.from_pylist(
-            [
-                {"id": d.id, "document": d.document, "summary": d.summary, "source": d.source, "landed_at": now}
-                for d in documents[:rows]
-            ],
-            schema=PROD_DATA.file_schema,
-        )
-        staged = stage([table], snapshot.staging_area(batch))
-        snapshot.replace(batch, staged, {})
-    source = lake.open(PROD_DATA)
-
-    def baseline() -> None:
-        udf = mlflow.pyfunc.spark_udf(spark, version.uri, result_type="string")
-        frame = read_batch(spark, source, "baseline").repartition(2)
-        assert len(frame.withColumn("generated_summary", udf("document")).collect()) == _BASELINE_ROWS
-
-    def ours() -> None:
-        output = lake.open(BATCH_INFERENCE)
-        if output.rows("ours"):
-            output.replace("ours", [], {})
-            output = lake.open(BATCH_INFERENCE)
-        store = CompletionStore.of(lake, BATCH_INFERENCE, "ours", model.digest)
-        scored = score_batch(spark, source, output, "ours", model, store, {}, lambda line: None)
-        assert scored.scored == _OUR_ROWS
-
-    before = _rate(baseline, _BASELINE_ROWS)
-    after = _rate(ours, _OUR_ROWS)
-    print(f"spark_udf      {before:6.2f} documents/s ({_BASELINE_ROWS} documents, median of {_RUNS})")
-    print(f"batch_assets   {after:6.2f} documents/s ({_OUR_ROWS} documents, median of {_RUNS})")
-    print(f"ratio          {after / before:6.1f}")
-    workers = spark.range(8).repartition(8).mapInArrow(_peak_memory, "mebibytes double").collect()
-    print(f"peak memory    {max(row['mebibytes'] for row in workers):6.0f} MiB in the largest Python worker")
-    spark.stop()
-
-
-def _peak_memory(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    for _ in batches:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        yield pa.RecordBatch.from_pydict({"mebibytes": [peak]})
-
-
-def _rate(work: Callable[[], None], rows: int) -> float:
-    seconds = []
-    for _ in range(_RUNS):
-        started = time.monotonic()
-        work()
-        seconds.append(time.monotonic() - started)
-    return rows / statistics.median(seconds)
+    """Run the parts that are named, or those that take no GPU."""
+    names = [name for name in sys.argv[1:] if not name.isdigit()] or ["t5", "smollm2", "growth"]
+    runs = next((int(name) for name in sys.argv[1:] if name.isdigit()), 3)
+    parts: dict[str, Callable[[Path, int], None]] = {"t5": t5, "smollm2": smollm2, "growth": growth, "gpu": gpu}
+    unknown = [name for name in names if name not in parts]
+    if unknown:
+        raise click.ClickException(f"there is no part {unknown[0]}; parts are {', '.join(parts)}")
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            parts[name](Path(folder), runs)
 
 
 if __name__ == "__main__":

@@ -109,8 +109,7 @@ class CompletionStore:
         """Leave a sign that a request is being worked on, which only a process that dies will not take back."""
         files = self._files()
         sign = f"{self.folder}/{_TRYING}{job}-{request_hash}"
-        with files.open_output_stream(sign) as stream:
-            stream.write(b"1")
+        pq.write_table(pa.table({"request_hash": [request_hash]}), sign, filesystem=files)
         try:
             yield
         finally:

@@ -41,7 +41,8 @@ def score_with_spark_udf(
         for rows in batches:
             # The template is the logged model's own; only markup in the document is broken up.
             texts = [model.without_markup(text or "") for text in texts_of(rows.column("document"))]
-            yield pa.RecordBatch.from_arrays([rows.column("request_hash"), pa.array(texts, pa.string())], rows.schema)
+            columns = [rows.column("request_hash"), pa.array(texts, pa.string())]
+            yield pa.RecordBatch.from_arrays(columns, schema=rows.schema)
 
     def keep(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for rows in batches:

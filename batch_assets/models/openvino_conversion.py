@@ -6,6 +6,7 @@ https://huggingface.co/docs/optimum-intel/openvino/export
 import importlib.util
 import logging
 import tempfile
+import warnings
 from pathlib import Path
 
 from batch_assets.inference.contract import ScoringModel
@@ -56,9 +57,12 @@ def _export(checkpoint: str, folder: Path, in_8_bits: bool) -> str | None:
     from optimum.intel import OVModelForCausalLM
 
     try:
-        exported = OVModelForCausalLM.from_pretrained(
-            checkpoint, export=True, compile=False, load_in_8bit=in_8_bits, trust_remote_code=False
-        )
+        with warnings.catch_warnings():
+            # Tracing warns of every branch in the model's code.
+            warnings.simplefilter("ignore")
+            exported = OVModelForCausalLM.from_pretrained(
+                checkpoint, export=True, compile=False, load_in_8bit=in_8_bits, trust_remote_code=False
+            )
     except ValueError as error:  # an architecture that it doesn't know
         return str(error).splitlines()[0]
     exported.save_pretrained(folder)

@@ -1,0 +1,278 @@
+"""The Spark scorer: real Spark, real Delta tables, workers that die."""
+
+import multiprocessing
+import os
+import signal
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from deltalake import write_deltalake
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.inference import scorer
+from batch_assets.inference.completions import Completion, CompletionStore
+from batch_assets.inference.contract import Generation
+from batch_assets.inference.engines import load_engine
+from batch_assets.inference.scorer import score_batch
+from batch_assets.lake.staging import stage
+from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
+from batch_assets.models.registry import prepare_engine, scoring_model
+
+WHEN = {"landed_at", "scored_at"}
+
+
+@pytest.fixture
+def t5(t5_version, held_out):
+    """The small T5 as it is scored."""
+    settings, client, version = t5_version
+    prepare_engine(client, version, settings, held_out, lambda line: None)
+    return scoring_model(client, version, settings)
+
+
+def land(lake, batch, documents):
+    """Put documents into m4_1_prod_data."""
+    snapshot = lake.open(PROD_DATA)
+    rows = [
+        {"id": f"{number:04}", "document": text, "summary": None, "source": "test", "landed_at": datetime.now(UTC)}
+        for number, text in enumerate(documents)
+    ]
+    table = pa.Table.from_pylist(rows, schema=PROD_DATA.file_schema)
+    snapshot.replace(batch, stage([table], snapshot.staging_area(batch)), {})
+
+
+def score(spark, lake, batch, model, lines=None, **options):
+    store = CompletionStore.of(lake, BATCH_INFERENCE, batch, model.fingerprint)
+    report = (lines if lines is not None else []).append
+    output = lake.open(BATCH_INFERENCE)
+    return score_batch(spark, lake.open(PROD_DATA), output, batch, model, store, {}, report, **options)
+
+
+def rows(lake, batch):
+    read = [row for part in lake.open(BATCH_INFERENCE).read(batch) for row in part.to_pylist()]
+    return sorted(({k: v for k, v in row.items() if k not in WHEN} for row in read), key=lambda row: row["id"])
+
+
+def texts(documents, count):
+    return [row["document"] for row in documents[:count]]
+
+
+def test_equal_documents_are_scored_once_and_null_ones_never(spark, lake, t5, documents):
+    first, second = texts(documents, 2)
+    land(lake, "a", [first, None, second, first, "", first])
+    scored = score(spark, lake, "a", t5)
+    assert (scored.rows, scored.scored, scored.errors) == (6, 3, 0)
+    found = rows(lake, "a")
+    assert found[0]["generated_summary"] == found[3]["generated_summary"] == found[5]["generated_summary"]
+    null = found[1]
+    assert {null[name] for name in ("generated_summary", "error_message", "request_hash", "finish_reason")} == {None}
+    assert (null["model_name"], null["model_version"]) == (t5.name, t5.version)
+    engine = load_engine(t5, 2)
+    assert [found[0]["generated_summary"], found[2]["generated_summary"]] == [
+        generation.text for generation in engine.generate([first, second])
+    ]
+    assert not list((Path(lake.uri) / "_completions").rglob("*.parquet"))
+
+
+def test_a_second_time_nothing_is_scored_and_only_what_is_new_after_a_change(spark, lake, t5, documents):
+    land(lake, "a", texts(documents, 6))
+    assert score(spark, lake, "a", t5).scored == 6
+    before = rows(lake, "a")
+    again = score(spark, lake, "a", t5)
+    assert (again.scored, again.workers) == (0, None)
+    assert rows(lake, "a") == before
+    land(lake, "a", [*texts(documents, 6), "A new document about whales."])
+    assert score(spark, lake, "a", t5).scored == 1
+    assert rows(lake, "a")[:6] == before
+
+
+def test_neither_the_number_of_tasks_nor_the_order_changes_a_table(spark, lake, t5, documents, monkeypatch):
+    some = texts(documents, 12)
+    land(lake, "a", some)
+    score(spark, lake, "a", t5)
+    summaries = {row["document"]: row["generated_summary"] for row in rows(lake, "a")}
+    for number, tasks in enumerate((1, 5)):
+        monkeypatch.setattr(scorer, "_resources", lambda *_, tasks=tasks: (tasks, 1, 0))
+        land(lake, f"b{number}", some[::-1])
+        assert score(spark, lake, f"b{number}", t5).scored == 12
+        assert {row["document"]: row["generated_summary"] for row in rows(lake, f"b{number}")} == summaries
+
+
+def test_a_model_is_loaded_once_by_each_worker_for_all_batches(spark, lake, t5, documents):
+    # Nobody has loaded the model with this seed yet: it is another one to the workers.
+    fresh = score_model_of_its_own(t5)
+    loads, processes = 0, 0
+    for start in range(3):
+        land(lake, f"a{start}", texts(documents, 30)[start * 10 : start * 10 + 10])
+        scored = score(spark, lake, f"a{start}", fresh)
+        loads += scored.workers.loads
+        processes = max(processes, scored.workers.processes)
+        assert scored.workers.mebibytes > 50
+    assert processes == 2
+    assert loads == 2
+
+
+def score_model_of_its_own(model):
+    from dataclasses import replace
+
+    return replace(model, digest=uuid.uuid4().hex)
+
+
+class Deadly:
+    """An engine whose process dies over some documents."""
+
+    def __init__(self, model, threads):
+        self._engine = load_engine(model, threads)
+
+    def generate(self, documents, batch_tokens=None):
+        if any(text.startswith("deadly") for text in documents):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._engine.generate(documents, batch_tokens)
+
+
+@pytest.mark.parametrize("deadly", [1, 5])
+def test_rows_that_kill_their_worker_are_found_and_the_rest_completes(spark, lake, t5, documents, deadly):
+    some = texts(documents, 8)
+    land(lake, "a", [*some, *[f"deadly {number}" for number in range(deadly)]])
+    scored = score(spark, lake, "a", score_model_of_its_own(t5), load=by_value(Deadly))
+    assert (scored.rows, scored.errors) == (8 + deadly, deadly)
+    found = rows(lake, "a")
+    expected = load_engine(t5, 2).generate(some)
+    assert [row["generated_summary"] for row in found[:8]] == [generation.text for generation in expected]
+    for row in found[8:]:
+        assert (row["generated_summary"], row["error_message"]) == (None, "the worker process died over this document")
+        assert row["request_hash"]
+
+
+def by_value(thing):
+    """Spark's workers can't import the tests."""
+    import sys
+
+    from pyspark import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[thing.__module__])
+    return thing
+
+
+def test_an_engine_that_does_not_load_ends_the_run_and_commits_nothing(spark, lake, t5, documents):
+    def broken(model, threads):
+        raise RuntimeError("no such weights")
+
+    land(lake, "a", texts(documents, 3))
+    with pytest.raises(Exception, match="no such weights"):
+        score(spark, lake, "a", score_model_of_its_own(t5), load=broken)
+    assert rows(lake, "a") == []
+
+
+def test_a_batch_in_which_everything_fails_is_not_committed(spark, lake, t5, documents):
+    class Failing:
+        def __init__(self, model, threads):
+            pass
+
+        def generate(self, documents, batch_tokens=None):
+            return [Generation(text=None, error_message="out of order") for _ in documents]
+
+    land(lake, "a", texts(documents, 6))
+    with pytest.raises(BatchAssetsError, match=r"all 6 requests of batch a failed.*out of order"):
+        score(spark, lake, "a", score_model_of_its_own(t5), load=Failing)
+    assert rows(lake, "a") == []
+
+
+def test_bytes_that_are_no_text_are_summarized_with_replacement_characters(spark, lake, t5, documents):
+    land(lake, "a", texts(documents, 2))
+    snapshot = lake.open(PROD_DATA)
+    raw = pa.array([b"Half an emoji: \xed\xa0\xbd. Whales live in the sea."], pa.binary()).view(pa.string())
+    theirs = pa.table(
+        {
+            "id": ["x"],
+            "document": raw,
+            "summary": pa.array([None], pa.string()),
+            "batch": ["a"],
+            "source": ["theirs"],
+            "landed_at": pa.array([datetime.now(UTC)], pa.timestamp("us", tz="UTC")),
+        }
+    )
+    write_deltalake(snapshot.uri, theirs, mode="append")
+    scored = score(spark, lake, "a", t5)
+    assert (scored.rows, scored.scored) == (3, 3)
+    read = pa.Table.from_batches(list(lake.open(BATCH_INFERENCE).read("a", ["id", "generated_summary"])))
+    assert all(row["generated_summary"] for row in read.to_pylist())
+
+
+def die_over(store, job, request_hash):
+    with store.trying(job, request_hash):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_finished_completions_are_not_made_again_and_old_signs_accuse_nobody(spark, lake, t5, documents):
+    some = texts(documents, 4)
+    land(lake, "a", some)
+    store = CompletionStore.of(lake, BATCH_INFERENCE, "a", t5.fingerprint)
+    done = t5.request_hash(some[0])
+    now = datetime.now(UTC)
+    store.write([Completion(done, "made before the kill", None, "stop", 1, 1, False, t5.name, t5.version, now)])
+    # A killed run was at this row, going row by row.
+    old = multiprocessing.get_context("spawn").Process(
+        target=die_over, args=(store, "oldjob", t5.request_hash(some[1]))
+    )
+    old.start()
+    old.join()
+    assert store.tried("oldjob") == {t5.request_hash(some[1])}
+    scored = score(spark, lake, "a", t5)
+    assert (scored.scored, scored.errors) == (3, 0)
+    assert rows(lake, "a")[0]["generated_summary"] == "made before the kill"
+    assert store._all_paths(store._files()) == []
+
+
+def test_a_sign_is_taken_back_unless_the_process_dies(lake):
+    store = CompletionStore.of(lake, BATCH_INFERENCE, "a", "ab" * 32)
+    with pytest.raises(RuntimeError), store.trying("job", "hash"):
+        assert store.tried("job") == {"hash"}
+        raise RuntimeError
+    assert store.tried("job") == set()
+
+
+def test_the_stock_spark_udf_is_an_engine_and_writes_the_same(spark, lake, t5_version, documents):
+    settings, client, version = t5_version
+    stock = scoring_model(client, version, settings.model_copy(update={"engine": "mlflow"}))
+    land(lake, "a", [*texts(documents, 4), None, "", documents[0]["document"]])
+    scored = score(spark, lake, "a", stock)
+    assert (scored.rows, scored.scored, scored.errors) == (7, 5, 0)
+    found = rows(lake, "a")
+    reference = scoring_model(client, version, settings.model_copy(update={"engine": "transformers"}))
+    expected = load_engine(reference, 2).generate(texts(documents, 4))
+    assert [row["generated_summary"] for row in found[:4]] == [generation.text for generation in expected]
+    assert {row["output_tokens"] for row in found} == {None}
+    assert score(spark, lake, "a", stock).scored == 0
+
+
+def test_progress_says_what_is_left_and_who_works(spark, lake, t5, documents):
+    land(lake, "a", [*texts(documents, 9), None])
+    lines: list[str] = []
+    score(spark, lake, "a", score_model_of_its_own(t5), lines)
+    assert lines[0] == "batch a: 9 documents to score with ctranslate2 in float32"
+    assert lines[-1].startswith("batch a: 2 workers, ")
+    assert "MiB at most, model loaded in " in lines[-1]
+
+
+def test_progress_is_drawn_as_a_bar_from_what_workers_have_written():
+    import threading
+
+    from batch_assets.inference.progress import is_progress, progress
+
+    counts, lines, told = iter([40, 40, 60, 80, 100]), [], threading.Event()
+
+    def report(line):
+        lines.append(line)
+        if len(lines) == 3:
+            told.set()
+
+    with progress("batch a", 120, lambda: next(counts, 100), report, seconds=0.01):
+        assert told.wait(10)
+    assert all(is_progress(line) for line in lines)
+    assert lines[0].startswith("batch a: [####....................] 20 of 120 rows, ")
+    assert lines[2].startswith("batch a: [############............] 60 of 120 rows, ")
+    assert lines[2].endswith(" s left")
+    assert not is_progress("batch a: 120 rows committed")
