@@ -5,6 +5,7 @@ import socket
 
 from batch_assets.ai_functions.endpoints import configured_endpoint
 from batch_assets.errors import BatchAssetsError
+from batch_assets.inference.engines import OPENVINO, is_installed
 from batch_assets.java import check_java
 from batch_assets.lake.configured import configured_lake
 from batch_assets.lake.tables import TABLES
@@ -22,11 +23,13 @@ def check_run(settings: Settings) -> Dataset:
         The data set that is to be scored.
 
     Raises:
-        BatchAssetsError: Java, the model, the data set, the endpoint, the lake or the MLflow store can't be had;
-            no asset was touched.
+        BatchAssetsError: Java, the model, the engine, the data set, the endpoint, the lake or the MLflow store can't be
+            had; no asset was touched.
     """
     check_java()
     check_checkpoint(settings)
+    if settings.engine == OPENVINO and not is_installed(OPENVINO):
+        raise BatchAssetsError("BATCH_ASSETS_ENGINE=openvino: run pip install 'batch_assets[openvino]' first")
     endpoint = configured_endpoint(settings.endpoints, settings.endpoint)
     if endpoint is not None and endpoint.api_key_env and not os.environ.get(endpoint.api_key_env):
         raise BatchAssetsError(

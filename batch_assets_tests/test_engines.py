@@ -16,7 +16,7 @@ from batch_assets.inference.transformers_engine import TransformersEngine
 from batch_assets.models import openvino_conversion
 from batch_assets.models.ctranslate2_conversion import generation_difference
 from batch_assets.models.pipeline import load_logged
-from batch_assets.models.registry import predict, prepare_engine, register, scoring_model
+from batch_assets.models.registry import prepare_engine, register, scoring_model
 from batch_assets_tests.conftest import log, settings_for
 
 VERSIONS = ["t5_version", "smollm2_version"]
@@ -33,6 +33,14 @@ def prepared(version_fixture, held_out, **changes) -> ScoringModel:
     settings = settings.model_copy(update=changes)
     prepare_engine(client, version, settings, held_out, lambda line: None)
     return scoring_model(client, version, settings)
+
+
+def predicted(version, texts: Sequence[str]) -> list[str]:
+    """What mlflow.pyfunc predicts for each text alone."""
+    import mlflow
+
+    model = mlflow.pyfunc.load_model(version.uri)
+    return [str(model.predict(text)[0]) for text in texts]
 
 
 def reference(model: ScoringModel) -> TransformersEngine:
@@ -71,7 +79,7 @@ def test_the_reference_writes_what_pyfunc_predicts_row_by_row(request, fixture, 
     assert model.engine == "transformers"
     texts = [row["document"] for row in documents[:20]]
     generations = load_engine(model, 2).generate(texts)
-    assert [generation.text for generation in generations] == [predict(version, [text])[0] for text in texts]
+    assert [generation.text for generation in generations] == predicted(version, texts)
     # max_length counts the token that a decoder starts with.
     limit = model.parameters.get("max_new_tokens") or model.parameters["max_length"] - 1
     for generation in generations:
@@ -95,7 +103,7 @@ def test_greedy_encoder_decoders_are_written_as_pyfunc_predicts_too(t5_folder, t
     model = scoring_model(client, version, settings)
     texts = [row["document"] for row in documents[:20]]
     generations = reference(model).generate(texts)
-    assert [generation.text for generation in generations] == [predict(version, [text])[0] for text in texts]
+    assert [generation.text for generation in generations] == predicted(version, texts)
 
 
 def test_beams_of_a_decoder_only_model_are_written_as_pyfunc_predicts(smollm2_version, texts):

@@ -2,7 +2,11 @@
 
 import multiprocessing
 import os
+import pickle
+import re
 import signal
+import subprocess
+import sys
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
@@ -148,8 +152,6 @@ def test_rows_that_kill_their_worker_are_found_and_the_rest_completes(spark, lak
 
 def by_value(thing):
     """Spark's workers can't import the tests."""
-    import sys
-
     from pyspark import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[thing.__module__])
@@ -224,6 +226,37 @@ def test_finished_completions_are_not_made_again_and_old_signs_accuse_nobody(spa
     assert (scored.scored, scored.errors) == (3, 0)
     assert rows(lake, "a")[0]["generated_summary"] == "made before the kill"
     assert store._all_paths(store._files()) == []
+
+
+def test_a_run_killed_at_half_scores_no_more_than_the_other_half_and_a_flush_of_each_worker(
+    spark, lake, t5, documents, tmp_path
+):
+    some = [f"{number}. {documents[number % 100]['document'][:200]}" for number in range(80)]
+    land(lake, "a", some)
+    score(spark, lake, "a", t5)
+    undisturbed = rows(lake, "a")
+    land(lake, "b", some)
+    model = score_model_of_its_own(t5)
+
+    def run(deadline):
+        arguments = tmp_path / "arguments"
+        # A flush comes every two seconds, which is at most every 20 documents.
+        arguments.write_bytes(pickle.dumps((lake, model, "b", 0.1, deadline)))
+        command = [sys.executable, "-m", "batch_assets_tests.scoring_process", str(arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert run(20).returncode == -signal.SIGKILL
+    assert rows(lake, "b") == []
+    again = run(0)
+    assert again.returncode == 0, again.stderr
+    scored = int(re.search(r"scored (\d+) of 80", again.stdout)[1])
+    # 20 of each worker were done, and no more than those since the last flush are done again.
+    assert 40 <= scored <= 64
+
+    def but_for_the_model(found):
+        return [{k: v for k, v in row.items() if k not in {"request_hash", "batch"}} for row in found]
+
+    assert but_for_the_model(rows(lake, "b")) == but_for_the_model(undisturbed)
 
 
 def test_a_sign_is_taken_back_unless_the_process_dies(lake):

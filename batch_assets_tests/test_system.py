@@ -72,6 +72,7 @@ def free_port() -> int:
         ({"ENDPOINTS": "/nowhere.toml"}, "can't be read"),
         ({"MIN_LENGTH": "100"}, "more than the longest summary"),
         ({"HOME": "/dev/null/x"}, "/dev/null"),
+        ({"DTYPE": "int8", "ENGINE": "transformers"}, "DTYPE int8 needs the engine ctranslate2 or openvino"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_status_2_before_any_asset_is_touched(

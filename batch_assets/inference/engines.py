@@ -1,10 +1,17 @@
 """Engines by their names."""
 
+import importlib.util
+
 from batch_assets.inference.contract import Engine, ScoringModel
 
 TRANSFORMERS, CTRANSLATE2, OPENVINO = "transformers", "ctranslate2", "openvino"
 # Not an engine of this package's workers: mlflow.pyfunc.spark_udf as it is.
 MLFLOW = "mlflow"
+
+
+def is_installed(engine: str) -> bool:
+    """Whether the packages of an engine are there; only OpenVINO's are an extra."""
+    return engine != OPENVINO or importlib.util.find_spec("openvino_genai") is not None
 
 
 def load_engine(model: ScoringModel, threads: int) -> Engine:

@@ -95,7 +95,7 @@ class Scoring:
         )
 
     def _score(self, requests: list[_Request], engine: Engine, batch_tokens: int) -> None:
-        """Score shortest first, in parts that take about as long as the time between two flushes."""
+        """Score shortest first, in parts that take no longer than the time between two flushes."""
         requests = sorted(requests, key=lambda request: len(request.document))
         start = 0
         # Parts are bounded by length, not by rows: after many short documents come the long ones.
@@ -110,9 +110,11 @@ class Scoring:
                 self._completion(request, generation) for request, generation in zip(part, generations, strict=True)
             ]
             start += len(part)
-            if time.monotonic() - began < _FLUSH_SECONDS:
+            took = time.monotonic() - began
+            if took < _FLUSH_SECONDS / 2:
                 size *= 2
-            if time.monotonic() - flushed >= _FLUSH_SECONDS:
+            # Before the next part, which may take twice as long, makes it too late.
+            if time.monotonic() - flushed + 2 * took >= _FLUSH_SECONDS:
                 self.store.write(finished)
                 finished, flushed = [], time.monotonic()
         self.store.write(finished)

@@ -1,7 +1,6 @@
 """Which engine scores with a version, and what is converted for it and kept with the version's run."""
 
 import importlib.metadata
-import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 from batch_assets.errors import BatchAssetsError
 from batch_assets.inference.contract import ScoringModel
 from batch_assets.inference.conversion import CONVERSION_FILE, Conversion
-from batch_assets.inference.engines import CTRANSLATE2, MLFLOW, OPENVINO, TRANSFORMERS, load_engine
+from batch_assets.inference.engines import CTRANSLATE2, MLFLOW, OPENVINO, TRANSFORMERS, is_installed, load_engine
 from batch_assets.models import ctranslate2_conversion, openvino_conversion
 from batch_assets.models.evaluation import sha256
 from batch_assets.quality.rouge import mean_rouge
@@ -167,7 +166,7 @@ def _refusal(engine: str, model: ScoringModel, settings: Settings) -> str | None
         return f"BATCH_ASSETS_DTYPE is {settings.dtype}"
     if goes_to_gpu(settings):
         return "the model goes to a GPU"
-    if engine == OPENVINO and importlib.util.find_spec("openvino_genai") is None:
+    if not is_installed(engine):
         return "it is not installed (pip install 'batch_assets[openvino]')"
     return None
 

@@ -27,6 +27,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
         """The session, a ``pyspark.sql.SparkSession``."""
         if self._session is None:
             from dagster_pyspark import LazyPySparkResource
+            from pyspark.errors import PySparkRuntimeError
             from pyspark.sql import SparkSession
 
             from batch_assets.java import check_java
@@ -37,7 +38,12 @@ class SparkResource(dg.ConfigurableResource[Any]):
                 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
                 os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
                 os.environ.setdefault("SPARK_CONF_DIR", str(Path(__file__).parent / "spark_conf"))
-            self._is_ours = SparkSession.getActiveSession() is None
+            try:
+                # Not getActiveSession(): a session is active for one thread of the JVM, and the driver's may change.
+                SparkSession.active()
+                self._is_ours = False
+            except PySparkRuntimeError:
+                self._is_ours = True
             self._session = LazyPySparkResource(spark_config=self._config()).spark_session
         return self._session
 

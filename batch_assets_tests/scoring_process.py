@@ -1,0 +1,54 @@
+"""A driver of its own that scores one batch, and may be killed half-way by its own workers.
+
+    python -m batch_assets_tests.scoring_process FILE
+
+The file holds, pickled: a Lake, a ScoringModel, the key of the batch, seconds that a document takes, and how many
+documents a worker scores before it kills the driver; 0 for none.
+"""
+
+import os
+import pickle
+import signal
+import sys
+import time
+from pathlib import Path
+
+from batch_assets.inference.completions import CompletionStore
+from batch_assets.inference.engines import load_engine
+from batch_assets.inference.scorer import score_batch
+from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
+from batch_assets.resources.spark import SparkResource
+
+
+def main() -> None:
+    from pyspark import cloudpickle
+
+    lake, model, batch, seconds, deadline = pickle.loads(Path(sys.argv[1]).read_bytes())
+    driver = os.getpid()
+
+    class Slow:
+        def __init__(self, model, threads):
+            self._engine, self._scored = load_engine(model, threads), 0
+
+        def generate(self, documents, batch_tokens=None):
+            generations = []
+            for document in documents:
+                # What a larger model would take; nothing is waited for.
+                time.sleep(seconds)
+                generations += self._engine.generate([document], 0)
+                self._scored += 1
+                if self._scored == deadline:
+                    os.kill(driver, signal.SIGKILL)
+                    signal.pause()
+            return generations
+
+    cloudpickle.register_pickle_by_value(sys.modules["__main__"])
+    store = CompletionStore.of(lake, BATCH_INFERENCE, batch, model.fingerprint)
+    spark = SparkResource(master="local[2,4]").session
+    output = lake.open(BATCH_INFERENCE)
+    scored = score_batch(spark, lake.open(PROD_DATA), output, batch, model, store, {}, lambda line: None, load=Slow)
+    print(f"scored {scored.scored} of {scored.rows}")
+
+
+if __name__ == "__main__":
+    main()

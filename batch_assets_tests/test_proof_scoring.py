@@ -1,0 +1,92 @@
+"""Scoring at full size: 200 documents through every engine, and a run that is killed at half of them."""
+
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from aclsum import ACLSum
+
+from batch_assets.inference.engines import load_engine
+from batch_assets.models.registry import scoring_model
+from batch_assets_tests.conftest import BATCH_ASSETS, environment, registered, settings_for, write_json_lines
+from batch_assets_tests.test_engines import margins, predicted, prepared
+from batch_assets_tests.test_system import batch_assets, tables
+
+pytestmark = pytest.mark.proof
+
+ROWS = 200
+
+
+@pytest.fixture(scope="module")
+def many() -> list[str]:
+    papers = [paper for split in ("test", "train") for paper in ACLSum(split).documents]
+    return [" ".join(paper.get_all_sentences(["abstract"])) for paper in papers][:ROWS]
+
+
+@pytest.fixture(scope="module")
+def full_smollm2(tmp_path_factory, smollm2_checkpoints, held_out):
+    """The embedded model as it comes: 60 new tokens."""
+    home = tmp_path_factory.mktemp("full") / "home"
+    home.mkdir()
+    (home / "checkpoints").symlink_to(smollm2_checkpoints)
+    return registered(settings_for(home), held_out)
+
+
+@pytest.mark.parametrize("fixture", ["logged_t5", "full_smollm2"])
+def test_200_documents_are_written_as_pyfunc_predicts_them_by_the_reference_and_by_the_fast_engine(
+    request, fixture, many, held_out, record_property
+):
+    from batch_assets.models.tracking import connect
+
+    settings, client, version = request.getfixturevalue(fixture)
+    connect(settings)
+    alone = predicted(version, many)
+    reference = scoring_model(client, version, settings.model_copy(update={"engine": "transformers"}))
+    assert [generation.text for generation in load_engine(reference, 2).generate(many)] == alone
+    fast = prepared((settings, client, version), held_out)
+    assert fast.engine in {"ctranslate2", "openvino"}
+    generations = load_engine(fast, 2).generate(many)
+    apart = margins(fast, many, generations)
+    record_property(f"{fast.engine}: rows that differ, and how far the best two tokens were apart", str(apart))
+    assert all(margin < 1e-4 for margin in apart)
+    assert len(apart) <= 0.02 * ROWS
+
+
+def test_a_run_killed_at_half_of_200_documents_scores_the_other_half(
+    tmp_path, smollm2_checkpoints, many, record_property
+):
+    data = write_json_lines(
+        tmp_path / "papers.jsonl", [{"id": str(n), "document": text} for n, text in enumerate(many)]
+    )
+
+    def home(name: str) -> tuple[Path, dict[str, str]]:
+        path = tmp_path / name
+        path.mkdir()
+        (path / "checkpoints").symlink_to(smollm2_checkpoints)
+        values = {"DATASET": str(data), "BATCH_ROWS": str(ROWS), "EVALUATION_ROWS": "3", "AI_QUERY_LIMIT": "1"}
+        return path, environment(path, **values)
+
+    whole, env = home("undisturbed")
+    assert batch_assets("run", env=env).returncode == 0
+    killed, env = home("killed")
+    process = subprocess.Popen([*BATCH_ASSETS, "run"], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    done = 0
+    for line in process.stdout:
+        found = re.search(r"batch_inference .*\] (\d+) of 200 rows", line.decode())
+        done = int(found[1]) if found else done
+        if done >= ROWS // 2:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    assert done >= ROWS // 2
+    run = batch_assets("run", env=env)
+    assert run.returncode == 0, run.stdout + run.stderr
+    scored = int(re.search(r"200 rows committed in \d+ s, (\d+) scored", run.stdout)[1])
+    record_property("done before the kill, scored after it", f"{done}, {scored}")
+    # What the progress shows is written already; a flush of each of the two workers takes a few rows.
+    assert scored <= ROWS - done
+    assert tables(killed) == tables(whole)
+    again = batch_assets("run", env=env)
+    assert "committed" not in again.stdout
