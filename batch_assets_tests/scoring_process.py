@@ -30,17 +30,16 @@ def main() -> None:
         def __init__(self, model, threads):
             self._engine, self._scored = load_engine(model, threads), 0
 
-        def generate(self, documents, batch_tokens=None):
-            generations = []
-            for document in documents:
+        def stream(self, documents, batch_tokens=None):
+            for place, document in enumerate(documents):
                 # What a larger model would take; nothing is waited for.
                 time.sleep(seconds)
-                generations += self._engine.generate([document], 0)
+                for _, generation in self._engine.stream([document], 0):
+                    yield place, generation
                 self._scored += 1
                 if self._scored == deadline:
                     os.kill(driver, signal.SIGKILL)
                     signal.pause()
-            return generations
 
     cloudpickle.register_pickle_by_value(sys.modules["__main__"])
     store = CompletionStore.of(lake, BATCH_INFERENCE, batch, model.fingerprint)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from aclsum import ACLSum
 
+from batch_assets.inference.contract import generate
 from batch_assets.inference.engines import load_engine
 from batch_assets.models.registry import scoring_model
 from batch_assets_tests.conftest import BATCH_ASSETS, environment, registered, settings_for, write_json_lines
@@ -44,10 +45,10 @@ def test_200_documents_are_written_as_pyfunc_predicts_them_by_the_reference_and_
     connect(settings)
     alone = predicted(version, many)
     reference = scoring_model(client, version, settings.model_copy(update={"engine": "transformers"}))
-    assert [generation.text for generation in load_engine(reference, 2).generate(many)] == alone
+    assert [generation.text for generation in generate(load_engine(reference, 2), many)] == alone
     fast = prepared((settings, client, version), held_out)
     assert fast.engine in {"ctranslate2", "openvino"}
-    generations = load_engine(fast, 2).generate(many)
+    generations = generate(load_engine(fast, 2), many)
     apart = margins(fast, many, generations)
     record_property(f"{fast.engine}: rows that differ, and how far the best two tokens were apart", str(apart))
     assert all(margin < 1e-4 for margin in apart)

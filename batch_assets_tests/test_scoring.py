@@ -18,7 +18,7 @@ from deltalake import write_deltalake
 from batch_assets.errors import BatchAssetsError
 from batch_assets.inference import scorer
 from batch_assets.inference.completions import Completion, CompletionStore
-from batch_assets.inference.contract import Generation
+from batch_assets.inference.contract import Generation, generate
 from batch_assets.inference.engines import load_engine
 from batch_assets.inference.scorer import score_batch
 from batch_assets.lake.staging import stage
@@ -75,7 +75,7 @@ def test_equal_documents_are_scored_once_and_null_ones_never(spark, lake, t5, do
     assert (null["model_name"], null["model_version"]) == (t5.name, t5.version)
     engine = load_engine(t5, 2)
     assert [found[0]["generated_summary"], found[2]["generated_summary"]] == [
-        generation.text for generation in engine.generate([first, second])
+        generation.text for generation in generate(engine, [first, second])
     ]
     assert not list((Path(lake.uri) / "_completions").rglob("*.parquet"))
 
@@ -130,10 +130,10 @@ class Deadly:
     def __init__(self, model, threads):
         self._engine = load_engine(model, threads)
 
-    def generate(self, documents, batch_tokens=None):
+    def stream(self, documents, batch_tokens=None):
         if any(text.startswith("deadly") for text in documents):
             os.kill(os.getpid(), signal.SIGKILL)
-        return self._engine.generate(documents, batch_tokens)
+        return self._engine.stream(documents, batch_tokens)
 
 
 @pytest.mark.parametrize("deadly", [1, 5])
@@ -143,7 +143,7 @@ def test_rows_that_kill_their_worker_are_found_and_the_rest_completes(spark, lak
     scored = score(spark, lake, "a", score_model_of_its_own(t5), load=by_value(Deadly))
     assert (scored.rows, scored.errors) == (8 + deadly, deadly)
     found = rows(lake, "a")
-    expected = load_engine(t5, 2).generate(some)
+    expected = generate(load_engine(t5, 2), some)
     assert [row["generated_summary"] for row in found[:8]] == [generation.text for generation in expected]
     for row in found[8:]:
         assert (row["generated_summary"], row["error_message"]) == (None, "the worker process died over this document")
@@ -173,8 +173,9 @@ def test_a_batch_in_which_everything_fails_is_not_committed(spark, lake, t5, doc
         def __init__(self, model, threads):
             pass
 
-        def generate(self, documents, batch_tokens=None):
-            return [Generation(text=None, error_message="out of order") for _ in documents]
+        def stream(self, documents, batch_tokens=None):
+            failed = Generation(text=None, error_message="out of order")
+            return ((place, failed) for place in range(len(documents)))
 
     land(lake, "a", texts(documents, 6))
     with pytest.raises(BatchAssetsError, match=r"all 6 requests of batch a failed.*out of order"):
@@ -231,7 +232,7 @@ def test_finished_completions_are_not_made_again_and_old_signs_accuse_nobody(spa
 def test_a_run_killed_at_half_scores_no_more_than_the_other_half_and_a_flush_of_each_worker(
     spark, lake, t5, documents, tmp_path
 ):
-    some = [f"{number}. {documents[number % 100]['document'][:200]}" for number in range(80)]
+    some = [f"{number}. {documents[number % 100]['document'][:200]}" for number in range(60)]
     land(lake, "a", some)
     score(spark, lake, "a", t5)
     undisturbed = rows(lake, "a")
@@ -240,18 +241,18 @@ def test_a_run_killed_at_half_scores_no_more_than_the_other_half_and_a_flush_of_
 
     def run(deadline):
         arguments = tmp_path / "arguments"
-        # A flush comes every two seconds, which is at most every 20 documents.
-        arguments.write_bytes(pickle.dumps((lake, model, "b", 0.1, deadline)))
+        # A flush comes every two seconds.
+        arguments.write_bytes(pickle.dumps((lake, model, "b", 0.15, deadline)))
         command = [sys.executable, "-m", "batch_assets_tests.scoring_process", str(arguments)]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    assert run(20).returncode == -signal.SIGKILL
+    assert run(15).returncode == -signal.SIGKILL
     assert rows(lake, "b") == []
     again = run(0)
     assert again.returncode == 0, again.stderr
-    scored = int(re.search(r"scored (\d+) of 80", again.stdout)[1])
-    # 20 of each worker were done, and no more than those since the last flush are done again.
-    assert 40 <= scored <= 64
+    scored = int(re.search(r"scored (\d+) of 60", again.stdout)[1])
+    # 15 of each worker were done, and no more than those since the last flush, 14 at most, are done again.
+    assert 30 <= scored <= 30 + 2 * 14
 
     def but_for_the_model(found):
         return [{k: v for k, v in row.items() if k not in {"request_hash", "batch"}} for row in found]
@@ -275,7 +276,7 @@ def test_the_stock_spark_udf_is_an_engine_and_writes_the_same(spark, lake, t5_ve
     assert (scored.rows, scored.scored, scored.errors) == (7, 5, 0)
     found = rows(lake, "a")
     reference = scoring_model(client, version, settings.model_copy(update={"engine": "transformers"}))
-    expected = load_engine(reference, 2).generate(texts(documents, 4))
+    expected = generate(load_engine(reference, 2), texts(documents, 4))
     assert [row["generated_summary"] for row in found[:4]] == [generation.text for generation in expected]
     assert {row["output_tokens"] for row in found} == {None}
     assert score(spark, lake, "a", stock).scored == 0

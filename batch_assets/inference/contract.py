@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -94,10 +94,18 @@ class ScoringModel:
 class Engine(Protocol):
     """Runs a model. A row's text doesn't depend on the other rows."""
 
-    def generate(self, documents: Sequence[str], batch_tokens: int | None = None) -> list[Generation]:
-        """Write one text for each document, in the same order; an error stays with its row.
+    def stream(self, documents: Sequence[str], batch_tokens: int | None = None) -> Iterator[tuple[int, Generation]]:
+        """Write one text for each document; an error stays with its row.
 
         Args:
             documents: the texts.
             batch_tokens: padded input tokens of one batch, 0 for row by row; default is the model's.
+
+        Yields:
+            Places in ``documents`` and what was written, as they are finished.
         """
+
+
+def generate(engine: Engine, documents: Sequence[str], batch_tokens: int | None = None) -> list[Generation]:
+    """Write one text for each document, in the same order."""
+    return [generation for _, generation in sorted(engine.stream(documents, batch_tokens), key=lambda pair: pair[0])]

@@ -1,13 +1,13 @@
 """The engine for encoder-decoders on CPU: CTranslate2, from what was converted and kept with the version."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from batch_assets.inference.contract import Generation, ScoringModel
 from batch_assets.inference.conversion import TOKENIZER_FILE, Conversion
-from batch_assets.inference.encoding import Encoded, by_tokens, generate_each
+from batch_assets.inference.encoding import Encoded, generate_each
 
 
 class CTranslate2Engine:
@@ -30,10 +30,10 @@ class CTranslate2Engine:
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
         self._encoding = self._conversion.encoding(model, self._tokenizer)
 
-    def generate(self, documents: Sequence[str], batch_tokens: int | None = None) -> list[Generation]:
-        """Write one text for each document, in the same order; an error stays with its row."""
+    def stream(self, documents: Sequence[str], batch_tokens: int | None = None) -> Iterator[tuple[int, Generation]]:
+        """Write one text for each document; an error stays with its row."""
         budget = self._batch_tokens if batch_tokens is None else batch_tokens
-        return generate_each(documents, self._encoding, lambda requests: by_tokens(requests, budget), self._generate)
+        return generate_each(documents, self._encoding, budget, self._generate)
 
     def _generate(self, batch: list[Encoded]) -> list[Generation]:
         results = self._translator.translate_batch(

@@ -147,42 +147,48 @@ def by_tokens(requests: list[Encoded], budget: int) -> Iterator[list[Encoded]]:
         yield batch
 
 
-def generate_each(
-    documents: Sequence[str],
-    encoding: Encoding,
-    batches: Callable[[list[Encoded]], Iterator[list[Encoded]]],
-    generate: Callable[[list[Encoded]], list[Generation]],
-) -> list[Generation]:
-    """Generate for every document, in the same order; an error stays with its row.
-
-    Args:
-        documents: the texts.
-        encoding: of the model.
-        batches: puts requests together.
-        generate: answers one batch; when that fails, the batch is halved until the bad row stands alone.
-    """
-    results: list[Generation | None] = [None] * len(documents)
-    requests = []
+def encode_each(
+    documents: Sequence[str], encoding: Encoding, requests: list[Encoded]
+) -> Iterator[tuple[int, Generation]]:
+    """Encode documents into ``requests``; yields those that can't be, with their errors."""
     for place, document in enumerate(documents):
         try:
             requests.append(encoding.encode(place, document))
         except Exception as error:  # whatever a tokenizer makes of a text, the other rows go on
-            results[place] = _failed(error)
+            yield place, failed(error)
+
+
+def generate_each(
+    documents: Sequence[str],
+    encoding: Encoding,
+    batch_tokens: int,
+    generate: Callable[[list[Encoded]], list[Generation]],
+) -> Iterator[tuple[int, Generation]]:
+    """Generate batch by batch, shortest first; an error stays with its row.
+
+    Args:
+        documents: the texts.
+        encoding: of the model.
+        batch_tokens: padded tokens of a batch.
+        generate: answers one batch; when that fails, the batch is halved until the bad row stands alone.
+    """
 
     def generate_or_split(batch: list[Encoded]) -> list[Generation]:
         try:
             return generate(batch)
         except Exception as error:  # the row that causes it is found and gets the message
             if len(batch) == 1:
-                return [_failed(error)]
+                return [failed(error)]
         middle = len(batch) // 2
         return generate_or_split(batch[:middle]) + generate_or_split(batch[middle:])
 
-    for batch in batches(requests):
+    requests: list[Encoded] = []
+    yield from encode_each(documents, encoding, requests)
+    for batch in by_tokens(requests, batch_tokens):
         for request, generation in zip(batch, generate_or_split(batch), strict=True):
-            results[request.place] = generation
-    return [result for result in results if result is not None]
+            yield request.place, generation
 
 
-def _failed(error: Exception) -> Generation:
+def failed(error: Exception) -> Generation:
+    """What becomes of a row that an engine can't answer."""
     return Generation(text=None, error_message=f"{type(error).__name__}: {error}"[:1000])

@@ -11,7 +11,6 @@ from batch_assets.inference.contract import Generation, ScoringModel
 from batch_assets.inference.encoding import (
     Encoded,
     Encoding,
-    by_tokens,
     generate_each,
     input_limit,
     standalone_tokenizer,
@@ -62,14 +61,11 @@ class TransformersEngine:
             end_ids=end_ids(self._pipeline.generation_config),
         )
 
-    def generate(self, documents: Sequence[str], batch_tokens: int | None = None) -> list[Generation]:
-        """Write one text for each document, in the same order; an error stays with its row."""
+    def stream(self, documents: Sequence[str], batch_tokens: int | None = None) -> Iterator[tuple[int, Generation]]:
+        """Write one text for each document; an error stays with its row."""
         budget = self._model.batch_tokens if batch_tokens is None else batch_tokens
-
-        def batches(requests: list[Encoded]) -> Iterator[list[Encoded]]:
-            return by_tokens(requests, 0 if self._forward.get("do_sample") else budget)
-
-        return generate_each(documents, self._encoding, batches, self._generate)
+        # Sampled rows are seeded one by one.
+        return generate_each(documents, self._encoding, 0 if self._forward.get("do_sample") else budget, self._generate)
 
     def _generate(self, batch: list[Encoded]) -> list[Generation]:
         ids = {"input_ids": [request.ids for request in batch]}

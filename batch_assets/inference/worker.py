@@ -19,9 +19,8 @@ CAREFUL_ATTEMPT = 2
 
 REPORT_DDL = "scored long, worker string, loads long, load_seconds double, mebibytes double"
 
-# A worker that is killed loses at most what it finished since its last flush.
+# A worker that is killed loses at most what it finished since its last flush, and what it was at.
 _FLUSH_SECONDS = 2.0
-_FIRST_ROWS, _MOST_ROWS = 8, 512
 
 
 @dataclass(frozen=True)
@@ -95,26 +94,11 @@ class Scoring:
         )
 
     def _score(self, requests: list[_Request], engine: Engine, batch_tokens: int) -> None:
-        """Score shortest first, in parts that take no longer than the time between two flushes."""
-        requests = sorted(requests, key=lambda request: len(request.document))
-        start = 0
-        # Parts are bounded by length, not by rows: after many short documents come the long ones.
-        size = sum(len(request.document) for request in requests[:_FIRST_ROWS])
         finished: list[Completion] = []
         flushed = time.monotonic()
-        while start < len(requests):
-            part = _take(requests[start:], size)
-            began = time.monotonic()
-            generations = engine.generate([request.document for request in part], batch_tokens)
-            finished += [
-                self._completion(request, generation) for request, generation in zip(part, generations, strict=True)
-            ]
-            start += len(part)
-            took = time.monotonic() - began
-            if took < _FLUSH_SECONDS / 2:
-                size *= 2
-            # Before the next part, which may take twice as long, makes it too late.
-            if time.monotonic() - flushed + 2 * took >= _FLUSH_SECONDS:
+        for place, generation in engine.stream([request.document for request in requests], batch_tokens):
+            finished.append(self._completion(requests[place], generation))
+            if time.monotonic() - flushed >= _FLUSH_SECONDS:
                 self.store.write(finished)
                 finished, flushed = [], time.monotonic()
         self.store.write(finished)
@@ -128,8 +112,8 @@ class Scoring:
                 self.store.write([self._completion(request, generation)])
                 continue
             with self.store.trying(self.job, request.request_hash):
-                (generation,) = engine.generate([request.document], 0)
-                self.store.write([self._completion(request, generation)])
+                for _, generation in engine.stream([request.document], 0):
+                    self.store.write([self._completion(request, generation)])
 
     def _completion(self, request: _Request, generation: Generation) -> Completion:
         return Completion(
@@ -161,13 +145,3 @@ class Scoring:
 
 
 _loaded: dict[str, Engine] = {}
-
-
-def _take(requests: Sequence[_Request], size: int) -> Sequence[_Request]:
-    """The first requests with no more than ``size`` characters, at least one and not too many."""
-    total = 0
-    for count, request in enumerate(requests[:_MOST_ROWS]):
-        total += len(request.document)
-        if total > size and count:
-            return requests[:count]
-    return requests[:_MOST_ROWS]

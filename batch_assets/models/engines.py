@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.inference.contract import ScoringModel
+from batch_assets.inference.contract import ScoringModel, generate
 from batch_assets.inference.conversion import CONVERSION_FILE, Conversion
 from batch_assets.inference.engines import CTRANSLATE2, MLFLOW, OPENVINO, TRANSFORMERS, is_installed, load_engine
 from batch_assets.models import ctranslate2_conversion, openvino_conversion
@@ -204,7 +204,7 @@ def _compare(
     texts = [item.document or "" for item in documents]
     if "rouge1" not in metrics or not texts or any(sha256(text) not in reference for text in texts):
         return conversion
-    generations = load_engine(model, os.cpu_count() or 1).generate(texts)
+    generations = generate(load_engine(model, os.cpu_count() or 1), texts)
     summaries = [generation.text or "" for generation in generations]
     equal = sum(reference[sha256(text)] == sha256(summary) for text, summary in zip(texts, summaries, strict=True))
     rouge = mean_rouge([(item.summary or "", summary) for item, summary in zip(documents, summaries, strict=True)])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from batch_assets.inference.contract import Engine
+from batch_assets.inference.contract import Engine, generate
 from batch_assets.models.runs import ModelRun
 from batch_assets.models.samples import keep_samples
 from batch_assets.quality.rouge import ROUGE_TYPES, lead, mean_rouge
@@ -60,7 +60,7 @@ def evaluate(
     errors = 0
     for start in range(0, len(documents), _REPORTED_DOCUMENTS):
         part = documents[start : start + _REPORTED_DOCUMENTS]
-        for generation in engine.generate([item.document or "" for item in part]):
+        for generation in generate(engine, [item.document or "" for item in part]):
             texts.append(generation.text or "")
             errors += generation.error_message is not None
         report(f"evaluated {len(texts)} of {len(documents)} documents")
