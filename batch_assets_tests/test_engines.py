@@ -400,6 +400,22 @@ def test_a_row_that_fails_keeps_its_error_and_its_neighbours_their_text(t5_versi
     assert empty.error_message is None
 
 
+def test_a_request_that_openvino_fails_over_keeps_its_error_and_the_others_their_text(smollm2_version, held_out, texts):
+    engine = load_engine(prepared(smollm2_version, held_out), 2)
+    expected = generate(engine, texts[:2])
+    start = engine._start
+
+    def fail_on_poison(request):
+        if request.document == "poison":
+            raise RuntimeError("bad row")
+        return start(request)
+
+    engine._start = fail_on_poison
+    first, bad, second = generate(engine, [texts[0], "poison", texts[1]])
+    assert [first, second] == expected
+    assert (bad.text, bad.error_message) == (None, "RuntimeError: bad row")
+
+
 def test_sampling_says_the_same_again_whatever_the_neighbours(t5_folder, tmp_path, texts):
     settings = settings_for(tmp_path / "home", model=str(t5_folder), do_sample=True, seed=3)
     client, logged = log(settings)

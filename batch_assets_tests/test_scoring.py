@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -119,8 +120,6 @@ def test_a_model_is_loaded_once_by_each_worker_for_all_batches(spark, lake, t5, 
 
 
 def score_model_of_its_own(model):
-    from dataclasses import replace
-
     return replace(model, digest=uuid.uuid4().hex)
 
 
@@ -280,6 +279,19 @@ def test_the_stock_spark_udf_is_an_engine_and_writes_the_same(spark, lake, t5_ve
     assert [row["generated_summary"] for row in found[:4]] == [generation.text for generation in expected]
     assert {row["output_tokens"] for row in found} == {None}
     assert score(spark, lake, "a", stock).scored == 0
+
+
+@pytest.mark.parametrize(
+    ("device_map", "gpus", "expected"),
+    [("auto", 0, (2, 0)), ("auto", 1, (1, 1)), ("auto", 8, (2, 8)), ("cuda:1", 8, (1, 0)), ("cpu", 8, (2, 0))],
+)
+def test_workers_share_cores_and_gpus_and_take_no_more_than_there_are(
+    spark, t5, monkeypatch, device_map, gpus, expected
+):
+    monkeypatch.setattr(scorer, "_gpus", lambda: gpus)
+    slots, threads, shared = scorer._resources(spark, replace(t5, device_map=device_map))
+    assert (slots, shared) == expected
+    assert slots * threads <= os.cpu_count()
 
 
 def test_progress_says_what_is_left_and_who_works(spark, lake, t5, documents):

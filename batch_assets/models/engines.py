@@ -66,10 +66,13 @@ def prepare(
     engine = _candidate(model, settings)
     if engine not in _CONVERTERS or _refusal(engine, model, settings) is not None:
         return
+    metrics = client.get_run(run_id).data.metrics
+    digests = [sha256(item.document or "") for item in documents]
+    can_compare = "rouge1" in metrics and bool(digests) and all(digest in reference for digest in digests)
     there = _fetch(client, run_id, engine, settings)
     if there is not None:
         conversion = Conversion.read(there)
-        if conversion.refusal is not None or conversion.compared:
+        if conversion.refusal is not None or conversion.compared or not can_compare:
             return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / engine
@@ -77,9 +80,10 @@ def prepare(
         report(f"converting the model for {engine} in {settings.dtype}")
         conversion = _CONVERTERS[engine][1](replace(model, engine=engine, dtype=settings.dtype), folder)
         conversion.write(folder)
-        if conversion.refusal is None:
+        if conversion.refusal is None and can_compare:
             scoring = replace(model, engine=engine, dtype=settings.dtype, engine_path=str(folder))
-            conversion = _compare(scoring, conversion, documents, reference, client.get_run(run_id).data.metrics)
+            expected = [reference[digest] for digest in digests]
+            conversion = _compare(scoring, conversion, documents, expected, metrics["rouge1"])
         path = conversion.write(folder)
         kept = _artifact(engine, settings)
         for file in sorted(folder.iterdir()):
@@ -194,18 +198,15 @@ def _figures(engine: str, settings: Settings, conversion: Conversion) -> dict[st
 
 
 def _compare(
-    model: ScoringModel,
-    conversion: Conversion,
-    documents: Sequence[Document],
-    reference: Mapping[str, str],
-    metrics: Mapping[str, float],
+    model: ScoringModel, conversion: Conversion, documents: Sequence[Document], expected: list[str], rouge1: float
 ) -> Conversion:
     """Score the documents that the reference has scored, and set the two side by side."""
-    texts = [item.document or "" for item in documents]
-    if "rouge1" not in metrics or not texts or any(sha256(text) not in reference for text in texts):
-        return conversion
-    generations = generate(load_engine(model, os.cpu_count() or 1), texts)
+    generations = generate(load_engine(model, os.cpu_count() or 1), [item.document or "" for item in documents])
     summaries = [generation.text or "" for generation in generations]
-    equal = sum(reference[sha256(text)] == sha256(summary) for text, summary in zip(texts, summaries, strict=True))
     rouge = mean_rouge([(item.summary or "", summary) for item, summary in zip(documents, summaries, strict=True)])
-    return replace(conversion, compared=len(texts), equal=equal, rouge1_difference=rouge["rouge1"] - metrics["rouge1"])
+    return replace(
+        conversion,
+        compared=len(summaries),
+        equal=sum(sha256(summary) == digest for summary, digest in zip(summaries, expected, strict=True)),
+        rouge1_difference=rouge["rouge1"] - rouge1,
+    )

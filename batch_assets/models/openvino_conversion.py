@@ -52,8 +52,9 @@ def convert(model: ScoringModel, folder: Path) -> Conversion:
 
 def _export(checkpoint: str, folder: Path, in_8_bits: bool) -> str | None:
     """Write OpenVINO's files; why that can't be done, None if it was."""
-    # NNCF prints tables of what it compresses.
-    logging.getLogger("nncf").setLevel(logging.ERROR)
+    # NNCF prints tables of what it compresses; Optimum asks the hub about folders.
+    for name in ("nncf", "optimum"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     from optimum.intel import OVModelForCausalLM
 
     try:

@@ -54,11 +54,11 @@ def build_pipeline(checkpoint: Checkpoint, settings: Settings) -> Any:
 
 
 def load_logged(model: ScoringModel) -> tuple[Any, Any]:
-    """Load a logged model on CPU: its pipeline, and the generation configuration that it writes by."""
+    """Load a logged model: its pipeline, and the generation configuration that it writes by."""
     import mlflow.transformers
 
     quiet_transformers()
-    pipeline = mlflow.transformers.load_model(model.path, return_type="pipeline", device="cpu")
+    pipeline = mlflow.transformers.load_model(model.path, return_type="pipeline")
     _, forward, _ = pipeline._sanitize_parameters(**model.parameters)
     wanted, _ = pipeline.model._prepare_generation_config(pipeline.generation_config, **forward)
     return pipeline, wanted
