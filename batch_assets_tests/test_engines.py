@@ -127,6 +127,8 @@ def test_ctranslate2_is_converted_once_and_writes_what_the_reference_does(t5_ver
     assert client.get_model_version(version.name, str(version.number)).tags["engine.ctranslate2-float32"] == outcome
     model = scoring_model(client, version, settings)
     assert (model.engine, model.engine_reason) == ("ctranslate2", "the fastest with the reference's output")
+    # Not a copy of its own for everybody who scores.
+    assert model.engine_path.startswith(str(settings.artifact_root))
     texts = [row["document"] for row in documents[:20]]
     assert generate(load_engine(model, 2), texts) == generate(reference(model), texts)
 
@@ -301,10 +303,10 @@ def test_auto_takes_the_reference_where_a_conversion_would_not_do(t5_version, he
 def test_auto_never_takes_a_conversion_that_wrote_something_else_or_was_not_compared(t5_version, held_out, monkeypatch):
     settings, client, version = t5_version
     prepared(t5_version, held_out)
-    read = Conversion.read
+    parse = Conversion.parse
     for changes, reason in [({"equal": 4}, "4 of 5 summaries"), ({"compared": 0}, "not compared")]:
         monkeypatch.setattr(
-            Conversion, "read", lambda folder, changes=changes: dataclasses.replace(read(folder), **changes)
+            Conversion, "parse", lambda text, changes=changes: dataclasses.replace(parse(text), **changes)
         )
         model = scoring_model(client, version, settings)
         assert (model.engine, reason in model.engine_reason) == ("transformers", True)

@@ -47,7 +47,12 @@ class Conversion:
     @classmethod
     def read(cls, folder: Path) -> "Conversion":
         """Read it back."""
-        content = json.loads((folder / CONVERSION_FILE).read_text())
+        return cls.parse((folder / CONVERSION_FILE).read_text())
+
+    @classmethod
+    def parse(cls, text: str) -> "Conversion":
+        """Read it from the file's content."""
+        content = json.loads(text)
         return cls(**{**content, "end_ids": tuple(content["end_ids"])})
 
     def encoding(self, model: ScoringModel, tokenizer: Tokenizer) -> Encoding:

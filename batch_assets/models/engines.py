@@ -69,9 +69,9 @@ def prepare(
     metrics = client.get_run(run_id).data.metrics
     digests = [sha256(item.document or "") for item in documents]
     can_compare = "rouge1" in metrics and bool(digests) and all(digest in reference for digest in digests)
-    there = _fetch(client, run_id, engine, settings)
-    if there is not None:
-        conversion = Conversion.read(there)
+    uri = _uri(client, run_id, engine, settings)
+    if uri is not None:
+        conversion = _read(uri)
         if conversion.refusal is not None or conversion.compared or not can_compare:
             return
     with tempfile.TemporaryDirectory() as name:
@@ -102,10 +102,10 @@ def preparation(client: Any, run_id: str | None, model: ScoringModel, settings: 
     engine = _candidate(model, settings)
     if engine not in _CONVERTERS or _refusal(engine, model, settings) is not None:
         return None
-    folder = _fetch(client, run_id, engine, settings)
-    if folder is None:
+    uri = _uri(client, run_id, engine, settings)
+    if uri is None:
         return None
-    return f"{engine}-{settings.dtype}", conversion_summary(engine, settings.dtype, Conversion.read(folder))
+    return f"{engine}-{settings.dtype}", conversion_summary(engine, settings.dtype, _read(uri))
 
 
 def conversion_summary(engine: str, dtype: str, conversion: Conversion) -> str:
@@ -132,17 +132,17 @@ def choose(client: Any, run_id: str | None, model: ScoringModel, settings: Setti
     refusal = _refusal(engine, model, settings)
     if refusal is None and engine not in _CONVERTERS:
         return Choice(engine, f"named by {by}")
-    folder = None
+    uri = None
     if refusal is None:
-        folder = _fetch(client, run_id, engine, settings)
-        refusal = "it was not converted: materialize champion_model" if folder is None else None
-    if folder is not None:
-        conversion = Conversion.read(folder)
+        uri = _uri(client, run_id, engine, settings)
+        refusal = "it was not converted: materialize champion_model" if uri is None else None
+    if uri is not None:
+        conversion = _read(uri)
         refusal = conversion.refusal
         if refusal is None and named:
-            return Choice(engine, f"named by {by}", str(folder))
+            return Choice(engine, f"named by {by}", _fetch(uri))
         if refusal is None and conversion.compared and conversion.equal == conversion.compared:
-            return Choice(engine, "the fastest with the reference's output", str(folder))
+            return Choice(engine, "the fastest with the reference's output", _fetch(uri))
         refusal = refusal or conversion_summary(engine, settings.dtype, conversion)
     if named:
         value = settings.engine if settings.engine != "auto" else settings.dtype
@@ -180,13 +180,25 @@ def _artifact(engine: str, settings: Settings) -> str:
     return f"engines/{engine}-{importlib.metadata.version(_CONVERTERS[engine][0])}-{settings.dtype}"
 
 
-def _fetch(client: Any, run_id: str | None, engine: str, settings: Settings) -> Path | None:
-    import mlflow
-
+def _uri(client: Any, run_id: str | None, engine: str, settings: Settings) -> str | None:
+    """Address of a conversion that is complete, None if there is none."""
     kept = _artifact(engine, settings)
     if run_id is None or f"{kept}/{CONVERSION_FILE}" not in [file.path for file in client.list_artifacts(run_id, kept)]:
         return None
-    return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=kept)).resolve()
+    # Not runs:/, from where MLflow copies even what is on this machine.
+    return f"{client.get_run(run_id).info.artifact_uri}/{kept}"
+
+
+def _read(uri: str) -> Conversion:
+    import mlflow
+
+    return Conversion.parse(mlflow.artifacts.load_text(f"{uri}/{CONVERSION_FILE}"))
+
+
+def _fetch(uri: str) -> str:
+    import mlflow
+
+    return str(Path(mlflow.artifacts.download_artifacts(artifact_uri=uri)).resolve())
 
 
 def _figures(engine: str, settings: Settings, conversion: Conversion) -> dict[str, float]:
