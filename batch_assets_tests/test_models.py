@@ -60,7 +60,8 @@ def test_an_unchanged_model_is_neither_logged_nor_registered_twice_and_a_changed
     settings, client, version = t5_version
     _, again = log(settings)
     assert not again.is_new
-    assert register(client, settings.registered_model, again.run, {}) == (version, False)
+    known, is_new = register(client, settings.registered_model, again.run, {})
+    assert (known.number, known.run_id, is_new) == (version.number, version.run_id, False)
     longer = settings.model_copy(update={"max_length": 50})
     _, changed = log(longer)
     assert changed.is_new
