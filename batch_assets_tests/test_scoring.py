@@ -106,7 +106,7 @@ def test_neither_the_number_of_tasks_nor_the_order_changes_a_table(spark, lake, 
 
 
 def test_a_model_is_loaded_once_by_each_worker_for_all_batches(spark, lake, t5, documents):
-    # Nobody has loaded the model with this seed yet: it is another one to the workers.
+    # With another digest it is a model that no worker has loaded yet.
     fresh = score_model_of_its_own(t5)
     loads, processes = 0, 0
     for start in range(3):

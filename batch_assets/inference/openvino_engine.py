@@ -72,7 +72,7 @@ class OpenVINOEngine:
             try:
                 while waiting and (not in_flight or tokens + len(waiting[0].ids) <= budget):
                     request = waiting.popleft()
-                    in_flight[request.place] = (request, None)
+                    in_flight[request.place] = (request, None)  # it counts as lost where it can't even start
                     in_flight[request.place] = (request, self._start(request))
                     tokens += len(request.ids)
                 self._pipeline.step()
