@@ -2,7 +2,7 @@
 # make ui     open Dagster and MLflow on that state
 # make test   every promise, at small size
 # make proof  full sizes, many kills, a browser (apt-get install chromium); writes proof-report.xml
-# make bench  scoring against mlflow.pyfunc.spark_udf, Delta tables against Parquet
+# make bench  scoring against mlflow.pyfunc.spark_udf, Delta tables against Parquet, ai_query against its servers
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -30,6 +30,7 @@ proof: $(INSTALLED)
 bench: $(INSTALLED)
 	@$(BIN)/python -m tools.bench_scoring
 	@$(BIN)/python -m tools.bench_lake
+	@$(BIN)/python -m tools.bench_ai_query
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check --fix .

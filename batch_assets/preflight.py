@@ -1,9 +1,8 @@
 """What can be known to be wrong before any asset is touched."""
 
-import os
 import socket
 
-from batch_assets.ai_functions.endpoints import configured_endpoint
+from batch_assets.ai_functions.endpoints import check_key, configured_endpoint
 from batch_assets.errors import BatchAssetsError
 from batch_assets.inference.engines import OPENVINO, is_installed
 from batch_assets.java import check_java
@@ -31,11 +30,8 @@ def check_run(settings: Settings) -> Dataset:
     if settings.engine == OPENVINO and not is_installed(OPENVINO):
         raise BatchAssetsError("BATCH_ASSETS_ENGINE=openvino: run pip install 'batch_assets[openvino]' first")
     endpoint = configured_endpoint(settings.endpoints, settings.endpoint)
-    if endpoint is not None and endpoint.api_key_env and not os.environ.get(endpoint.api_key_env):
-        raise BatchAssetsError(
-            f"the endpoint {endpoint.name} takes its key from the environment variable {endpoint.api_key_env}, which "
-            "is not set"
-        )
+    if endpoint is not None:
+        check_key(endpoint)
     lake = configured_lake(settings)
     for table in TABLES:
         if lake.exists(table):

@@ -2,12 +2,17 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 
 Reply = tuple[int, dict[str, str], bytes]
+
+# Replies that are none: the connection is closed, or nothing comes until the server is.
+DROPPED: Reply = (0, {}, b"dropped")
+HUNG: Reply = (0, {}, b"hung")
 
 
 def completion(text: str, finish_reason: str = "stop") -> Reply:
@@ -26,22 +31,44 @@ class _QuietServer(ThreadingHTTPServer):
 
 
 class ChatServer:
-    """Answers POST requests with what ``reply`` says; ``requests`` keeps every body and its headers."""
+    """Answers POST requests with what ``reply`` says.
+
+    Its log is what tests believe: ``requests`` has every body and its headers, ``times`` when it came, ``most_at_once``
+    how many there were at the same time.
+    """
 
     def __init__(self, reply: Callable[[dict, int], Reply]) -> None:
         self.requests: list[tuple[dict, dict[str, str]]] = []
+        self.times: list[float] = []
+        self.most_at_once = 0
+        self._at_once = 0
+        self._closing = threading.Event()
         lock = threading.Lock()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = -1  # headers and body go out together, or the client's kernel waits before it says it got them
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
                     server.requests.append((body, dict(self.headers)))
+                    server.times.append(time.monotonic())
+                    server._at_once += 1
+                    server.most_at_once = max(server.most_at_once, server._at_once)
                     number = len(server.requests)
-                status, headers, content = reply(body, number)
+                try:
+                    answer = reply(body, number)
+                    if answer is HUNG:
+                        server._closing.wait()
+                finally:
+                    with lock:
+                        server._at_once -= 1
+                status, headers, content = answer
+                if not status:
+                    self.close_connection = True
+                    return
                 self.send_response(status)
                 for key, value in headers.items():
                     self.send_header(key, value)
@@ -64,6 +91,7 @@ class ChatServer:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._closing.set()
         self._server.shutdown()
         self._server.server_close()
 

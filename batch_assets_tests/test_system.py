@@ -127,8 +127,8 @@ def environment_for(data, server, t5_folder):
     def make(home: Path, **values: str) -> dict[str, str]:
         home.mkdir(parents=True, exist_ok=True)
         endpoints = home / "endpoints.toml"
-        endpoints.write_text(f'[endpoints.counted]\nbase_url = "{server.url}"\nmodel = "m"')
-        return environment(
+        endpoints.write_text(f'[endpoints.counted]\nbase_url = "{server.url}"\nmodel = "m"\napi_key_env = "SOME_KEY"')
+        return {"SOME_KEY": KEY} | environment(
             home,
             MODEL=str(t5_folder),
             DATASET=str(data),
@@ -142,6 +142,9 @@ def environment_for(data, server, t5_folder):
     return make
 
 
+KEY = "open-sesame-4711"
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, environment_for) -> Path:
     """A home after one run that nobody disturbed."""
@@ -151,6 +154,7 @@ def undisturbed(tmp_path_factory, environment_for) -> Path:
     for part in ("expert summary", "ROUGE-1", "m4_1_batch_inference", "MLflow", "make ui", "Done in"):
         assert part in run.stdout
     assert "Traceback" not in run.stdout + run.stderr
+    assert KEY not in run.stdout + run.stderr
     return home
 
 
@@ -190,6 +194,19 @@ def test_a_run_killed_again_and_again_completes_with_the_same_tables(tmp_path, u
     assert again.returncode == 0
     assert "committed" not in again.stdout
     assert tables(home) == tables(undisturbed)
+
+
+def test_a_key_is_sent_and_found_nowhere_else(undisturbed, environment_for, server):
+    assert {headers["Authorization"] for _, headers in server.requests} == {f"Bearer {KEY}"}
+    statement = "EXPLAIN_NOT"  # what Spark says of a plan comes with an error
+    failed = batch_assets(
+        "query", f"SELECT {statement}, ai_gen(id) FROM m4_1_prod_data", env=environment_for(undisturbed)
+    )
+    assert (failed.returncode, statement in failed.stderr) == (2, True)
+    assert KEY not in failed.stdout + failed.stderr
+    files = [path for path in undisturbed.rglob("*") if path.is_file()]
+    assert {"m4_1_prod_data", "mlflow.db"} <= {part for path in files for part in path.parts}
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
 
 
 def test_a_second_run_at_the_same_time_is_refused(tmp_path, environment_for):

@@ -1,156 +1,243 @@
-"""Ask an OpenAI-compatible chat server, many requests at a time, until each has an answer or a final error.
-
-https://platform.openai.com/docs/api-reference/chat
-"""
+"""Ask an endpoint, many requests at a time, until each has an answer or a final error."""
 
 import asyncio
 import os
+import queue
 import random
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 import httpx
 
 from batch_assets.ai_functions.endpoints import Endpoint
-from batch_assets.errors import BatchAssetsError
+from batch_assets.ai_functions.limits import Breaker, Budget, BudgetUsedUpError, Pace, Share
+from batch_assets.ai_functions.protocols import PROTOCOLS, SchemaError, UnreadableResponseError
+from batch_assets.ai_functions.requests import AiFunctionError, Answer, Request
 
 _RETRIED = {408, 409, 425, 429}
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
+# A model that missed the schema that often will hardly meet it.
+_SCHEMA_ATTEMPTS = 3
+# Bytes of text that make a token, for what is reserved before a request is sent: few, to stay below a limit.
+_BYTES_PER_TOKEN = 2
+_UNKNOWN_ANSWER_TOKENS = 256
+# Answers are written down as they come; those that come in quick succession, together.
+_TOGETHER_SECONDS = 0.25
 
-
-class AiFunctionError(BatchAssetsError):
-    """An ai function can't go on; the message starts with the error's name."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came back for one request: a text, or an error that the request itself caused."""
-
-    text: str | None
-    error_message: str | None = None
-    finish_reason: str | None = None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    model: str | None = None
+_Answers = queue.SimpleQueue[tuple[Request, Answer] | None]
 
 
 class _TryAgainError(Exception):
     """The server may answer later; ``wait`` is how long it asked to be left alone, in seconds."""
 
-    def __init__(self, name: str, message: str, wait: float | None = None) -> None:
+    def __init__(self, name: str, message: str, wait: float | None = None, *, is_sick: bool = True) -> None:
         super().__init__(message)
         self.name = name
         self.wait = wait
+        self.is_sick = is_sick
 
 
-def ask(
-    endpoint: Endpoint, requests: Sequence[str], on_answer: Callable[[str, Answer], None], in_flight: int | None = None
-) -> None:
-    """Ask every request once and hand over each answer as it comes.
+class Client:
+    """Asks one endpoint for one task at a time, over connections that are kept alive between calls.
+
+    An event loop in a thread of its own does the asking, so that the caller can write answers down meanwhile.
 
     Args:
         endpoint: the server.
-        requests: the texts, each asked as one user message.
-        on_answer: takes the request and its answer.
-        in_flight: requests under way at the same time, by default what the endpoint takes.
+        share: the part of its limits that this client may use.
 
     Raises:
-        AiFunctionError: the endpoint refuses its key, or doesn't answer within its deadline.
+        AiFunctionError: the key of the endpoint is not set here.
     """
-    asyncio.run(_ask_all(endpoint, requests, on_answer, in_flight or endpoint.requests_in_flight))
 
+    def __init__(self, endpoint: Endpoint, share: Share) -> None:
+        self._endpoint, self._share = endpoint, share
+        self._protocol = PROTOCOLS[endpoint.kind]
+        self._key = _key(endpoint)
+        self._url = f"{endpoint.base_url}{self._protocol.path}"
+        self._http = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            timeout=endpoint.timeout_seconds,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=share.requests_in_flight),
+        )
+        self._requests = Pace(share.requests_per_minute)
+        self._tokens = Pace(share.tokens_per_minute)
+        self._budget = Budget(endpoint, share)
+        self._breaker = Breaker()
+        self._last_answer = 0.0
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name=f"ai_query {endpoint.name}", daemon=True).start()
 
-async def _ask_all(
-    endpoint: Endpoint, requests: Sequence[str], on_answer: Callable[[str, Answer], None], in_flight: int
-) -> None:
-    slots = asyncio.Semaphore(in_flight)
-    headers = {}
-    if endpoint.api_key_env is not None:
-        key = os.environ.get(endpoint.api_key_env)
-        if not key:
-            raise AiFunctionError(
-                f"[AI_FUNCTION_HTTP_REQUEST_ERROR] the endpoint {endpoint.name} takes its key from the environment "
-                f"variable {endpoint.api_key_env}, which is not set on the workers"
-            )
-        headers["Authorization"] = f"Bearer {key}"
-    async with httpx.AsyncClient(headers=headers, timeout=endpoint.timeout_seconds) as client:
+    def ask(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Answer]]]:
+        """Ask every request and yield the answers as they come, those of a quarter of a second together.
 
-        async def ask_one(request: str) -> None:
-            async with slots:
-                on_answer(request, await _ask_until_answered(client, endpoint, request))
+        Raises:
+            AiFunctionError: the endpoint refuses access, gives no answer at all, or its budget is used up.
+        """
+        answers: _Answers = queue.SimpleQueue()
+        asking = asyncio.run_coroutine_threadsafe(self._ask_all(iter(requests), answers), self._loop)
+        asking.add_done_callback(lambda _: answers.put(None))
+        yielded = 0.0
+        answered = answers.get()
+        try:
+            while answered is not None:
+                together = [answered]
+                time.sleep(max(yielded + _TOGETHER_SECONDS - time.monotonic(), 0))
+                yielded = time.monotonic()
+                for _ in range(answers.qsize()):
+                    answered = answers.get()
+                    if answered is not None:
+                        together.append(answered)
+                yield together
+                answered = answers.get() if answered is not None else None
+        finally:
+            asking.cancel()
+        try:
+            asking.result()
+        except* AiFunctionError as group:
+            # One is enough to tell; the others say the same of other requests.
+            raise group.exceptions[0] from None
+
+    def close(self) -> None:
+        """Close the connections and end the thread."""
+        asyncio.run_coroutine_threadsafe(self._http.aclose(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    async def _ask_all(self, requests: Iterator[Request], answers: _Answers) -> None:
+        used_up: list[BudgetUsedUpError] = []
+
+        async def ask_some() -> None:
+            for request in requests:
+                try:
+                    answers.put((request, await self._answer(request)))
+                except BudgetUsedUpError as error:
+                    used_up.append(error)  # what is in flight costs, and so is waited for
+                if used_up:
+                    return
 
         async with asyncio.TaskGroup() as group:
-            for request in requests:
-                group.create_task(ask_one(request))
+            for _ in range(self._share.requests_in_flight):
+                group.create_task(ask_some())
+        if used_up:
+            raise used_up[0]
 
+    async def _answer(self, request: Request) -> Answer:
+        started: float | None = None
+        longest, misses = _FIRST_WAIT, 0
+        while True:
+            await self._breaker.wait()
+            tokens = self._estimate(request)
+            await self._requests.wait()
+            await self._tokens.wait(tokens)
+            await self._budget.reserve(tokens)
+            began = time.monotonic()
+            started = started or began
+            used = 0
+            try:
+                answer = await self._ask_once(request)
+                used = (answer.prompt_tokens or 0) + (answer.completion_tokens or 0) or tokens
+            except SchemaError as error:
+                used, misses = tokens, misses + 1
+                self._answered()
+                if misses == _SCHEMA_ATTEMPTS:
+                    return Answer(None, f"[AI_FUNCTION_HTTP_PARSE_CAST_ERROR] {error}", model=self._endpoint.model)
+            except _TryAgainError as error:
+                if error.is_sick:
+                    self._breaker.failed()
+                # Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+                wait = error.wait if error.wait is not None else random.uniform(0, longest)
+                longest = min(longest * 2, _LONGEST_WAIT)
+                if time.monotonic() + wait > started + self._endpoint.deadline_seconds:
+                    return self._give_up(error, started)
+                await asyncio.sleep(wait)
+            else:
+                self._answered()
+                return replace(answer, seconds=time.monotonic() - began)
+            finally:
+                self._tokens.correct(used - tokens)
+                await self._budget.settle(tokens, used)
 
-async def _ask_until_answered(client: httpx.AsyncClient, endpoint: Endpoint, request: str) -> Answer:
-    deadline = time.monotonic() + endpoint.deadline_seconds
-    longest = _FIRST_WAIT
-    while True:
+    def _estimate(self, request: Request) -> int:
+        most = self._endpoint.parameters.get("max_tokens", _UNKNOWN_ANSWER_TOKENS)
+        return len(request.content.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN + int(most)
+
+    def _answered(self) -> None:
+        self._breaker.succeeded()
+        self._last_answer = time.monotonic()
+
+    def _give_up(self, error: _TryAgainError, started: float) -> Answer:
+        """An error of the row, if others were answered meanwhile.
+
+        Raises:
+            AiFunctionError: no other was: it is the endpoint that doesn't answer.
+        """
+        message = (
+            f"[{error.name}] the endpoint {self._endpoint.name} gave no answer within "
+            f"{self._endpoint.deadline_seconds:g} seconds: {error}"
+        )
+        if self._last_answer < started:
+            raise AiFunctionError(message) from error
+        return Answer(None, message, model=self._endpoint.model, is_final=False)
+
+    async def _ask_once(self, request: Request) -> Answer:
+        endpoint = self._endpoint
         try:
-            return await _ask_once(client, endpoint, request)
-        except _TryAgainError as error:
-            # Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
-            wait = error.wait if error.wait is not None else random.uniform(0, longest)
-            longest = min(longest * 2, _LONGEST_WAIT)
-            if time.monotonic() + wait > deadline:
-                raise AiFunctionError(
-                    f"[{error.name}] the endpoint {endpoint.name} gave no answer within "
-                    f"{endpoint.deadline_seconds:g} seconds: {error}"
-                ) from error
-            await asyncio.sleep(wait)
+            async with asyncio.timeout(endpoint.timeout_seconds):
+                response = await self._http.post(self._url, json=self._protocol.body(endpoint, request))
+        except TimeoutError as error:
+            raise _TryAgainError(
+                "AI_FUNCTION_HTTP_REQUEST_ERROR", f"no answer to a request within {endpoint.timeout_seconds:g} seconds"
+            ) from error
+        except httpx.TransportError as error:
+            raise _TryAgainError("AI_FUNCTION_HTTP_REQUEST_ERROR", f"{type(error).__name__}: {error}") from error
+        status = response.status_code
+        if status in _RETRIED or status >= httpx.codes.INTERNAL_SERVER_ERROR:
+            is_sick = status != httpx.codes.TOO_MANY_REQUESTS
+            raise _TryAgainError(
+                "AI_FUNCTION_HTTP_REQUEST_ERROR", f"HTTP status {status}", _retry_after(response), is_sick=is_sick
+            )
+        if status in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
+            raise AiFunctionError(
+                f"[AI_FUNCTION_HTTP_REQUEST_ERROR] the endpoint {endpoint.name} refuses access (HTTP status {status}): "
+                f"check the key in {endpoint.api_key_env or 'api_key_env, which is not set'}"
+            )
+        if response.is_redirect:
+            raise AiFunctionError(
+                f"[AI_FUNCTION_HTTP_REQUEST_ERROR] the endpoint {endpoint.name} redirects (HTTP status {status}), "
+                "which is not followed: set its base_url to where it really is"
+            )
+        if status != httpx.codes.OK:
+            said = response.text[:500]
+            if self._key:
+                said = said.replace(self._key, "***")
+            message = f"[AI_FUNCTION_HTTP_REQUEST_ERROR] HTTP status {status}: {said}"
+            return Answer(None, message, model=endpoint.model)
+        try:
+            return self._protocol.read(endpoint, request, response)
+        except UnreadableResponseError as error:
+            raise _TryAgainError("AI_FUNCTION_INVALID_HTTP_RESPONSE", str(error)) from error
 
 
-async def _ask_once(client: httpx.AsyncClient, endpoint: Endpoint, request: str) -> Answer:
-    body = {**endpoint.parameters, "model": endpoint.model, "messages": [{"role": "user", "content": request}]}
-    try:
-        response = await client.post(f"{endpoint.base_url}/chat/completions", json=body)
-    except httpx.TransportError as error:
-        raise _TryAgainError("AI_FUNCTION_HTTP_REQUEST_ERROR", f"{type(error).__name__}: {error}") from error
-    status = response.status_code
-    if status in _RETRIED or status >= httpx.codes.INTERNAL_SERVER_ERROR:
-        raise _TryAgainError("AI_FUNCTION_HTTP_REQUEST_ERROR", f"HTTP status {status}", _retry_after(response))
-    if status in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
+def _key(endpoint: Endpoint) -> str | None:
+    if endpoint.api_key_env is None:
+        return None
+    key = os.environ.get(endpoint.api_key_env, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        # httpx would show it in its error.
         raise AiFunctionError(
-            f"[AI_FUNCTION_HTTP_REQUEST_ERROR] the endpoint {endpoint.name} refuses access (HTTP status {status}): "
-            f"check the key in {endpoint.api_key_env or 'api_key_env, which is not set'}"
+            f"[AI_FUNCTION_HTTP_REQUEST_ERROR] what is in {endpoint.api_key_env} is no key: it has characters that no "
+            "HTTP header takes"
         )
-    if response.is_redirect:
+    if not key:
         raise AiFunctionError(
-            f"[AI_FUNCTION_HTTP_REQUEST_ERROR] the endpoint {endpoint.name} redirects (HTTP status {status}), which is "
-            "not followed: set its base_url to where it really is"
+            f"[AI_FUNCTION_HTTP_REQUEST_ERROR] the endpoint {endpoint.name} takes its key from the environment "
+            f"variable {endpoint.api_key_env}, which is not set on the workers"
         )
-    if status != httpx.codes.OK:
-        return Answer(None, f"[AI_FUNCTION_HTTP_REQUEST_ERROR] HTTP status {status}: {response.text[:500]}")
-    return _read(response)
-
-
-def _read(response: httpx.Response) -> Answer:
-    try:
-        content: dict[str, Any] = response.json()
-        choice = content["choices"][0]
-        text = choice["message"]["content"]
-        reason = choice.get("finish_reason")
-        usage = content.get("usage") or {}
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _TryAgainError(
-            "AI_FUNCTION_INVALID_HTTP_RESPONSE", f"the response is no chat completion ({type(error).__name__})"
-        ) from error
-    usage_and_model = {
-        "finish_reason": reason,
-        "prompt_tokens": usage.get("prompt_tokens"),
-        "completion_tokens": usage.get("completion_tokens"),
-        "model": content.get("model"),
-    }
-    if reason == "content_filter":
-        message = "[AI_FUNCTION_HTTP_REQUEST_ERROR] the endpoint's content filter withheld the answer"
-        return Answer(None, message, **usage_and_model)
-    return Answer(str(text or ""), None, **usage_and_model)
+    return key
 
 
 def _retry_after(response: httpx.Response) -> float | None:

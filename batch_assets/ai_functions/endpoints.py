@@ -1,7 +1,7 @@
 """Endpoints by name. Addresses and keys come from configuration only, never from a row."""
 
-import hashlib
 import json
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -17,24 +17,30 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class Endpoint(BaseModel):
-    """An OpenAI-compatible chat server.
+    """A server that answers requests: of chat completions, or of a registered model that MLflow serves.
 
-    ``parameters`` go into every request (``max_tokens``, ``temperature``); ``api_key_env`` is the *name*
-    of the environment variable that holds the key; ``timeout_seconds`` is for one attempt,
-    ``deadline_seconds`` for a row with all its attempts.
+    ``model`` is what a chat server calls its model; for ``mlflow`` it names what is served, with its version.
+    ``parameters`` go into every request (``max_tokens``, ``temperature``). ``api_key_env`` is the *name* of the
+    environment variable that holds the key. ``timeout_seconds`` is for one attempt, ``deadline_seconds`` for a row with
+    all its attempts. Limits are kept over all tasks of a statement; None is no limit.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    kind: Literal["openai"] = "openai"
+    kind: Literal["openai", "mlflow"] = "openai"
     base_url: str
     model: str
-    api_key_env: str | None = None
+    api_key_env: str | None = Field(None, min_length=1)
     parameters: dict[str, Any] = Field(default_factory=dict)
+    enforces_schema: bool = True
     timeout_seconds: float = Field(120.0, gt=0)
     deadline_seconds: float = Field(300.0, gt=0)
     requests_in_flight: int = Field(8, ge=1)
+    requests_per_minute: float | None = Field(None, gt=0)
+    tokens_per_minute: float | None = Field(None, gt=0)
+    requests_per_statement: int | None = Field(None, ge=1)
+    tokens_per_statement: int | None = Field(None, ge=1)
 
     @field_validator("name")
     @classmethod
@@ -49,6 +55,8 @@ class Endpoint(BaseModel):
             raise ValueError("base_url must be an http or https address")
         if parts.username or parts.password:
             raise ValueError("base_url must not hold credentials: name an environment variable in api_key_env")
+        if parts.query or parts.fragment:
+            raise ValueError("base_url must not have a query: a key goes into api_key_env")
         return url.rstrip("/")
 
     @field_validator("parameters")
@@ -60,10 +68,15 @@ class Endpoint(BaseModel):
             raise ValueError(f"parameters go into a JSON request, but {error}") from error
         return parameters
 
-    def request_hash(self, request: str) -> str:
-        """SHA-256 of everything that decides what the answer will be; not of where the server is."""
-        parts = [self.name, self.model, self.parameters, request]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    @property
+    def identity(self) -> list[Any]:
+        """What decides what is answered; not where the server is."""
+        return [self.name, self.kind, self.model, self.parameters]
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether a statement may use up only so much."""
+        return self.requests_per_statement is not None or self.tokens_per_statement is not None
 
 
 def check_endpoint_name(name: str) -> str:
@@ -75,6 +88,19 @@ def check_endpoint_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} can't name an endpoint: use 1 to 100 of A-Z, a-z, 0-9, '.', '_' and '-'")
     return name
+
+
+def check_key(endpoint: Endpoint) -> None:
+    """Make sure that the key of an endpoint is set here.
+
+    Raises:
+        BatchAssetsError: it isn't.
+    """
+    if endpoint.api_key_env and not os.environ.get(endpoint.api_key_env):
+        raise BatchAssetsError(
+            f"the endpoint {endpoint.name} takes its key from the environment variable {endpoint.api_key_env}, which "
+            "is not set"
+        )
 
 
 def read_endpoints(path: Path) -> dict[str, Endpoint]:

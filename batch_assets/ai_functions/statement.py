@@ -1,13 +1,17 @@
-"""Run a statement with ai_query over one batch, and commit its answers once."""
+"""Run a statement once, with its answers kept until its result is: for a batch of an asset, or for a user."""
 
 import hashlib
+import json
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from batch_assets.ai_functions.endpoints import Endpoint
-from batch_assets.ai_functions.sql import ai_sql
+from batch_assets.ai_functions.requests import AiFunctionError
+from batch_assets.ai_functions.sql import parse, run
 from batch_assets.errors import BatchAssetsError
 from batch_assets.inference.completions import CompletionStore, FinishedWork, refuse_if_all_failed
 from batch_assets.inference.progress import progress
@@ -15,16 +19,65 @@ from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.lake.tables import AI_QUERY_INFERENCE
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
+
+    from batch_assets.ai_functions.functions import AiFunctions
+
+# Columns of ai_query_inference and the fields of a completion that they hold.
+_COLUMNS = {
+    "request_hash": "request_hash",
+    "generated_summary": "text",
+    "error_message": "error_message",
+    "model": "model",
+    "prompt_tokens": "input_tokens",
+    "completion_tokens": "output_tokens",
+    "finish_reason": "finish_reason",
+    "created_at": "completed_at",
+}
+# The same columns, and where the statement's answers hold them.
+_ANSWERS = {
+    "request_hash": "requestHash",
+    "generated_summary": "result",
+    "error_message": "errorMessage",
+    "model": "model",
+    "prompt_tokens": "promptTokens",
+    "completion_tokens": "completionTokens",
+    "finish_reason": "finishReason",
+    "created_at": "createdAt",
+}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the requests of a statement came to; seconds are those of single answers."""
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    median_seconds: float
+    slowest_seconds: float
+
+    @classmethod
+    def of(cls, store: CompletionStore) -> "Usage":
+        """The usage of everything in a store."""
+        rows = list(store.rows(["input_tokens", "output_tokens", "seconds"]))
+        seconds = [row["seconds"] for row in rows if row["seconds"] is not None] or [0.0]
+        return cls(
+            requests=len(rows),
+            prompt_tokens=sum(row["input_tokens"] or 0 for row in rows),
+            completion_tokens=sum(row["output_tokens"] or 0 for row in rows),
+            median_seconds=statistics.median(seconds),
+            slowest_seconds=max(seconds),
+        )
 
 
 @dataclass(frozen=True)
 class AnsweredBatch:
-    """What one batch came to; ``asked`` requests were answered in this run."""
+    """What one batch came to."""
 
     version: int
     rows: int
-    asked: int
+    usage: Usage
     errors: int
     seconds: float
 
@@ -50,7 +103,8 @@ def answer_batch(
         output: ``ai_query_inference``, opened before the input's version was resolved.
         batch: key of the batch.
         endpoint: the server that the statement names.
-        statement: gives the columns ``id``, ``batch``, ``request`` and ``answer``.
+        statement: gives the columns ``id``, ``batch`` and ``answer``, the last from
+            ``ai_query(..., failOnError => false)``.
         limit: rows that the statement asks for at most, 0 for all.
         metadata: what the commit records.
         report: takes lines on the progress.
@@ -58,28 +112,92 @@ def answer_batch(
     Raises:
         BatchAssetsError: the endpoint is out of reach, or rows are missing; nothing is committed.
     """
-    from batch_assets.ai_functions.functions import COLUMNS, register_ai_functions, to_ai_query_inference
+    from batch_assets.ai_functions.functions import register_ai_functions
     from batch_assets.lake.deltars import read_batch, stage_frame
 
     started = time.monotonic()
-    digest = hashlib.sha256(f"{endpoint.request_hash('')} {statement}".encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([endpoint.identity, statement]).encode()).hexdigest()
     store = CompletionStore.of(lake, AI_QUERY_INFERENCE, batch, digest)
-    finished = FinishedWork.of(store, output, batch, COLUMNS)
-    # With a limit, Spark gathers the rows in one task.
-    tasks = 1 if limit else spark.sparkContext.defaultParallelism
-    register_ai_functions(spark, {endpoint.name: endpoint}, finished, tasks)
+    finished = FinishedWork.of(store, output, batch, _COLUMNS)
+    functions = register_ai_functions(spark, {endpoint.name: endpoint})
     read_batch(spark, documents, batch).createOrReplaceTempView("m4_1_prod_data")
     rows = min(limit, documents.rows(batch)) if limit else documents.rows(batch)
-    before = store.count()
-    with progress(f"batch {batch}", rows, store.count, report):
-        answered = to_ai_query_inference(ai_sql(spark, statement), endpoint, finished)
-        staged = stage_frame(answered, output, batch)
+    with progress(f"batch {batch}", rows, store.count, report), _ended_by(store):
+        answered = run(spark, functions, statement, finished, details=True)
+        staged = stage_frame(_to_ai_query_inference(answered, endpoint), output, batch)
     refuse_if_all_failed(store, batch)
     staged_rows = sum(file.rows for file in staged)
     if staged_rows != rows:
         raise BatchAssetsError(f"batch {batch}: {rows} rows were to be answered, but there are {staged_rows}")
-    version = output.replace(batch, staged, metadata)
-    asked = store.count() - before
-    store.clear()
     errors = sum(file.rows - file.null_counts["error_message"] for file in staged)
-    return AnsweredBatch(version, rows, asked, errors, time.monotonic() - started)
+    version = output.replace(batch, staged, {**metadata, "errors": errors})
+    usage = Usage.of(store)
+    store.clear()
+    return AnsweredBatch(version, rows, usage, errors, time.monotonic() - started)
+
+
+def _to_ai_query_inference(answered: "DataFrame", endpoint: Endpoint) -> "DataFrame":
+    from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
+
+    columns = {"id": F.col("id"), "batch": F.col("batch"), "endpoint": F.lit(endpoint.name)}
+    columns |= {name: F.col(f"answer.{field}") for name, field in _ANSWERS.items()}
+    return answered.select(*(columns[name].alias(name) for name in AI_QUERY_INFERENCE.column_names))
+
+
+def run_for_user(
+    spark: "SparkSession",
+    functions: "AiFunctions",
+    statement: str,
+    lake: Lake,
+    report: Callable[[str], None],
+    *,
+    resume: bool = False,
+) -> "tuple[DataFrame, list[Any] | None, Usage]":
+    """Run a statement to its end.
+
+    Answers are kept in the lake until then; a statement that was interrupted goes on with ``resume``.
+
+    Returns:
+        The data frame; its rows, None for those of a table that was made; what its requests came to.
+
+    Raises:
+        BatchAssetsError: the statement can't be run, or didn't come to its end.
+    """
+    from pyspark.errors import AnalysisException
+    from sqlglot import exp
+
+    tree = parse(statement)
+    identities = [functions.endpoints[name].identity for name in sorted(functions.endpoints)]
+    digest = hashlib.sha256(json.dumps([tree.sql(dialect="spark"), identities]).encode()).hexdigest()
+    store = CompletionStore(lake.uri, f"_completions/_statements/{digest[:16]}", dict(lake.storage_options))
+    if not resume:
+        store.clear()
+    finished = FinishedWork(store, lake.uri, (), dict(lake.storage_options), {})
+    try:
+        with progress("answered", None, store.count, report), _ended_by(store):
+            frame = run(spark, functions, statement, finished, lake)
+            rows = None if isinstance(tree, exp.Create) else frame.collect()
+    except AnalysisException as error:
+        raise AiFunctionError(str(error).split(" SQLSTATE")[0].splitlines()[0]) from error
+    except BatchAssetsError as error:
+        kept = store.count()
+        hint = f" ({kept} answers are kept: say --resume to go on with them)" if kept else ""
+        raise AiFunctionError(f"{error}{hint}") from error
+    usage = Usage.of(store)
+    store.clear()
+    return frame, rows, usage
+
+
+@contextmanager
+def _ended_by(store: CompletionStore) -> Iterator[None]:
+    """Say why a statement was ended in the words of the worker that ended it, not in those of Spark around them."""
+    store.go_on()
+    try:
+        yield
+    except BatchAssetsError:
+        raise
+    except Exception as error:
+        reason = store.stopped()
+        if reason is None:
+            raise
+        raise AiFunctionError(reason) from error

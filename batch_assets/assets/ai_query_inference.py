@@ -26,7 +26,7 @@ from batch_assets.resources.spark import SparkResource
 from batch_assets.settings import Settings
 
 STATEMENT = """\
-SELECT id, batch, request, ai_query('{endpoint}', request, failOnError => false) AS answer
+SELECT id, batch, ai_query('{endpoint}', request, failOnError => false) AS answer
 FROM (
   SELECT id, batch,
     CONCAT('Based on the following document, provide a summary in less than 100 words. Document: ', document) AS request
@@ -69,7 +69,7 @@ def ai_query_inference(
             commit = output.last_commit(batch)
             assert commit is not None
             context.log.info(f"batch {batch}: up to date, {output.rows(batch)} rows")
-            return _metadata(output, batch, commit.version, statement, asked=0)
+            return {**_metadata(output, batch, commit.version, statement), "requests": 0}
         answered = answer_batch(
             spark.session,
             lake,
@@ -82,22 +82,28 @@ def ai_query_inference(
             {**expected, "endpoint": settings.endpoint, "run_id": context.run.run_id},
             context.log.info,
         )
+        usage = answered.usage
         context.log.info(
-            f"batch {batch}: {answered.rows} rows committed in {answered.seconds:.0f} s, {answered.asked} requests, "
+            f"batch {batch}: {answered.rows} rows committed in {answered.seconds:.0f} s, {usage.requests} requests, "
             f"{answered.errors} errors"
         )
         return {
-            **_metadata(lake.open(AI_QUERY_INFERENCE), batch, answered.version, statement, answered.asked),
+            **_metadata(lake.open(AI_QUERY_INFERENCE), batch, answered.version, statement),
             "errors": answered.errors,
+            "requests": usage.requests,
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "median_seconds": usage.median_seconds,
+            "slowest_seconds": usage.slowest_seconds,
         }
 
-    def _metadata(snapshot: Any, batch: str, version: int, statement: str, asked: int) -> dict[str, Any]:
+    def _metadata(snapshot: Any, batch: str, version: int, statement: str) -> dict[str, Any]:
         columns = ["id", "generated_summary", "prompt_tokens", "completion_tokens"]
         return {
             **table_metadata(lake, snapshot, batch, version),
             "input_version": input_version(documents, batch),
             "endpoint": settings.endpoint,
-            "requests": asked,
+            "model": endpoints.describe(settings.endpoint)["model"],
             "statement": dg.MetadataValue.md(f"```sql\n{statement}\n```"),
             "sample": markdown_sample(sample_rows(snapshot, batch, columns, settings.samples), columns),
         }

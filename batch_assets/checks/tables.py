@@ -43,10 +43,29 @@ def row_parity_check() -> dg.AssetChecksDefinition:
     return check
 
 
+def answered_check() -> dg.AssetChecksDefinition:
+    """A check that warns of rows which the endpoint gave no answer for."""
+
+    @dg.asset_check(
+        asset="ai_query_inference", name="answered", description="Every row of ai_query_inference has its answer."
+    )
+    def check(lake: dg.ResourceParam[Lake]) -> dg.AssetCheckResult:
+        snapshot = lake.open(AI_QUERY_INFERENCE)
+        commits = {batch: snapshot.last_commit(batch) for batch in snapshot.batches()}
+        errors = {batch: commit.metadata.get("errors", 0) for batch, commit in commits.items() if commit}
+        failed = {batch: number for batch, number in errors.items() if number}
+        return dg.AssetCheckResult(
+            passed=not failed, severity=dg.AssetCheckSeverity.WARN, metadata={"errors by batch": failed}
+        )
+
+    return check
+
+
 TABLE_CHECKS = [
     contract_check("prod_data", PROD_DATA),
     contract_check("batch_inference", BATCH_INFERENCE),
     contract_check("ai_query_inference", AI_QUERY_INFERENCE),
     contract_check("summary_quality", SUMMARY_QUALITY),
     row_parity_check(),
+    answered_check(),
 ]

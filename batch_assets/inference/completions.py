@@ -31,10 +31,12 @@ COMPLETION_SCHEMA = pa.schema(
         ("model", pa.string()),
         ("model_version", pa.int64()),
         ("completed_at", pa.timestamp("us", tz="UTC")),
+        ("seconds", pa.float64()),
     ]
 )
 
 _TRYING = "trying-"
+_STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Completion:
     model: str | None
     model_version: int | None
     completed_at: datetime
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,23 +81,30 @@ class CompletionStore:
         path = f"{self.folder}/{uuid.uuid4()}-{len(completions)}.parquet"
         pq.write_table(table, path, filesystem=self._files())
 
+    def rows(self, columns: list[str]) -> Iterator[dict[str, Any]]:
+        """Some fields of all completions."""
+        files = self._files()
+        for path in self.paths():
+            for rows in read_parquet(files, path, columns):
+                yield from rows.to_pylist()
+
     def load(self) -> dict[str, Completion]:
         """All completions by request hash."""
         found: dict[str, Completion] = {}
-        for row in self._rows(COMPLETION_SCHEMA.names):
+        for row in self.rows(COMPLETION_SCHEMA.names):
             found.setdefault(row["request_hash"], Completion(**row))
         return found
 
     def hashes(self) -> set[str]:
         """The requests that are done."""
-        return {row["request_hash"] for row in self._rows(["request_hash"])}
+        return {row["request_hash"] for row in self.rows(["request_hash"])}
 
     def error_of_all(self) -> str | None:
         """The first error where all requests failed and are too many to blame them, else None."""
         if self.count() < SYSTEMIC_ERRORS:
             return None
         first = None
-        for row in self._rows(["error_message"]):
+        for row in self.rows(["error_message"]):
             if row["error_message"] is None:
                 return None
             first = first or row["error_message"]
@@ -121,6 +131,25 @@ class CompletionStore:
         names = (path.rsplit("/", 1)[1] for path in self._all_paths(self._files()))
         return {name.removeprefix(prefix) for name in names if name.startswith(prefix)} - self.hashes()
 
+    def stop(self, reason: str) -> None:
+        """Leave a sign that nothing more is to be tried, not even by a task that Spark starts again."""
+        pq.write_table(pa.table({"reason": [reason]}), f"{self.folder}/{_STOPPED}", filesystem=self._files())
+
+    def stopped(self) -> str | None:
+        """The reason that ``stop`` was given, None if it wasn't called."""
+        files = self._files()
+        path = f"{self.folder}/{_STOPPED}"
+        if files.get_file_info(path).type == pafs.FileType.NotFound:
+            return None
+        return str(next(read_parquet(files, path)).column("reason")[0].as_py())
+
+    def go_on(self) -> None:
+        """Take the sign of ``stop`` back."""
+        files = self._files()
+        path = f"{self.folder}/{_STOPPED}"
+        if files.get_file_info(path).type != pafs.FileType.NotFound:
+            files.delete_file(path)
+
     def clear(self) -> None:
         """Remove the files; what they held is in a committed table."""
         files = self._files()
@@ -130,12 +159,6 @@ class CompletionStore:
     def paths(self) -> list[str]:
         """The files of completions, below the root."""
         return [path for path in self._all_paths(self._files()) if path.endswith(".parquet")]
-
-    def _rows(self, columns: list[str]) -> Iterator[dict[str, Any]]:
-        files = self._files()
-        for path in self.paths():
-            for rows in read_parquet(files, path, columns):
-                yield from rows.to_pylist()
 
     def _files(self) -> pafs.FileSystem:
         return file_system(self.root, self.storage_options)

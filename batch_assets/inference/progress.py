@@ -12,13 +12,13 @@ _WIDTH = 24
 
 @contextmanager
 def progress(
-    what: str, total: int, count: Callable[[], int], report: Callable[[str], None], seconds: float = _SECONDS
+    what: str, total: int | None, count: Callable[[], int], report: Callable[[str], None], seconds: float = _SECONDS
 ) -> Iterator[None]:
     """Report how far the block has come, every few seconds, when something has changed.
 
     Args:
         what: start of each line.
-        total: rows that there are to do.
+        total: rows that there are to do, None if nobody knows.
         count: rows that are done now, those from before the block among them; called from another thread.
         report: takes a line.
         seconds: time between two lines.
@@ -48,7 +48,9 @@ def is_progress(line: str) -> bool:
     return re.search(r": \[[#.]+\] ", line) is not None
 
 
-def _line(what: str, done: int, total: int, seconds: float) -> str:
+def _line(what: str, done: int, total: int | None, seconds: float) -> str:
+    if total is None:
+        return f"{what}: [{'.' * _WIDTH}] {done} rows, {done / seconds:.1f} rows/s"
     filled = round(_WIDTH * min(done / total, 1)) if total else _WIDTH
     bar = "#" * filled + "." * (_WIDTH - filled)
     rate = done / seconds

@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.inference.completions import COMPLETION_SCHEMA, CompletionStore, FinishedWork, refuse_if_all_failed
+from batch_assets.inference.completions import (
+    COMPLETION_SCHEMA,
+    CompletionStore,
+    FinishedWork,
+    refuse_if_all_failed,
+)
 from batch_assets.inference.contract import Engine, ScoringModel
 from batch_assets.inference.encoding import texts_of
 from batch_assets.inference.engines import MLFLOW, load_engine
@@ -27,6 +32,7 @@ from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.types import StructType
 
 # Columns of the output and the fields of a completion that they hold.
 _COLUMNS = {
@@ -41,10 +47,6 @@ _COLUMNS = {
     "model_version": "model_version",
     "scored_at": "completed_at",
 }
-_COMPLETION_DDL = (
-    "request_hash string, text string, error_message string, finish_reason string, input_tokens long, "
-    "output_tokens long, input_truncated boolean, model string, model_version long, completed_at timestamp"
-)
 _HASH = "_request_hash"
 
 
@@ -224,7 +226,13 @@ def _completions(spark: "SparkSession", finished: FinishedWork) -> "DataFrame | 
 
     files = spark.createDataFrame(paths, "kind string, path string")
     spread = files.repartition(min(len(paths), spark.sparkContext.defaultParallelism))
-    return spread.mapInArrow(read, _COMPLETION_DDL).dropDuplicates(["request_hash"])
+    return spread.mapInArrow(read, _completion_type()).dropDuplicates(["request_hash"])
+
+
+def _completion_type() -> "StructType":
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    return from_arrow_schema(COMPLETION_SCHEMA)
 
 
 def _assemble(spark: "SparkSession", hashed: "DataFrame", model: ScoringModel, finished: FinishedWork) -> "DataFrame":
@@ -233,7 +241,7 @@ def _assemble(spark: "SparkSession", hashed: "DataFrame", model: ScoringModel, f
 
     completions = _completions(spark, finished)
     if completions is None:
-        completions = spark.createDataFrame([], _COMPLETION_DDL)
+        completions = spark.createDataFrame([], _completion_type())
     joined = hashed.join(completions, hashed[_HASH] == completions["request_hash"], "left")
     scored = {name: F.col(field) for name, field in _COLUMNS.items()}
     # A row without a document went through no model, but belongs to this one's batch.

@@ -250,6 +250,7 @@ class Snapshot:
         transaction: Transaction | None = None,
         *,
         once: bool = False,
+        schema: pa.Schema | None = None,
     ) -> int:
         """Replace the rows of one partition by staged files in one commit, or change nothing.
 
@@ -261,6 +262,7 @@ class Snapshot:
             metadata: what the commit should record.
             transaction: recorded in the log.
             once: commit nothing if the log holds this or a later version of the transaction.
+            schema: columns that a table without partitions has from now on, None for those that it has.
 
         Returns:
             Version of the commit.
@@ -270,7 +272,9 @@ class Snapshot:
             BatchAssetsError: the table can't be written correctly here, or a staged file is gone.
         """
         self.check_replaceable(partition)
-        return self._commit(_Change(staged, self.files(partition), self.key(partition), metadata, transaction, once))
+        # With other columns, delta-rs removes the files itself: all there are, in a table without partitions.
+        gone = self.files(partition) if schema is None else []
+        return self._commit(_Change(staged, gone, self.key(partition), metadata, transaction, once), schema)
 
     def rearrange(self, partition: Mapping[str, Any], staged: Sequence[StagedFile], gone: Sequence[DataFile]) -> int:
         """Put staged files in the place of others that hold the same rows, in one commit.
@@ -300,9 +304,11 @@ class Snapshot:
         )
         return removed + remove_half_written(self.uri, time.time() - retention_hours * 3600)
 
-    def _commit(self, change: "_Change") -> int:
+    def _commit(self, change: "_Change", schema: pa.Schema | None = None) -> int:
         """Commit as the version right after one that has been looked at, so that nobody comes in between."""
         self._refuse_missing(change.staged)
+        from deltalake import Schema
+
         commit_id = str(uuid.uuid4())
         actions, properties = change.for_delta(self.partition_columns, commit_id)
         failure: Exception | None = None
@@ -325,8 +331,8 @@ class Snapshot:
             try:
                 newest._delta.create_write_transaction(
                     actions,
-                    "append",
-                    newest._delta.schema(),
+                    "append" if schema is None else "overwrite",
+                    newest._delta.schema() if schema is None else Schema.from_arrow(schema),
                     self.partition_columns,
                     commit_properties=properties,
                 )

@@ -6,7 +6,7 @@ import dagster as dg
 from pydantic import PrivateAttr
 
 from batch_assets.ai_functions.embedded import EMBEDDED_MODEL_NAME, EMBEDDED_PARAMETERS, EmbeddedServer
-from batch_assets.ai_functions.endpoints import Endpoint, configured_endpoint
+from batch_assets.ai_functions.endpoints import Endpoint, check_key, configured_endpoint
 
 
 class EndpointsResource(dg.ConfigurableResource[Any]):
@@ -30,10 +30,11 @@ class EndpointsResource(dg.ConfigurableResource[Any]):
         """An endpoint that is ready to be asked.
 
         Raises:
-            BatchAssetsError: there is none of that name, or the embedded one doesn't start.
+            BatchAssetsError: there is none of that name, its key is not set, or the embedded one doesn't start.
         """
         endpoint = configured_endpoint(self.file, name)
         if endpoint is not None:
+            check_key(endpoint)
             return endpoint
         if self._server is None:
             self._server = EmbeddedServer(name)
@@ -41,6 +42,10 @@ class EndpointsResource(dg.ConfigurableResource[Any]):
         return started
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        """Stop the embedded server when the run is over."""
+        self.stop()
+
+    def stop(self) -> None:
         """Stop the embedded server if it was started."""
         if self._server is not None:
             self._server.stop()

@@ -67,6 +67,10 @@ class SparkResource(dg.ConfigurableResource[Any]):
         return config | self.config
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        """Stop the session when the run is over."""
+        self.stop()
+
+    def stop(self) -> None:
         """Stop the session if this resource started it."""
         if self._session is not None and self._is_ours:
             self._session.stop()

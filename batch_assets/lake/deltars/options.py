@@ -10,7 +10,7 @@ from batch_assets.lake.storage import root_of
 
 _STORAGE = "storage."
 READING = ("versionAsOf", "columns", "filesWhere")
-WRITING = ("partition", "partitionColumns", "readVersion", "mergeSchema", "txnAppId", "txnVersion")
+WRITING = ("partition", "partitionColumns", "readVersion", "mergeSchema", "overwriteSchema", "txnAppId", "txnVersion")
 
 
 class Options:

@@ -32,7 +32,7 @@ class DeltarsWriter(DataSourceArrowWriter):
     """Writes the rows of one job as files that a single commit adds.
 
     ``version`` is the table's version that the commit is made against, None where there was no table yet;
-    ``new_columns`` are added to the table before.
+    ``new_columns`` are added to the table before; ``new_schema`` takes the place of its columns.
     """
 
     area: StagingArea
@@ -40,6 +40,7 @@ class DeltarsWriter(DataSourceArrowWriter):
     new_columns: pa.Schema
     overwrite: bool
     transaction: Transaction | None
+    new_schema: pa.Schema | None = None
 
     def write(self, iterator: Iterator[pa.RecordBatch]) -> StagedMessage:
         """Stage the rows of one task."""
@@ -58,7 +59,7 @@ class DeltarsWriter(DataSourceArrowWriter):
             table.add_columns(self.new_columns)
         if self.overwrite:
             once = self.transaction is not None
-            table.replace(area.partition or {}, staged, {}, self.transaction, once=once)
+            table.replace(area.partition or {}, staged, {}, self.transaction, once=once, schema=self.new_schema)
         else:
             table.append(staged, {}, self.transaction)
 
@@ -96,7 +97,19 @@ def plan_write(options: Options, schema: StructType, overwrite: bool) -> Deltars
         raise BatchAssetsError('the option partition goes with mode("overwrite"); an append needs none')
     rows = _delta_schema(schema)
     named = options.names("partitionColumns")
-    if table is None:
+    new_schema = None
+    if options.flag("overwriteSchema"):
+        if not overwrite or (table is not None and table.partition_columns):
+            raise BatchAssetsError(
+                'the option overwriteSchema goes with mode("overwrite") of a table without partitions: the rows of '
+                "other partitions would not fit the new columns"
+            )
+        new_schema = None if table is None else pa.schema([field.with_nullable(True) for field in rows])
+    if table is not None and new_schema is not None:
+        table.check_writable()
+        _refuse_timestamps_without_zone(rows)
+        area, new_columns = replace(table.staging_area(None), schema=new_schema), pa.schema([])
+    elif table is None:
         area = _area_of_new_table(options, rows, named or [], partition)
         new_columns = pa.schema([])
     else:
@@ -117,7 +130,9 @@ def plan_write(options: Options, schema: StructType, overwrite: bool) -> Deltars
     if (app is None) != (number is None):
         raise BatchAssetsError("the options txnAppId and txnVersion go together")
     transaction = None if app is None or number is None else Transaction(app, number)
-    return DeltarsWriter(area, None if table is None else table.version, new_columns, overwrite, transaction)
+    return DeltarsWriter(
+        area, None if table is None else table.version, new_columns, overwrite, transaction, new_schema
+    )
 
 
 def _table(options: Options) -> Snapshot | None:

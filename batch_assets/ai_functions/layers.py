@@ -1,0 +1,341 @@
+"""Rewrite a query so that Spark asks as little as the query needs.
+
+A ``SELECT`` that calls ai functions becomes three layers. Below, everything that needs no answer: ``WHERE`` and, where
+the order doesn't depend on an answer, ``ORDER BY`` and ``LIMIT``. In the middle, each different call once, over rows
+that are spread so that equal requests meet. Above, what is made of the answers. Spark alone would ask for every row
+before a ``LIMIT``.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlglot import exp
+
+from batch_assets.ai_functions.requests import AiFunctionError
+
+# Spark's names are not case-sensitive, and nobody else's begin so.
+_PREFIX = "_batch_assets_"
+
+
+@dataclass(frozen=True)
+class PlacedCall:
+    """A call as it stands in the rewritten query: a function, its arguments by name, and how many tasks run it."""
+
+    function: str
+    arguments: dict[str, Any]
+    tasks: int
+
+
+Place = Callable[[Any], PlacedCall]
+
+
+def push_down(tree: Any, names: frozenset[str], place: Place) -> Any:
+    """The query in layers.
+
+    Args:
+        tree: the parsed query.
+        names: the functions that are calls, in lower case.
+        place: registers a call, and says how it is to be written.
+
+    Raises:
+        AiFunctionError: a call stands where it can't be moved from.
+    """
+    # From the inside out: what is below is in layers already when what is above is.
+    for select in reversed(list(tree.find_all(exp.Select, bfs=False))):
+        layers = _Layers(select, names, place)
+        if not layers.calls:
+            continue
+        rewritten = layers.rewrite()
+        if select is tree:
+            tree = rewritten
+        else:
+            select.replace(rewritten)
+    return tree
+
+
+def is_call(node: Any, names: frozenset[str]) -> bool:
+    """Whether a node calls one of the functions."""
+    return isinstance(node, exp.Func) and name_of(node) in names
+
+
+def name_of(node: Any) -> str:
+    """Name of a called function in lower case."""
+    name = node.name if isinstance(node, exp.Anonymous) else node.sql_name()
+    return str(name).lower()
+
+
+@dataclass
+class _Layers:
+    """The layers of one SELECT."""
+
+    select: Any
+    names: frozenset[str]
+    place: Place
+    below: list[Any] = field(default_factory=list)
+    middle: list[tuple[str, PlacedCall]] = field(default_factory=list)
+    answers: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.calls = [
+            node
+            for node in self.select.find_all(exp.Func)
+            if is_call(node, self.names) and node.find_ancestor(exp.Select) is self.select
+        ]
+        if not self.calls:
+            return
+        self._ids = {id(call) for call in self.calls}
+        self._answer_names = {
+            item.alias.lower() for item in self.select.expressions if item.alias and self._has_call(item)
+        }
+        self._refuse()
+        # Where an aggregate or a GROUP BY needs answers, it comes above them; else what is asked may be made by one.
+        group = self.select.args.get("group")
+        self.aggregate_above = any(
+            call.find_ancestor(exp.AggFunc, exp.Group, exp.Select) is not self.select for call in self.calls
+        ) or (group is not None and bool(self._answer_names & _columns(group) or self._ordinals(group)))
+        self.star = next((item for item in self.select.expressions if _is_star(item)), None)
+
+    def _refuse(self) -> None:
+        for call in self.calls:
+            place = call.find_ancestor(exp.Lambda, exp.Join, exp.Lateral, exp.From, exp.Select)
+            if place is not self.select:
+                what = {exp.Lambda: "a lambda function", exp.Join: "a join's condition"}.get(type(place), "FROM")
+                raise AiFunctionError(
+                    f"{name_of(call)} can't stand in {what}: call it in a subquery that gives its answer a name"
+                )
+        for clause in ("sort", "cluster", "distribute", "qualify", "pivots", "sample"):
+            if self.select.args.get(clause):
+                raise AiFunctionError(
+                    f"a SELECT that calls ai functions takes no {clause.upper()}: put the calls in a subquery"
+                )
+        group = self.select.args.get("group")
+        if group is not None and group.args.get("all"):
+            raise AiFunctionError("GROUP BY ALL doesn't go with ai functions in the same SELECT: name the columns")
+        if sum(_is_star(item) for item in self.select.expressions) > 1:
+            raise AiFunctionError("a SELECT that calls ai functions takes one * only: name the columns")
+
+    def rewrite(self) -> Any:
+        args = self.select.args
+        above = exp.Select(distinct=args.get("distinct"), with_=args.get("with_"), limit=args.get("limit"))
+        above.set("offset", args.get("offset"))
+        below = exp.Select(from_=args.get("from_"), joins=args.get("joins"), laterals=args.get("laterals"))
+        below.set("windows", args.get("windows"))
+        can_limit = self._can_limit()
+
+        without, having = self._split("where"), self._split("having")
+        if without[0]:
+            below.set("where", exp.Where(this=exp.and_(*without[0], copy=False)))
+        # Conditions first: nothing else is asked about rows that don't meet them.
+        conditions = [self._lift(condition) for condition in without[1]]
+        if not self.aggregate_above:
+            conditions += [self._lift(condition) for condition in having[1]]
+        asked_for_conditions = len(self.middle)
+        projections = [self._project(item) for item in self.select.expressions]
+        group = args.get("group")
+        if self.aggregate_above:
+            if group is not None:
+                above.set("group", exp.Group(expressions=[self._lift(item) for item in group.expressions]))
+            kept = [self._lift(condition) for condition in having[0] + having[1]]
+            if kept:
+                above.set("having", exp.Having(this=exp.and_(*kept, copy=False)))
+        else:
+            below.set("group", group)
+            if having[0]:
+                below.set("having", exp.Having(this=exp.and_(*having[0], copy=False)))
+        order = args.get("order")
+        if order is not None:
+            if can_limit:
+                below.set("order", self._below_order(order))
+            above.set("order", self._above_order(order))
+        if can_limit:
+            below.set("limit", args.get("limit"))
+            below.set("offset", args.get("offset"))
+            above.set("limit", None)
+            above.set("offset", None)
+        hidden = [item.alias for item in self.below if item.alias.startswith(_PREFIX)]
+        hidden += [name for name, _ in self.middle]
+        if self.star is not None:
+            below_projections = (
+                [exp.Star(), *self.below] if isinstance(self.star, exp.Star) else [self.star, *self.below]
+            )
+            star = exp.Star(except_=[exp.to_identifier(name) for name in hidden])
+            projections = [star if item is self.star else item for item in projections]
+        else:
+            below_projections = self.below or [exp.alias_(exp.Literal.number(1), f"{_PREFIX}one")]
+        below.set("expressions", below_projections)
+        above.set("expressions", projections)
+        where = exp.Where(this=exp.and_(*conditions, copy=False)) if conditions else None
+        rows = self._middle(below, self.middle[:asked_for_conditions])
+        if where is not None:
+            rows = exp.Select(expressions=[exp.Star()], from_=_from(rows), where=where)
+        above.set("from_", _from(self._middle(rows, self.middle[asked_for_conditions:])))
+        return above
+
+    def _middle(self, rows: Any, calls: Sequence[tuple[str, PlacedCall]]) -> Any:
+        for name, call in calls:
+            spread = exp.Select(expressions=[exp.Star()], from_=_from(rows))
+            by = next((arg for arg in call.arguments.values() if isinstance(arg, exp.Column)), None)
+            keys = [exp.Literal.number(call.tasks), *([by.copy()] if by is not None and call.tasks > 1 else [])]
+            spread.set("hint", exp.Hint(expressions=[exp.Anonymous(this="REPARTITION", expressions=keys)]))
+            function = exp.Anonymous(this=call.function, expressions=list(call.arguments.values()))
+            rows = exp.Select(expressions=[exp.Star(), exp.alias_(function, name)], from_=_from(spread))
+        return rows
+
+    def _can_limit(self) -> bool:
+        """Whether the rows that a LIMIT keeps are known before any answer."""
+        args = self.select.args
+        if args.get("limit") is None and args.get("offset") is None:
+            return False
+        if (
+            args.get("distinct")
+            or self.aggregate_above
+            or any(self._split(clause)[1] for clause in ("where", "having"))
+        ):
+            return False
+        if any(call.find_ancestor(exp.Window, exp.Select) is not self.select for call in self.calls):
+            return False
+        order = args.get("order")
+        if order is None:
+            return True
+        if order.args.get("all"):
+            return False
+        asked = {str(number) for number, item in enumerate(self.select.expressions, 1) if self._has_call(item)}
+        return not (self._has_call(order) or self._answer_names & _columns(order) or asked & self._ordinals(order))
+
+    def _split(self, clause: str) -> tuple[list[Any], list[Any]]:
+        """The parts of a condition that must all hold: those without a call, and those with one."""
+        whole = self.select.args.get(clause)
+        if whole is None:
+            return [], []
+        parts = list(whole.this.flatten()) if isinstance(whole.this, exp.And) else [whole.this]
+        # WHERE doesn't see aliases.
+        names = set() if clause == "where" else self._answer_names
+        above = [part for part in parts if self._has_call(part) or names & _columns(part)]
+        return [part for part in parts if not any(part is other for other in above)], above
+
+    def _project(self, item: Any) -> Any:
+        if _is_star(item):
+            return item
+        expression = item.this if isinstance(item, exp.Alias) else item
+        name = item.alias if isinstance(item, exp.Alias) else ""
+        if not self._has_call(item) and not self.aggregate_above and not (self._answer_names & _columns(item)):
+            output = name or item.output_name or item.sql(dialect="spark")
+            taken = {placed.alias.lower() for placed in self.below}
+            if self.star is not None or output.lower() in taken or not (name or isinstance(item, exp.Column)):
+                return exp.alias_(self._hide(expression), output, quoted=True)
+            self.below.append(exp.alias_(expression.copy(), output, quoted=True))
+            return exp.column(output, quoted=True)
+        if not name:
+            name = name_of(expression) if is_call(expression, self.names) else item.output_name
+        lifted = self._lift(expression)
+        return exp.alias_(lifted, name or item.sql(dialect="spark"), quoted=True)
+
+    def _below_order(self, order: Any) -> Any:
+        order = order.copy()
+        for item in order.expressions:
+            if _is_ordinal(item.this):
+                projection = self.select.expressions[int(item.this.name) - 1]
+                item.set("this", (projection.this if isinstance(projection, exp.Alias) else projection).copy())
+        return order
+
+    def _above_order(self, order: Any) -> Any:
+        aliases = {item.alias.lower() for item in self.select.expressions if item.alias}
+        above = order.copy()
+        for item, original in zip(above.expressions, order.expressions, strict=True):
+            key = original.this
+            is_alias = isinstance(key, exp.Column) and not key.table and key.name.lower() in aliases
+            if not _is_ordinal(key) and not is_alias:
+                item.set("this", self._lift(key))
+        return above
+
+    def _lift(self, node: Any, *, leaves: bool | None = None) -> Any:
+        """What a node becomes above: answers and what is made of them, the rest as columns from below.
+
+        With ``leaves``, aggregates and windows stay above, and only what goes into them comes from below.
+        """
+        leaves = self.aggregate_above if leaves is None else leaves
+        if id(node) in self._ids:
+            return exp.column(self._ask(node))
+        if isinstance(node, exp.Column) and not node.table and node.name.lower() in self._answer_names:
+            return node.copy()
+        if self._is_movable(node, leaves):
+            return node.copy() if _is_constant(node) else self._hide(node)
+        # A window's own function stays with it, and so does what a CASE and a struct are put together from.
+        if isinstance(node, exp.Window):
+            return self._with_lifted_parts(node, leaves=True, kept=(node.this,))
+        if isinstance(node, exp.Case):
+            return self._with_lifted_parts(node, leaves, kept=node.args["ifs"])
+        return self._with_lifted_parts(node, leaves)
+
+    def _with_lifted_parts(self, node: Any, leaves: bool, kept: Sequence[Any] = ()) -> Any:
+        def lifted(child: Any) -> Any:
+            if isinstance(child, exp.Lambda | exp.DataType | exp.Identifier | exp.Star) or not isinstance(
+                child, exp.Expr
+            ):
+                return child
+            if isinstance(child, exp.PropertyEQ | exp.Kwarg):
+                named = child.copy()
+                named.set("expression", self._lift(child.expression, leaves=leaves))
+                return named
+            if any(child is part for part in kept):
+                return self._with_lifted_parts(child, leaves)
+            return self._lift(child, leaves=leaves)
+
+        above = node.copy()
+        for key, value in node.args.items():
+            above.set(key, [lifted(item) for item in value] if isinstance(value, list) else lifted(value))
+        return above
+
+    def _is_movable(self, node: Any, leaves: bool) -> bool:
+        """Whether a node is a value that can be computed below."""
+        if isinstance(node, exp.Subquery):
+            return True
+        if not isinstance(node, exp.Condition) or self._has_call(node) or self._answer_names & _columns(node):
+            return False
+        return not leaves or node.find(exp.AggFunc, exp.Window) is None
+
+    def _ask(self, call: Any) -> str:
+        key = call.sql(dialect="spark")
+        if key not in self.answers:
+            placed = self.place(call)
+            arguments = {name: self._lift(value, leaves=False) for name, value in placed.arguments.items()}
+            self.answers[key] = f"{_PREFIX}answer_{len(self.answers)}"
+            self.middle.append((self.answers[key], PlacedCall(placed.function, arguments, placed.tasks)))
+        return self.answers[key]
+
+    def _hide(self, node: Any) -> Any:
+        for placed in self.below:
+            if placed.this == node:
+                return exp.column(placed.alias, quoted=True)
+        name = f"{_PREFIX}column_{len(self.below)}"
+        self.below.append(exp.alias_(node.copy(), name, quoted=True))
+        return exp.column(name, quoted=True)
+
+    def _has_call(self, node: Any) -> bool:
+        return any(id(part) in self._ids for part in node.walk())
+
+    def _ordinals(self, clause: Any) -> set[str]:
+        items = (item.this if isinstance(item, exp.Ordered) else item for item in clause.expressions)
+        return {item.name for item in items if _is_ordinal(item)}
+
+
+def _from(rows: Any) -> Any:
+    return exp.From(this=rows.subquery(f"{_PREFIX}rows", copy=False))
+
+
+def _is_star(item: Any) -> bool:
+    return isinstance(item, exp.Star) or (isinstance(item, exp.Column) and isinstance(item.this, exp.Star))
+
+
+def _is_ordinal(item: Any) -> bool:
+    return isinstance(item, exp.Literal) and item.is_int
+
+
+def _is_constant(node: Any) -> bool:
+    return node.find(exp.Column, exp.Func, exp.Subquery, exp.Star) is None
+
+
+def _columns(node: Any) -> set[str]:
+    """Columns without a qualifier that a node names, in lower case."""
+    return {column.name.lower() for column in node.find_all(exp.Column) if not column.table}

@@ -1,0 +1,157 @@
+"""What an endpoint lets one task of a statement do: its pace, its budget, and when to leave a sick server alone."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from batch_assets.ai_functions.endpoints import Endpoint
+from batch_assets.ai_functions.requests import AiFunctionError
+
+# So many failures in a row, with no answer between them, are the server's.
+_FAILURES = 20
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+
+
+class BudgetUsedUpError(AiFunctionError):
+    """A statement has used up what it may; what is in flight may still be answered."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of an endpoint's limits that belongs to one call in one task."""
+
+    requests_in_flight: int
+    requests_per_minute: float | None
+    tokens_per_minute: float | None
+    requests: int | None
+    tokens: int | None
+
+    @classmethod
+    def of(cls, endpoint: Endpoint, tasks: int, calls: int) -> "Share":
+        """Divide an endpoint's limits: all over those that ask at the same time, budgets over all calls.
+
+        Raises:
+            AiFunctionError: there is less than one request for each.
+        """
+        budget = endpoint.requests_per_statement
+        if endpoint.requests_in_flight < tasks or (budget is not None and budget < calls):
+            raise AiFunctionError(
+                f"the limits of the endpoint {endpoint.name} are too low to be divided over {tasks} tasks that ask at "
+                f"the same time and {calls} calls: run the statement with ai_sql(), or raise requests_in_flight or "
+                "requests_per_statement"
+            )
+        return cls(
+            requests_in_flight=endpoint.requests_in_flight // tasks,
+            requests_per_minute=endpoint.requests_per_minute and endpoint.requests_per_minute / tasks,
+            tokens_per_minute=endpoint.tokens_per_minute and endpoint.tokens_per_minute / tasks,
+            requests=budget and budget // calls,
+            tokens=endpoint.tokens_per_statement and endpoint.tokens_per_statement // calls,
+        )
+
+
+class Pace:
+    """At most so many units a minute, evenly spread: no burst that a server would count as too many."""
+
+    def __init__(self, per_minute: float | None) -> None:
+        self._seconds = 60 / per_minute if per_minute else 0.0
+        self._next = 0.0
+
+    async def wait(self, units: float = 1) -> None:
+        """Wait for the turn of so many units."""
+        if not self._seconds:
+            return
+        turn = max(self._next, time.monotonic())
+        self._next = turn + units * self._seconds
+        await asyncio.sleep(turn - time.monotonic())
+
+    def correct(self, units: float) -> None:
+        """Count units that turned out to be more, or fewer, than were waited for."""
+        self._next += units * self._seconds
+
+
+class Budget:
+    """What a statement may use up: it is asked before a request is sent, and told what the request came to."""
+
+    def __init__(self, endpoint: Endpoint, share: Share) -> None:
+        self._endpoint = endpoint
+        self._requests, self._tokens = share.requests, share.tokens
+        self._used = 0
+        self._reserved = 0
+        self._changed = asyncio.Condition()
+
+    async def reserve(self, tokens: int) -> None:
+        """Take one request and so many tokens out of the budget, once those in flight leave room for them.
+
+        Raises:
+            BudgetUsedUpError: there is not that much left.
+        """
+        if self._requests is not None:
+            if not self._requests:
+                raise self._used_up("requests_per_statement", self._endpoint.requests_per_statement)
+            self._requests -= 1
+        if self._tokens is None:
+            return
+        async with self._changed:
+            while self._used + self._reserved + tokens > self._tokens:
+                if not self._reserved:
+                    raise self._used_up("tokens_per_statement", self._endpoint.tokens_per_statement)
+                await self._changed.wait()
+            self._reserved += tokens
+
+    async def settle(self, reserved: int, used: int) -> None:
+        """Replace what was reserved by what was used."""
+        if self._tokens is None:
+            return
+        async with self._changed:
+            self._reserved -= reserved
+            self._used += used
+            self._changed.notify_all()
+
+    def _used_up(self, setting: str, value: int | None) -> BudgetUsedUpError:
+        return BudgetUsedUpError(
+            f"the budget of a statement at the endpoint {self._endpoint.name} is used up ({setting} = {value}): "
+            "answers so far are kept; raise it and go on with --resume"
+        )
+
+
+class Breaker:
+    """Leaves a server alone that fails and fails; then lets one request through, to see whether it is well again.
+
+    https://martinfowler.com/bliki/CircuitBreaker.html
+    """
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._pause = _FIRST_PAUSE
+        self._closed = asyncio.Event()
+        self._closed.set()
+        self._opened = 0.0
+        self._is_probing = False
+
+    async def wait(self) -> None:
+        """Return when a request may be sent."""
+        while not self._closed.is_set():
+            left = self._opened + self._pause - time.monotonic()
+            if left <= 0 and not self._is_probing:
+                self._is_probing = True
+                return
+            try:
+                async with asyncio.timeout(max(left, 0.05)):
+                    await self._closed.wait()
+            except TimeoutError:
+                continue
+
+    def succeeded(self) -> None:
+        """Note that the server answered."""
+        self._failures, self._pause, self._is_probing = 0, _FIRST_PAUSE, False
+        self._closed.set()
+
+    def failed(self) -> None:
+        """Note that it didn't."""
+        self._failures += 1
+        if self._is_probing:
+            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+        if self._is_probing or (self._failures >= _FAILURES and self._closed.is_set()):
+            self._is_probing = False
+            self._opened = time.monotonic()
+            self._closed.clear()

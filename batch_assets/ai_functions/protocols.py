@@ -1,0 +1,109 @@
+"""How each kind of endpoint is asked, and how its responses are read."""
+
+import json
+import re
+from typing import Any
+
+import httpx
+
+from batch_assets.ai_functions.endpoints import Endpoint
+from batch_assets.ai_functions.requests import Answer, Request
+from batch_assets.ai_functions.schemas import problem_with
+
+_FENCED = re.compile(r"\s*```[a-z]*\n(.*)\n```\s*", re.DOTALL)
+
+
+class UnreadableResponseError(Exception):
+    """A response that is not what the protocol says; the next one may be."""
+
+
+class SchemaError(Exception):
+    """An answer that doesn't meet the schema that was asked for."""
+
+
+class ChatCompletions:
+    """Chat completions, as OpenAI describes them: https://platform.openai.com/docs/api-reference/chat."""
+
+    path = "/chat/completions"
+
+    def body(self, endpoint: Endpoint, request: Request) -> dict[str, Any]:
+        """The JSON body of a request."""
+        content = request.content
+        parameters = endpoint.parameters | json.loads(request.parameters)
+        if request.schema is not None and endpoint.enforces_schema:
+            schema = {"name": "answer", "strict": True, "schema": json.loads(request.schema)}
+            parameters["response_format"] = {"type": "json_schema", "json_schema": schema}
+        elif request.schema is not None:
+            content += f"\n\nAnswer with JSON alone, as this JSON schema says: {request.schema}"
+        return {**parameters, "model": endpoint.model, "messages": [{"role": "user", "content": content}]}
+
+    def read(self, endpoint: Endpoint, request: Request, response: httpx.Response) -> Answer:
+        """The answer in a response.
+
+        Raises:
+            UnreadableResponseError: it is no chat completion.
+            SchemaError: the answer doesn't meet the request's schema.
+        """
+        try:
+            content: dict[str, Any] = response.json()
+            choice = content["choices"][0]
+            text = choice["message"]["content"]
+            reason = choice.get("finish_reason")
+            usage = content.get("usage") or {}
+            details = {
+                "finish_reason": reason,
+                "prompt_tokens": usage.get("prompt_tokens"),
+                "completion_tokens": usage.get("completion_tokens"),
+                "model": content.get("model") or endpoint.model,
+            }
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise UnreadableResponseError(f"the response is no chat completion ({type(error).__name__})") from error
+        if reason == "content_filter":
+            return Answer(
+                None, "[AI_FUNCTION_HTTP_REQUEST_ERROR] the endpoint's content filter withheld the answer", **details
+            )
+        text = str(text or "")
+        if request.schema is not None:
+            fenced = _FENCED.fullmatch(text)
+            text = fenced[1] if fenced else text
+            problem = problem_with(text, request.schema)
+            if problem is not None:
+                cut = " (it was cut: raise max_tokens)" if reason == "length" else ""
+                raise SchemaError(problem + cut)
+        return Answer(text, None, **details)
+
+
+class Invocations:
+    """``/invocations`` of a served MLflow model: https://mlflow.org/docs/latest/ml/deployment/deploy-model-locally/."""
+
+    path = "/invocations"
+
+    def body(self, endpoint: Endpoint, request: Request) -> dict[str, Any]:
+        """The JSON body of a request: a text alone, or the fields of a struct as columns."""
+        value = json.loads(request.content)
+        body = {"dataframe_records": [value]} if isinstance(value, dict) else {"inputs": [value]}
+        parameters = endpoint.parameters | json.loads(request.parameters)
+        return body | ({"params": parameters} if parameters else {})
+
+    def read(self, endpoint: Endpoint, request: Request, response: httpx.Response) -> Answer:
+        """The one prediction in a response, as text: a string as it is, anything else as JSON.
+
+        Raises:
+            UnreadableResponseError: it holds no prediction.
+            SchemaError: the prediction doesn't meet the request's schema.
+        """
+        try:
+            predictions = response.json()["predictions"]
+            prediction = predictions[0] if isinstance(predictions, list) else predictions
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise UnreadableResponseError(f"the response holds no predictions ({type(error).__name__})") from error
+        if isinstance(prediction, dict) and len(prediction) == 1:
+            (prediction,) = prediction.values()
+        text = prediction if isinstance(prediction, str) else json.dumps(prediction)
+        problem = None if request.schema is None else problem_with(text, request.schema)
+        if problem is not None:
+            raise SchemaError(problem)
+        return Answer(text, model=endpoint.model)
+
+
+PROTOCOLS: dict[str, ChatCompletions | Invocations] = {"openai": ChatCompletions(), "mlflow": Invocations()}

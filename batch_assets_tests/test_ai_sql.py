@@ -1,0 +1,452 @@
+"""ai_query and its family in SQL and in the DataFrame API, on a real session against a server that counts."""
+# ruff: noqa: E501 - statements and what they give, side by side
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from batch_assets.ai_functions.endpoints import Endpoint
+from batch_assets.ai_functions.requests import AiFunctionError
+from batch_assets.ai_functions.sql import ai_sql, endpoints_of
+from batch_assets_tests.conftest import BATCH_ASSETS, environment
+from batch_assets_tests.servers import ChatServer, Reply, completion
+
+
+def answer(body: dict, number: int) -> Reply:
+    """The prompt's last word in capitals; with a schema, the first choice, or the name of each field."""
+    prompt = body["messages"][0]["content"]
+    if "bad" in prompt:
+        return 400, {}, b"no"
+    if "response_format" not in body:
+        return completion(prompt.split()[-1].upper())
+    fields = body["response_format"]["json_schema"]["schema"]["properties"]
+    values = {
+        name: field["enum"][0] if "enum" in field else 7 if "integer" in field["type"] else name
+        for name, field in fields.items()
+    }
+    return completion(json.dumps(values))
+
+
+@pytest.fixture
+def server():
+    with ChatServer(answer) as server:
+        yield server
+
+
+@pytest.fixture
+def functions(spark, server):
+    """The functions with one endpoint, e, and a view of 20 texts with each of 0 to 4 four times, and five nulls."""
+    from batch_assets.ai_functions.functions import register_ai_functions
+
+    rows = [(number, f"text {number % 5}" if number < 20 else None, number % 2) for number in range(25)]
+    spark.createDataFrame(rows, "id int, text string, half int").repartition(3).createOrReplaceTempView("texts")
+    return register_ai_functions(spark, {"e": endpoint(server)})
+
+
+def endpoint(server: ChatServer, **fields) -> Endpoint:
+    return Endpoint(**{"name": "e", "base_url": server.url, "model": "m", "deadline_seconds": 20, **fields})
+
+
+def register(spark, server: ChatServer, **fields):
+    from batch_assets.ai_functions.functions import register_ai_functions
+
+    return register_ai_functions(spark, {"e": endpoint(server, **fields)})
+
+
+def test_limit_and_order_by_are_pushed_below_the_call(spark, server, functions):
+    rows = ai_sql(
+        spark,
+        "SELECT id, ai_query('e', CONCAT('say ', text, '_', id)) AS said FROM texts WHERE text IS NOT NULL "
+        "ORDER BY id DESC LIMIT 10",
+    ).collect()
+    assert [(row.id, row.said) for row in rows] == [(n, f"{n % 5}_{n}") for n in range(19, 9, -1)]
+    assert len(server.requests) == 10
+
+
+def test_equal_requests_are_asked_once_null_not_at_all_and_a_data_frame_never_again(spark, server, functions):
+    frame = ai_sql(spark, "SELECT id, ai_query('e', text) AS said FROM texts")
+    rows = frame.collect()
+    assert {row.id: row.said for row in rows} == {n: str(n % 5) if n < 20 else None for n in range(25)}
+    assert sorted(server.prompts) == [f"text {n}" for n in range(5)]
+    assert sorted(frame.collect()) == sorted(rows)
+    assert len(server.requests) == 5
+    ai_sql(spark, "SELECT id, ai_query('e', text) AS said FROM texts").collect()
+    assert len(server.requests) == 10  # a new statement asks afresh
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT * FROM (SELECT id, ai_query('e', text) AS said FROM texts) WHERE said <> '3'",
+        "SELECT id, ai_query('e', text) AS said FROM texts WHERE ai_query('e', text) <> '3'",
+        "WITH asked AS (SELECT id, ai_query('e', text) AS said FROM texts) SELECT * FROM asked WHERE said <> '3'",
+    ],
+)
+def test_a_projection_and_a_filter_on_the_same_answer_ask_once(spark, server, functions, query):
+    rows = ai_sql(spark, query).collect()
+    assert sorted(row.said for row in rows) == ["0"] * 4 + ["1"] * 4 + ["2"] * 4 + ["4"] * 4
+    assert len(server.requests) == 5
+
+
+@pytest.mark.parametrize(
+    ("query", "rows", "requests"),
+    [
+        ("SELECT ai_classify(text, array('x', 'y')) AS l, count(*) AS n FROM texts GROUP BY l", {("x", 20), (None, 5)}, 5),
+        ("SELECT ai_gen(text) AS g, sum(id) s FROM texts GROUP BY 1 HAVING sum(id) > 40", {("4", 46), ("3", 42), (None, 110)}, 5),
+        ("SELECT half, ai_gen(concat('n ', count(*))) AS g FROM texts GROUP BY half", {(0, "13"), (1, "12")}, 2),
+        ("SELECT ai_translate(ai_gen(text), 'de') AS g FROM texts ORDER BY id LIMIT 1", {("0",)}, 2),
+        ("SELECT id, ai_gen(text) AS g, upper(g) AS u FROM texts WHERE id = 1", {(1, "1", "1")}, 1),
+        ("SELECT id, text, half, ai_gen(text) FROM texts LIMIT 0", set(), 0),
+        ("SELECT *, ai_gen(text) AS g FROM texts WHERE id < 2", {(0, "text 0", 0, "0"), (1, "text 1", 1, "1")}, 2),
+        ("SELECT DISTINCT ai_gen(text) FROM texts WHERE half = 0", {(str(n),) for n in range(5)} | {(None,)}, 5),
+        ("SELECT max(id) OVER (PARTITION BY ai_gen(text)) m FROM texts WHERE id IN (1, 6)", {(6,)}, 1),
+        ("SELECT id, CASE WHEN half = 1 THEN ai_gen(text) ELSE 'no' END FROM texts WHERE id < 2", {(0, "no"), (1, "1")}, 2),
+        ("SELECT ai_gen('hello world')", {("WORLD",)}, 1),
+        ("SELECT t.id, u.g FROM texts t JOIN (SELECT id, ai_gen(text) g FROM texts WHERE id = 2) u ON t.id = u.id", {(2, "2")}, 1),
+        ("SELECT ai_gen(text) g FROM texts WHERE id = 0 UNION ALL SELECT ai_gen(text) FROM texts WHERE id = 1", {("0",), ("1",)}, 2),
+        ("SELECT 1 AS one", {(1,)}, 0),
+    ],
+)  # fmt: skip
+def test_a_call_may_stand_anywhere_and_asks_for_what_the_query_needs(spark, server, functions, query, rows, requests):
+    assert {tuple(row) for row in ai_sql(spark, query).collect()} == rows
+    assert len(server.requests) == requests
+
+
+def test_rows_that_a_condition_leaves_out_are_asked_nothing_else(spark, server, functions):
+    query = "SELECT ai_gen(text) AS g FROM texts WHERE half = 0 AND ai_gen(concat('is it ', text)) = '4'"
+    assert {row.g for row in ai_sql(spark, query).collect()} == {"4"}
+    assert sorted(server.prompts) == sorted([*(f"is it text {n}" for n in range(5)), "text 4"])
+
+
+@pytest.mark.parametrize(
+    ("call", "type_", "value"),
+    [
+        ("ai_query('e', 'say 42', returnType => 'INT')", "int", 42),
+        ("ai_query('e', 'say [1.5,2]', 'ARRAY<DOUBLE>')", "array<double>", [1.5, 2.0]),
+        ("ai_query('e', 'say 2026-01-31', returnType => 'DATE')", "date", "2026-01-31"),
+        ("ai_query('e', 'say true', returnType => 'BOOLEAN')", "boolean", True),
+        ("ai_query('e', 'say 7', returnType => 'DECIMAL(5,2)')", "decimal(5,2)", "7.00"),
+        ("ai_query('e', 'say hi', failOnError => false).result", "string", "HI"),
+        ("ai_query('e', 'bad', failOnError => false).errorMessage", "string",
+         "[AI_FUNCTION_HTTP_REQUEST_ERROR] HTTP status 400: no"),
+        ("ai_query('e', 'say x', returnType => 'INT', failOnError => false).errorMessage", "string",
+         "[AI_FUNCTION_HTTP_PARSE_CAST_ERROR] the answer can't be read as int: Expecting value: line 1 column 1 (char 0)"),
+        ("ai_query('e', 'x', responseFormat => 'STRUCT<r: STRUCT<n: INT, s: STRING>>')", "struct<n:int,s:string>", (7, "s")),
+        ("ai_query('e', 'x', responseFormat => 'STRUCT<n: INT, s: STRING>').n", "int", 7),
+        ("""ai_query('e', 'x', responseFormat => '{"type": "json_schema", "json_schema": {"name": "a", "schema":
+         {"type": "object", "properties": {"n": {"type": "integer"}}}}}')""", "string", '{"n": 7}'),
+        ("""ai_query('e', 'x', returnType => schema_of_json('{"n": 1}'), responseFormat => '{"type": "object",
+         "properties": {"n": {"type": "integer"}}}')""", "struct<n:bigint>", (7,)),
+        ("ai_summarize('a b')", "string", "B"),
+        ("ai_summarize(content => 'a b', max_words => 0)", "string", "B"),
+        ("ai_extract('a', array('name', 'place'))", "struct<name:string,place:string>", ("name", "place")),
+        ("ai_analyze_sentiment('a')", "string", "positive"),
+        ("ai_fix_grammar('a b')", "string", "B"),
+        ("ai_mask('a b', array('name'))", "string", "B"),
+        ("ai_query('e', NULL)", "string", None),
+        ("ai_classify(NULL, array('a', 'b'))", "string", None),
+    ],
+)  # fmt: skip
+def test_an_answer_has_the_type_that_the_call_asks_for(spark, functions, call, type_, value):
+    frame = ai_sql(spark, f"SELECT {call} AS v")
+    assert frame.schema["v"].dataType.simpleString() == type_
+    found = frame.collect()[0].v
+    assert (str(found) if type_ in {"date", "decimal(5,2)"} else found) == value
+
+
+def test_columns_of_a_prediction_must_be_those_of_the_type(spark):
+    with ChatServer(lambda body, n: (200, {}, b'{"predictions": [{"a": 1, "b": "x"}]}')) as server:
+        register(spark, server, kind="mlflow")
+        calls = {
+            "named_struct('x', 1.5), 'STRUCT<a: INT, b: STRING>'": (1, "x"),
+            "named_struct('x', 1.5)": '{"a": 1, "b": "x"}',
+        }
+        for arguments, value in calls.items():
+            assert ai_sql(spark, f"SELECT ai_query('e', {arguments})").collect()[0][0] == value
+        wrong = ai_sql(spark, "SELECT ai_query('e', 'x', 'INT', false).errorMessage").collect()[0][0]
+        assert "AI_FUNCTION_HTTP_PARSE_COLUMNS_ERROR] the model gave the columns a, b" in wrong
+    assert server.requests[0][0] == {"dataframe_records": [{"x": 1.5}]}
+
+
+def test_parameters_of_a_call_go_into_the_request_beside_those_of_the_endpoint(spark, server):
+    register(spark, server, parameters={"temperature": 0, "max_tokens": 5})
+    query = "SELECT ai_query('e', 'x', modelParameters => named_struct('max_tokens', 9, 'top_p', 0.5))"
+    ai_sql(spark, query).collect()
+    body = server.requests[0][0]
+    assert (body["temperature"], body["max_tokens"], body["top_p"]) == (0, 9, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("SELECT FROM WHERE (", "can't be parsed"),
+        ("SELECT 1; SELECT 2", "2 statements"),
+        ("DROP TABLE x", "only queries"),
+        ("SELECT ai_query('other', text) FROM texts", "no endpoint 'other'; configured: e"),
+        ("SELECT ai_query(text, 'x') FROM texts", "endpoint must be a literal"),
+        ("SELECT ai_query('http://127.0.0.1:1/v1', 'x')", "no endpoint 'http"),
+        ("SELECT ai_query('e', 'x', failOnError => half) FROM texts", "failOnError must be a literal"),
+        ("SELECT ai_query('e')", "needs request"),
+        ("SELECT ai_query('e', 'x', model => 'm')", "no parameter model"),
+        ("SELECT ai_gen('a', 'b')", "takes 1 arguments"),
+        ("SELECT ai_query('e', 'x', returnType => 'NUMBER')", "names no type"),
+        ("SELECT ai_query('e', 'x', returnType => 'BINARY')", "no answer can be read as binary"),
+        ("SELECT ai_query('e', 'x', responseFormat => 'INT')", "is no STRUCT"),
+        ("SELECT ai_query('e', 'x', responseFormat => '{\"type\": 3}')", "no JSON schema"),
+        ("SELECT ai_extract('x', array())", "0 labels"),
+        ("SELECT transform(array('a'), x -> ai_gen(x))", "can't stand in a lambda"),
+        ("SELECT * FROM texts a JOIN texts b ON ai_gen(a.text) = b.text", "can't stand in a join's condition"),
+        ("CREATE TABLE x AS SELECT 1", "needs a lake"),
+    ],
+)
+def test_a_statement_that_cannot_be_run_says_why_before_anything_is_asked(spark, server, functions, query, message):
+    with pytest.raises(AiFunctionError, match=message):
+        ai_sql(spark, query)
+    assert not server.requests
+
+
+def test_plain_spark_sql_has_the_functions_too_and_names_ai_sql_where_it_cannot_honour_a_call(spark, server, functions):
+    row = spark.sql(
+        "SELECT ai_query('e', 'say hi'), ai_summarize('a b'), ai_summarize('a b', 3), ai_classify('a', array('x', 'y')),"
+        " ai_gen(CAST(NULL AS STRING)), ai_translate('a b', 'de')"
+    ).collect()[0]
+    assert tuple(row) == ("HI", "B", "B", "x", None, "B")
+    for call in (
+        "ai_query('e', text, failOnError => false)",
+        "ai_query('e', text, returnType => 'INT')",
+        "ai_query('e', text, responseFormat => 'STRUCT<a: INT>')",
+        "ai_extract(text, array('a'))",
+    ):
+        with pytest.raises(Exception, match=r"run the statement with ai_sql\(\)"):
+            spark.sql(f"SELECT {call} FROM texts").collect()
+
+
+def test_the_data_frame_api_has_the_same_functions(spark, server, functions):
+    from pyspark.sql import functions as F  # noqa: N812
+
+    texts = spark.table("texts").where("id < 3")
+    asked = texts.select(
+        "id",
+        functions.ai_query("e", "text", failOnError=False).alias("q"),
+        functions.ai_extract(F.col("text"), ["name"]).alias("x"),
+        functions.ai_classify("text", ["a", "b"]).alias("c"),
+        functions.ai_summarize("text", 5).alias("s"),
+    )
+    rows = {row.id: row for row in asked.collect()}
+    assert (rows[1].q.result, rows[1].q.errorMessage, rows[1].x.name, rows[1].c, rows[1].s) == (
+        "1",
+        None,
+        "name",
+        "a",
+        "1",
+    )
+
+
+def test_fail_on_error_decides_between_a_failed_statement_and_an_error_message(spark, server, functions):
+    rows = ai_sql(
+        spark, "SELECT id, ai_query('e', IF(id = 3, 'bad', text), failOnError => false) AS a FROM texts"
+    ).collect()
+    found = {row.id: row.a for row in rows}
+    assert found[24] is None
+    assert (found[1].result, found[1].errorMessage) == ("1", None)
+    assert found[3].result is None and "HTTP status 400" in found[3].errorMessage
+    before = len(server.requests)
+    with pytest.raises(Exception, match="AI_FUNCTION_HTTP_REQUEST_ERROR"):
+        ai_sql(spark, "SELECT ai_query('e', 'bad')").collect()
+    assert len(server.requests) == before + 1  # tasks that Spark starts again don't ask again
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_refused_key_ends_the_statement_with_at_most_the_requests_in_flight(spark, monkeypatch, plain):
+    # Workers get their environment when the session starts, long before this test.
+    monkeypatch.setitem(spark.sparkContext.environment, "SOME_KEY", "sesame")
+    with ChatServer(lambda body, n: (401, {}, b"sesame is wrong")) as server:
+        register(spark, server, requests_in_flight=4, api_key_env="SOME_KEY")
+        query = "SELECT ai_query('e', CAST(id AS STRING)) FROM range(0, 400, 1, 4)"
+        with pytest.raises(Exception, match="refuses access") as caught:
+            (spark.sql(query) if plain else ai_sql(spark, query)).collect()
+    assert 1 <= len(server.requests) <= 4
+    assert "sesame" not in str(caught.value)
+
+
+def test_requests_in_flight_rates_and_budgets_are_kept_over_all_tasks(spark):
+    with ChatServer(lambda body, n: completion("fine")) as server:
+        register(spark, server, requests_in_flight=3, requests_per_minute=1200)
+        query = "SELECT ai_query('e', CAST(id AS STRING)) FROM range(0, 40, 1, 8)"
+        ai_sql(spark, query).collect()
+        assert (len(server.requests), server.most_at_once <= 3) == (40, True)
+        assert server.times[-1] - server.times[0] >= 39 * 0.05 * 0.95
+        register(spark, server, requests_per_statement=7)
+        with pytest.raises(Exception, match="requests_per_statement = 7"):
+            ai_sql(spark, query).collect()
+        assert len(server.requests) == 47
+        with pytest.raises(Exception, match=r"run it with ai_sql\(\)"):
+            spark.sql(query).collect()
+        register(spark, server, requests_in_flight=200)
+        ai_sql(spark, query).collect()  # more than one client takes: two tasks
+        assert len(server.requests) == 87
+
+
+def test_an_endpoint_that_takes_fewer_requests_than_there_are_tasks_needs_ai_sql(spark, server):
+    register(spark, server, requests_in_flight=1)
+    with pytest.raises(Exception, match=r"too low.*ai_sql\(\)"):
+        spark.sql("SELECT ai_query('e', 'x')").collect()
+    assert ai_sql(spark, "SELECT ai_query('e', 'x')").collect()[0][0] == "X"
+    assert server.most_at_once == 1
+
+
+TALK = """CREATE OR REPLACE TABLE main.mine.ai_query_inference AS (
+  SELECT id,
+    ai_query("e", CONCAT("Based on the following document, provide a summary in less than 100 words. Document: ", document))
+    AS generated_summary
+  FROM m4_1_prod_data LIMIT 10
+)"""
+
+
+def test_the_statement_of_the_talk_makes_a_table_with_ten_requests(spark, server, functions, lake):
+    from deltalake import DeltaTable
+
+    documents(spark, lake)
+    assert len(ai_sql(spark, TALK, lake).collect()) == 10
+    assert len(server.requests) == 10
+    table = DeltaTable(f"{lake.uri}/main/mine/ai_query_inference")
+    assert (table.version(), table.to_pyarrow_table().num_rows) == (1, 10)
+    other = "CREATE OR REPLACE TABLE mine.ai_query_inference AS SELECT id, 1 AS n FROM m4_1_prod_data"
+    again = ai_sql(spark, other, lake)
+    assert (again.columns, again.count()) == (["id", "n"], 40)
+    assert ai_sql(spark, "SELECT count(*) FROM main.mine.ai_query_inference AS t WHERE t.n = 1", lake).first()[0] == 40
+    unless = "CREATE TABLE IF NOT EXISTS mine.ai_query_inference AS SELECT ai_gen('x')"
+    assert ai_sql(spark, unless, lake).count() == 40
+    assert len(server.requests) == 10
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("CREATE OR REPLACE TABLE m4_1_prod_data AS SELECT 1 AS x", "belongs to an asset"),
+        ("CREATE OR REPLACE TABLE main.default.M4_1_BATCH_INFERENCE AS SELECT 1 AS x", "belongs to an asset"),
+        ("CREATE TABLE `../x`.y AS SELECT 1 AS x", "names no table"),
+        ("CREATE TABLE `_completions`.x.y AS SELECT 1 AS x", "names no table"),
+        ("CREATE TABLE x LOCATION '/tmp/x' AS SELECT 1 AS x", "takes no LOCATION"),
+        ("CREATE VIEW x AS SELECT 1", "of the CREATE statements"),
+        ("SELECT * FROM nowhere", "no table main.default.nowhere"),
+    ],
+)
+def test_tables_of_assets_and_names_that_are_none_are_refused(spark, server, functions, lake, statement, message):
+    documents(spark, lake)
+    with pytest.raises(AiFunctionError, match=message):
+        ai_sql(spark, statement, lake)
+    assert not server.requests
+
+
+def documents(spark, lake) -> None:
+    from batch_assets.lake.deltars import register_deltars
+
+    register_deltars(spark)
+    rows = [(str(number), f"text {number}") for number in range(40)]
+    frame = spark.createDataFrame(rows, "id string, document string").repartition(4)
+    frame.write.format("deltars").mode("append").save(f"{lake.uri}/main/default/m4_1_prod_data")
+
+
+def query(home: Path, *arguments: str, file: Path) -> subprocess.CompletedProcess[str]:
+    env = environment(home, ENDPOINTS=str(file), ENDPOINT="e", SPARK_MASTER="local[2,4]")
+    return subprocess.run([*BATCH_ASSETS, "query", *arguments], env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_a_killed_query_goes_on_with_what_is_missing_and_a_new_one_asks_afresh(tmp_path, home):
+    file = tmp_path / "endpoints.toml"
+    statement = "CREATE TABLE me.said AS SELECT id, ai_query('e', CAST(id AS STRING)) AS said FROM range(60)"
+    running: list[subprocess.Popen] = []
+    pause = threading.Event()
+
+    def reply(body: dict, number: int) -> Reply:
+        if number == 30 and running:
+            running[0].send_signal(signal.SIGKILL)
+        pause.wait(0.1)
+        return completion(body["messages"][0]["content"])
+
+    with ChatServer(reply) as server:
+        file.write_text(f'[endpoints.e]\nbase_url = "{server.url}"\nmodel = "m"\nrequests_in_flight = 4\n')
+        env = environment(home, ENDPOINTS=str(file), ENDPOINT="e", SPARK_MASTER="local[2,4]")
+        running.append(subprocess.Popen([*BATCH_ASSETS, "query", statement], env=env, stderr=subprocess.DEVNULL))
+        assert running[0].wait() == -signal.SIGKILL
+        asked = len(server.requests)
+        assert 30 <= asked < 60
+        running.clear()
+        done = query(home, "--resume", statement, file=file)
+        assert done.returncode == 0, done.stderr
+        # Two answers a task may have come in the quarter of a second before the kill.
+        assert len(server.requests) <= 60 + 4 + 12
+        assert "60 rows" in done.stderr
+        shown = query(home, "SELECT count(DISTINCT said) AS n FROM me.said", "--json", file=file)
+        assert json.loads(shown.stdout) == {"n": 60}
+    assert not list((home / "lake" / "_completions").rglob("*.parquet"))
+
+
+def test_a_registered_model_that_mlflow_serves_answers_like_the_model_itself(spark, t5_version, documents):
+    import mlflow
+
+    from batch_assets.ai_functions.functions import register_ai_functions
+
+    settings, _, version = t5_version
+    port = free_port()
+    command = ["models", "serve", "-m", f"models:/{version.name}@champion", "--env-manager", "local", "-p", str(port)]
+    env = {**os.environ, "MLFLOW_TRACKING_URI": settings.tracking_uri}
+    serving = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", *command], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_for(f"http://127.0.0.1:{port}/ping", serving)
+        served = Endpoint(name="served", kind="mlflow", base_url=f"http://127.0.0.1:{port}", model="t5/1")
+        register_ai_functions(spark, {"served": served})
+        texts = [row["document"] for row in documents[:2]]
+        spark.createDataFrame([(text,) for text in texts], "text string").createOrReplaceTempView("papers")
+        rows = ai_sql(spark, "SELECT text, ai_query('served', text) AS said FROM papers").collect()
+        wrong = ai_sql(spark, "SELECT ai_query('served', text, 'INT', false) AS said FROM papers").collect()
+    finally:
+        os.killpg(serving.pid, signal.SIGTERM)
+        serving.wait()
+    alone = mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}").predict(texts)
+    assert {row.text: row.said for row in rows} == dict(zip(texts, alone, strict=True))
+    assert all("AI_FUNCTION_HTTP_PARSE_CAST_ERROR" in row.said.errorMessage for row in wrong)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(url: str, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 90
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            if httpx.get(url, timeout=5).is_success:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    pytest.fail(f"nothing answers at {url}")
+
+
+def test_a_query_that_is_refused_is_one_line_and_status_2(tmp_path, home):
+    file = tmp_path / "endpoints.toml"
+    file.write_text('[endpoints.e]\nbase_url = "http://127.0.0.1:9/v1"\nmodel = "m"\n')
+    refused = query(home, "SELECT ai_query('gpt', 'x')", file=file)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert re.search(r"^batch-assets: there is no endpoint 'gpt'", refused.stderr, re.MULTILINE)
+
+
+def test_the_endpoints_of_a_statement_are_known_before_it_runs():
+    query = "SELECT ai_query('a', x), ai_gen(x) FROM (SELECT ai_query(\"b\", y) AS x FROM t)"
+    assert endpoints_of(query, "default") == {"a", "b", "default"}
