@@ -183,6 +183,73 @@ def _figures(figures: list[dict[str, Any]]) -> Any:
 
 
 @main.command()
+@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Only versions with this tag; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print each version as one line of JSON.")
+def models(tags: tuple[str, ...], as_json: bool) -> None:
+    """List the registered versions: aliases, scores, the decision about each, and what they have written."""
+    from batch_assets.lake.configured import configured_lake
+    from batch_assets.models.overview import overview
+    from batch_assets.models.tracking import connect
+
+    settings = _load()
+    rows = overview(connect(settings), settings, configured_lake(settings), tags)
+    if not rows and not as_json:
+        click.echo(f"{settings.registered_model} has no versions{' with these tags' if tags else ' yet'}")
+        return
+    columns = ["version", "aliases", "checkpoint", "scores", "decision", "written"]
+    if as_json:
+        import json
+
+        for row in rows:
+            click.echo(json.dumps(row))
+        return
+    _print_table(columns, [[row[column] for column in columns] for row in rows])
+
+
+@main.command()
+@click.argument("version", type=click.IntRange(min=1))
+def promote(version: int) -> None:
+    """Make a VERSION the champion by hand, whatever its scores. It has to load and to answer first."""
+    from batch_assets.automation.promotion import promote_version
+
+    settings = _load()
+    click.echo(promote_version(settings, version, click.echo))
+
+
+@main.command()
+def rollback() -> None:
+    """Make the version the champion again that was it before; the two swap."""
+    from batch_assets.automation.promotion import roll_back
+
+    settings = _load()
+    click.echo(roll_back(settings))
+
+
+@main.command(name="try")
+@click.argument("text")
+def try_(text: str) -> None:
+    """Let the champion answer to TEXT, as batch_inference would; - reads it from standard input."""
+    from batch_assets.inference.contract import generate
+    from batch_assets.inference.engines import load_engine
+    from batch_assets.models.registry import champion, scoring_model
+    from batch_assets.models.tracking import connect
+
+    settings = _load()
+    client = connect(settings)
+    document = sys.stdin.read() if text == "-" else text
+    model = scoring_model(client, champion(client, settings), settings.model_copy(update={"engine": "transformers"}))
+    (generation,) = generate(load_engine(model, os.cpu_count() or 1), [document])
+    if generation.text is None:
+        raise BatchAssetsError(generation.error_message or "no answer")
+    click.echo(generation.text)
+    click.echo(
+        f"version {model.version} of {model.name}, {generation.input_tokens} + {generation.output_tokens} tokens, "
+        f"{generation.finish_reason}" + (", the text was cut" if generation.input_truncated else ""),
+        err=True,
+    )
+
+
+@main.command()
 @click.argument("statement")
 @click.option("--resume", is_flag=True, help="Go on with the same statement that was interrupted: ask what is missing.")
 @click.option("--json", "as_json", is_flag=True, help="Print each row as one line of JSON.")
@@ -229,15 +296,19 @@ def query(statement: str, resume: bool, as_json: bool) -> None:
 def _print_rows(columns: list[str], rows: list[Any], as_json: bool) -> None:
     import json
 
+    if as_json:
+        for row in rows:
+            click.echo(json.dumps(row.asDict(recursive=True), ensure_ascii=False, default=str))
+        return
+    _print_table(columns, rows)
+
+
+def _print_table(columns: list[str], rows: list[Any]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    if as_json:
-        for row in rows:
-            click.echo(json.dumps(row.asDict(recursive=True), ensure_ascii=False, default=str))
-        return
     table = Table(box=box.SIMPLE, show_lines=True)
     for title in columns:
         table.add_column(Text(title))

@@ -18,7 +18,7 @@ EMBEDDED_MODEL = "smollm2"
 EMBEDDED_DATASET = "aclsum"
 EMBEDDED_ENDPOINT = "smollm2"
 
-DEFAULT_PROMPT = "Summarize the following text in two or three sentences.\n\n{document}"
+SUMMARIZATION = "summarization"
 
 
 def _absolute(path: Path) -> Path:
@@ -56,11 +56,11 @@ class Settings(BaseSettings):
     evaluation_rows: int = Field(25, ge=1, description="Held-out documents that a model is evaluated on.")
 
     model: str = Field(EMBEDDED_MODEL, description="smollm2, a model of the Hugging Face hub, or a local folder.")
-    task: Literal["summarization"] = Field(
-        "summarization", description="What is wanted; the pipeline follows from the model's architecture."
+    task: str = Field(
+        SUMMARIZATION, description="What is wanted: summarization, or module:Class of a task of your own."
     )
-    prompt: str = Field(
-        DEFAULT_PROMPT, description="What a decoder-only model is told; {document} stands for the text."
+    prompt: str | None = Field(
+        None, description="What a decoder-only model is told; {document} stands for the text. Default: the task's."
     )
     min_length: int | None = Field(
         None, ge=0, description="Shortest summary in tokens; default 20 for an encoder-decoder, else none."
@@ -78,6 +78,12 @@ class Settings(BaseSettings):
     experiment: str = Field("batch_assets", min_length=1, description="MLflow experiment.")
     model_name: str = Field("summarizer", description="Third part of the registered model's name.")
     select_by: str = Field("newest", description="Which run is registered: newest, or a logged metric such as rouge1.")
+    select_tag: str | None = Field(None, description="Only runs with this tag, key=value, are registered.")
+    promotion_margin: float = Field(
+        0.02, ge=0, description="How much worse than the champion a candidate may be, in its main score (ROUGE-1)."
+    )
+    error_rate: float = Field(0.05, ge=0, le=1, description="Share of held-out documents that a candidate may fail on.")
+    beat_baseline: bool = Field(False, description="Promote only what is better than the document's first sentences.")
     new_model: bool = Field(False, description="Log a new model although nothing has changed.")
 
     spark_master: str = Field("local[*,4]", min_length=1, description="Spark master.")
@@ -152,10 +158,24 @@ class Settings(BaseSettings):
             raise ValueError("use newest, or the name of a logged metric")
         return name
 
+    @field_validator("task")
+    @classmethod
+    def _task(cls, task: str) -> str:
+        if task != SUMMARIZATION and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", task):
+            raise ValueError("use summarization, or module:Class")
+        return task
+
+    @field_validator("select_tag")
+    @classmethod
+    def _tag(cls, tag: str | None) -> str | None:
+        if tag is not None and not re.fullmatch(r"[\w./ -]+=[^'\"\\\\]*", tag):
+            raise ValueError("use key=value, without quotation marks")
+        return tag
+
     @field_validator("prompt")
     @classmethod
-    def _prompt(cls, prompt: str) -> str:
-        if prompt.count("{document}") != 1:
+    def _prompt(cls, prompt: str | None) -> str | None:
+        if prompt is not None and prompt.count("{document}") != 1:
             raise ValueError("the prompt needs {document} exactly once")
         return prompt
 

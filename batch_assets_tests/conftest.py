@@ -69,10 +69,21 @@ def registered(settings: Settings, held_out: list):
     from batch_assets.inference.transformers_engine import TransformersEngine
     from batch_assets.models.evaluation import evaluate
     from batch_assets.models.registry import promote, register, run_model
+    from batch_assets.models.task import task_of
 
     client, logged = log(settings, held_out[0].document)
     run = logged.run
-    evaluate(client, run, held_out, "val", "0" * 64, lambda: TransformersEngine(run_model(run, settings), 2), 0, print)
+    evaluate(
+        client,
+        run,
+        task_of(settings),
+        held_out,
+        "val",
+        "0" * 64,
+        lambda: TransformersEngine(run_model(run, settings), 2),
+        0,
+        print,
+    )
     version, _ = register(client, settings.registered_model, run, {"task": "summarization"})
     promote(client, version)
     return settings, client, version

@@ -175,6 +175,9 @@ def growth(home: Path, runs: int) -> None:
     model = bench.model(engine="ctranslate2", dtype="int8")
     texts = _documents(1600)
     _say("Cost of a document, T5 of t5-small's shape, ctranslate2 int8")
+    # The first job of a JVM is slow, whatever it does.
+    bench.land("warm", texts[:8])
+    bench.score("warming up", model, "warm")
     rates = []
     for rows in (100, 400, 1600):
         bench.land(f"r{rows}", texts[:rows])

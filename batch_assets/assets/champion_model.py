@@ -7,70 +7,83 @@ import dagster as dg
 from batch_assets.assets._tables import markdown_sample
 from batch_assets.assets.external import SOURCE_DATASET
 from batch_assets.assets.model_evaluation import model_evaluation
+from batch_assets.automation.promotion import POOL
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import Settings
 from batch_assets.sources.configured import evaluation_dataset
-
-_SAMPLE = "single_node_inference"
-_SAMPLE_DOCUMENTS = 2
 
 
 @dg.asset(
     deps=[model_evaluation, SOURCE_DATASET],
     group_name="model",
     kinds={"mlflow"},
-    code_version="1",
-    pool="promotion",
-    description="The run that settings select, registered as a version and given the alias champion after it has "
-    "summarized two documents. The data version is the version's number.",
+    code_version="2",
+    pool=POOL,
+    description="The run that settings select, registered as a version. It becomes the champion if it loads, "
+    "summarizes two documents on one node, and is not worse than the champion on the held-out documents; else the "
+    "champion stays. The data version is the champion's number.",
+    check_specs=[
+        dg.AssetCheckSpec(
+            "promotion",
+            asset="champion_model",
+            description="The version that settings select is the champion; if not, why.",
+        )
+    ],
 )
 def champion_model(
     context: dg.AssetExecutionContext,
     settings: dg.ResourceParam[Settings],
     registry: dg.ResourceParam[ModelRegistry],
 ) -> dg.MaterializeResult[None]:
-    """Find the run, register it, try the version on one node, promote it."""
-    from batch_assets.models.registry import CHAMPION, predict, prepare_engine, promote, register, with_alias
-    from batch_assets.models.runs import find_run
-    from batch_assets.models.samples import keep_samples, kept_samples
+    """Find the run, register it, propose the version."""
+    from batch_assets.models.promotion import SAMPLE, propose
+    from batch_assets.models.registry import CHAMPION, prepare_engine, register
+    from batch_assets.models.runs import TASK_TAG, find_run
+    from batch_assets.models.samples import kept_samples
+    from batch_assets.models.task import task_of
 
-    run = find_run(registry.client, settings)
+    client = registry.client
+    score = task_of(settings).main_score
+    run = find_run(client, settings)
+    scores = {name: run.metrics[name] for name in (score, f"lead_{score}") if name in run.metrics}
     tags: dict[str, str] = {
-        "task": settings.task,
+        "task": run.tags[TASK_TAG],
         "checkpoint": run.tags["batch_assets.checkpoint"],
         "data_set": settings.dataset,
-        **{name: f"{run.metrics[name]:.4f}" for name in ("rouge1", "lead_rouge1") if name in run.metrics},
+        **{name: f"{value:.4f}" for name, value in scores.items()},
     }
-    version, is_new = register(registry.client, settings.registered_model, run, tags)
-    held_out = evaluation_dataset(settings).held_out(settings.evaluation_rows)
-    conversion = prepare_engine(registry.client, version, settings, held_out, context.log.info)
+    candidate, is_new = register(client, settings.registered_model, run, tags)
+    documents = evaluation_dataset(settings).held_out(settings.evaluation_rows)
+    proposal = propose(client, settings, candidate, documents, context.log.info)
+    champion, decision = proposal.champion, proposal.decision
+    reason = "it is the champion already" if decision is None else decision.reason
+    # Also where nothing was promoted: another engine or precision may be wanted now.
+    conversion = prepare_engine(client, champion, settings, documents, context.log.info)
     metadata: dict[str, Any] = {
-        "model": version.name,
-        "version": version.number,
+        "model": champion.name,
+        "version": champion.number,
         "alias": CHAMPION,
+        "candidate": candidate.number,
         "new": is_new,
+        "decision": reason,
         "selected_by": settings.select_by,
         **({} if conversion is None else {"engine": conversion}),
-        "version_page": dg.MetadataValue.url(registry.version_page(version.name, version.number)),
-        "mlflow_run": dg.MetadataValue.url(registry.run_page(run.run_id)),
-        **{name: round(run.metrics[name], 4) for name in ("rouge1", "lead_rouge1") if name in run.metrics},
+        "version_page": dg.MetadataValue.url(registry.version_page(champion.name, champion.number)),
+        "mlflow_run": dg.MetadataValue.url(registry.run_page(champion.run_id)),
+        **{name: round(value, 4) for name, value in scores.items()},
     }
-    champion = with_alias(registry.client, version.name, CHAMPION)
-    if champion is not None and champion.number == version.number:
-        context.log.info(f"version {version.number} of {version.name} is the champion already")
-    else:
-        documents = evaluation_dataset(settings).held_out(_SAMPLE_DOCUMENTS)
-        summaries = predict(version, [item.document or "" for item in documents])
-        old = promote(registry.client, version)
-        was = f", version {old.number} is now previous" if old else ""
-        context.log.info(f"version {version.number} of {version.name} is the champion{was}")
-        if settings.samples:
-            rows = [
-                {"id": item.id, "document": item.document, "generated_summary": summary}
-                for item, summary in zip(documents, summaries, strict=True)
-            ]
-            keep_samples(registry.client, run.run_id, _SAMPLE, rows)
     if settings.samples:
-        kept = kept_samples(registry.client, run.run_id, _SAMPLE)
+        kept = kept_samples(client, champion.run_id, SAMPLE)
         metadata["single_node_inference"] = markdown_sample(kept, ["id", "document", "generated_summary"])
-    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(str(version.number)))
+    return dg.MaterializeResult(
+        metadata=metadata,
+        data_version=dg.DataVersion(str(champion.number)),
+        check_results=[
+            dg.AssetCheckResult(
+                check_name="promotion",
+                severity=dg.AssetCheckSeverity.WARN,
+                passed=champion.number == candidate.number,
+                metadata={"candidate": candidate.number, "reason": reason, **(decision.figures if decision else {})},
+            )
+        ],
+    )

@@ -29,10 +29,12 @@ def model_evaluation(
     from batch_assets.models.evaluation import evaluate
     from batch_assets.models.registry import run_model
     from batch_assets.models.runs import newest_run
+    from batch_assets.models.task import task_of
 
     dataset = evaluation_dataset(settings)
     documents = dataset.held_out(settings.evaluation_rows)
     run = newest_run(registry.client, settings)
+    task = task_of(settings)
 
     def load_engine() -> Engine:
         from batch_assets.inference.transformers_engine import TransformersEngine
@@ -42,6 +44,7 @@ def model_evaluation(
     evaluation = evaluate(
         registry.client,
         run,
+        task,
         documents,
         dataset.name,
         digest_documents(documents),
@@ -49,8 +52,12 @@ def model_evaluation(
         settings.samples,
         context.log.info,
     )
-    rouge1, lead = evaluation.metrics["rouge1"], evaluation.metrics["lead_rouge1"]
-    context.log.info(f"ROUGE-1 {rouge1:.3f}, lead-3 baseline {lead:.3f}, on {len(documents)} of {dataset.name}")
+    metrics = evaluation.metrics
+    low, high = metrics[f"{task.main_score}_low"], metrics[f"{task.main_score}_high"]
+    context.log.info(
+        f"{task.main_score} {metrics[task.main_score]:.3f} ({low:.3f} to {high:.3f}) on {len(documents)} documents of "
+        f"{dataset.name}"
+    )
     return dg.MaterializeResult(
         metadata={
             **{name: round(value, 4) for name, value in evaluation.metrics.items()},

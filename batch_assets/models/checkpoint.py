@@ -9,10 +9,14 @@ from typing import Any
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.models import smollm2
+from batch_assets.models.task import Task
 from batch_assets.settings import EMBEDDED_MODEL, Settings
 
 # What of a hub repository a checkpoint needs. Weights come as safetensors only: pickled ones can run code.
 _PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
+
+# How transformers names architectures that generate text.
+_WRITERS = ("ForConditionalGeneration", "ForCausalLM", "LMHeadModel")
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,9 @@ class Checkpoint:
         """Whether the model is an encoder-decoder (T5, BART) rather than decoder-only."""
         return bool(self.config.get("is_encoder_decoder", False))
 
-    @property
-    def pipeline_task(self) -> str:
-        """The transformers pipeline that fits the architecture."""
-        return "summarization" if self.is_encoder_decoder else "text-generation"
+    def pipeline_of(self, task: Task) -> str:
+        """The transformers pipeline for a task that fits the architecture."""
+        return task.pipeline if self.is_encoder_decoder else "text-generation"
 
     def digest(self) -> str:
         """SHA-256 over weights, tokenizer and configuration."""
@@ -146,6 +149,12 @@ def _check_folder(folder: Path) -> None:
         raise BatchAssetsError(
             f"the model folder {folder} has no safetensors weights (pickled ones are not read, they can run code): "
             "save the model with save_pretrained(safe_serialization=True)"
+        )
+    architectures = config.get("architectures") or []
+    if architectures and not any(name.endswith(_WRITERS) for name in architectures):
+        raise BatchAssetsError(
+            f"the model in {folder} is a {', '.join(architectures)}, which writes no text: take an encoder-decoder or "
+            "a decoder-only model"
         )
     if "auto_map" in config:
         raise BatchAssetsError(f"the model in {folder} wants to run code of its own, which is never allowed")

@@ -3,15 +3,28 @@
 import hashlib
 import importlib.metadata
 import json
+import platform
+import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from batch_assets.models.checkpoint import Checkpoint
 from batch_assets.models.pipeline import build_pipeline, generation_parameters, prompt_template
-from batch_assets.models.runs import DIGEST_TAG, IDENTITY_TAG, MODEL_URI_TAG, WANTED_TAG, ModelRun, search_runs
+from batch_assets.models.runs import (
+    DIGEST_TAG,
+    IDENTITY_TAG,
+    MODEL_URI_TAG,
+    TASK_TAG,
+    WANTED_TAG,
+    ModelRun,
+    search_runs,
+)
 from batch_assets.models.samples import keep_samples
+from batch_assets.models.task import Task, task_of
 from batch_assets.settings import Settings
 from batch_assets.sources.dataset import Dataset
 
@@ -59,12 +72,12 @@ def log_checkpoint(
     """
     import mlflow
     from huggingface_hub import ModelCard
-    from mlflow.models import infer_signature
 
     parameters = generation_parameters(checkpoint, settings)
     pins = requirements()
     weights = checkpoint.digest()
-    identity = _sha256([weights, settings.prompt, parameters, settings.logged_dtype, pins])
+    task = task_of(settings)
+    identity = _sha256([weights, settings.task, settings.prompt, parameters, settings.logged_dtype, pins])
     known = search_runs(client, settings, f"tags.`{IDENTITY_TAG}` = '{identity}'", [])
     if known and not settings.new_model:
         client.set_tag(known[0].run_id, WANTED_TAG, _milliseconds())
@@ -76,7 +89,7 @@ def log_checkpoint(
     template = prompt_template(pipeline, settings)
     request = example if template is None else template.format(prompt=example)
     output = pipeline(request, **parameters, **({} if template is None else {"return_full_text": False}))
-    summary = output[0]["summary_text" if template is None else "generated_text"]
+    (text,) = output[0].values()
     report("logging the model to MLflow")
     mlflow.set_experiment(settings.experiment)
     with mlflow.start_run(run_name=checkpoint.name) as run:
@@ -84,7 +97,8 @@ def log_checkpoint(
             {
                 "checkpoint": checkpoint.name,
                 "origin": checkpoint.origin,
-                "pipeline": checkpoint.pipeline_task,
+                "pipeline": checkpoint.pipeline_of(task),
+                "device": str(pipeline.device),
                 "dtype": settings.logged_dtype,
                 "seed": settings.seed,
                 **({"prompt": settings.prompt} if template else {}),
@@ -95,16 +109,16 @@ def log_checkpoint(
         # The text of a document leaves the lake only where samples may be shown.
         shown = {"input_example": example} if settings.samples else {}
         if settings.samples:
-            keep_samples(client, run.info.run_id, EXAMPLE, [{"document": example, "generated_summary": summary}])
+            keep_samples(client, run.info.run_id, EXAMPLE, [{"document": example, "generated_summary": text}])
         info = mlflow.transformers.log_model(
             transformers_model=pipeline,
             name="model",
-            task=checkpoint.pipeline_task,
+            task=checkpoint.pipeline_of(task),
             model_config=dict(parameters),
             prompt_template=template,
-            signature=infer_signature(example, summary),
+            signature=task.signature(example, text),
             pip_requirements=pins,
-            model_card=ModelCard(_model_card(checkpoint)),
+            model_card=ModelCard(_model_card(checkpoint, task)),
             metadata={"checkpoint": checkpoint.name, "origin": checkpoint.origin, "digest": weights},
             **shown,
         )
@@ -112,7 +126,8 @@ def log_checkpoint(
             {
                 DIGEST_TAG: _sha256([weights, template]),
                 IDENTITY_TAG: identity,
-                "batch_assets.task": settings.task,
+                TASK_TAG: settings.task,
+                **_versions(),
                 "batch_assets.checkpoint": checkpoint.name,
                 WANTED_TAG: _milliseconds(),
                 # Set last: a run without it was killed before its model was complete.
@@ -142,7 +157,22 @@ def _mlflow_dataset(dataset: Dataset) -> Any:
     return MetaDataset(source, name=dataset.name, digest=digest)
 
 
-def _model_card(checkpoint: Checkpoint) -> str:
+def _versions() -> dict[str, str]:
+    """What the model was made with: libraries, and the commit where this package runs from a checkout."""
+    made_with = {f"version.{name}": importlib.metadata.version(name) for name in (*_REQUIRED, "batch_assets")}
+    made_with["version.python"] = platform.python_version()
+    package = Path(__file__).parent.parent
+    if shutil.which("git") is None:
+        return made_with
+    command = ["git", "rev-parse", "--show-toplevel", "HEAD"]
+    said = subprocess.run(command, cwd=package, capture_output=True, text=True, check=False).stdout.split("\n")
+    # Installed into somebody's environment, the package may lie in a checkout of something else.
+    if len(said) > 1 and Path(said[0]) == package.parent:
+        made_with["batch_assets.git_commit"] = said[1]
+    return made_with
+
+
+def _model_card(checkpoint: Checkpoint, task: Task) -> str:
     card = checkpoint.folder / "README.md"
     if card.is_file():
         return card.read_text()
@@ -150,8 +180,8 @@ def _model_card(checkpoint: Checkpoint) -> str:
     facts = {
         "Origin": checkpoint.origin,
         "Architecture": ", ".join(config.get("architectures") or ["unknown"]),
-        "Pipeline": checkpoint.pipeline_task,
+        "Pipeline": checkpoint.pipeline_of(task),
         "Vocabulary": config.get("vocab_size"),
     }
     lines = "\n".join(f"- {name}: {value}" for name, value in facts.items())
-    return f"---\npipeline_tag: {checkpoint.pipeline_task}\n---\n\n# {checkpoint.name}\n\n{lines}\n"
+    return f"---\npipeline_tag: {checkpoint.pipeline_of(task)}\n---\n\n# {checkpoint.name}\n\n{lines}\n"

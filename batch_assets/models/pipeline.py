@@ -6,9 +6,9 @@ from batch_assets.errors import BatchAssetsError
 from batch_assets.inference.contract import ScoringModel
 from batch_assets.inference.quiet import quiet_transformers
 from batch_assets.models.checkpoint import Checkpoint
+from batch_assets.models.task import task_of
 from batch_assets.settings import Settings
 
-_SYSTEM_PROMPT = "You are an expert editor. Answer with the summary only."
 # What stands for the document while a chat template is rendered; no tokenizer's template contains it.
 _PLACE = "\x00document\x00"
 
@@ -24,7 +24,7 @@ def build_pipeline(checkpoint: Checkpoint, settings: Settings) -> Any:
     from safetensors import SafetensorError
 
     quiet_transformers()
-    task = checkpoint.pipeline_task
+    task = checkpoint.pipeline_of(task_of(settings))
     try:
         pipeline = transformers.pipeline(
             task,
@@ -72,9 +72,10 @@ def prompt_template(pipeline: Any, settings: Settings) -> str | None:
     """
     if pipeline.task != "text-generation":
         return None
-    request = settings.prompt.replace("{document}", _PLACE)
+    task = task_of(settings)
+    request = (settings.prompt or task.prompt).replace("{document}", _PLACE)
     if pipeline.tokenizer.chat_template:
-        messages = [{"role": "system", "content": _SYSTEM_PROMPT}, {"role": "user", "content": request}]
+        messages = [{"role": "system", "content": task.system_prompt}, {"role": "user", "content": request}]
         request = pipeline.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     else:
         request = f"{request}\n\nSummary:"
@@ -84,14 +85,15 @@ def prompt_template(pipeline: Any, settings: Settings) -> str | None:
 def generation_parameters(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
     """What is logged as the model's configuration: lengths in tokens, truncation, sampling.
 
-    An encoder-decoder gets the talk's lengths, 20 to 40 tokens, unless settings say otherwise.
+    A task has lengths of its own (for summaries of an encoder-decoder the talk's, 20 to 40 tokens); settings win.
 
     Raises:
         BatchAssetsError: the shortest summary would be longer than the longest.
     """
+    task = task_of(settings)
     if checkpoint.is_encoder_decoder:
-        longest = settings.max_length or 40
-        shortest = min(20, longest) if settings.min_length is None else settings.min_length
+        longest = settings.max_length or task.lengths[1]
+        shortest = min(task.lengths[0], longest) if settings.min_length is None else settings.min_length
         _check_lengths(shortest, longest)
         return {
             "min_length": shortest,
@@ -104,7 +106,10 @@ def generation_parameters(checkpoint: Checkpoint, settings: Settings) -> dict[st
             "truncation": True,
             "do_sample": settings.do_sample,
         }
-    parameters: dict[str, Any] = {"max_new_tokens": settings.max_length or 60, "do_sample": settings.do_sample}
+    parameters: dict[str, Any] = {
+        "max_new_tokens": settings.max_length or task.new_tokens,
+        "do_sample": settings.do_sample,
+    }
     _check_lengths(settings.min_length or 0, parameters["max_new_tokens"])
     if settings.min_length:
         parameters["min_new_tokens"] = settings.min_length

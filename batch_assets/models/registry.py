@@ -122,8 +122,17 @@ def champion(client: Any, settings: Settings) -> Version:
 
 
 def get_version(client: Any, settings: Settings, number: int) -> Version:
-    """A version by its number."""
-    return _version(client.get_model_version(settings.registered_model, str(number)))
+    """A version by its number.
+
+    Raises:
+        BatchAssetsError: there is none.
+    """
+    name = settings.registered_model
+    found = [version for version in versions(client, name) if version.number == number]
+    if not found:
+        there = ", ".join(str(version.number) for version in reversed(versions(client, name))) or "none"
+        raise BatchAssetsError(f"{name} has no version {number}; there are: {there}")
+    return found[0]
 
 
 def predict(version: Version, documents: list[str]) -> list[str]:

@@ -9,6 +9,8 @@ from functools import cache
 from typing import Any
 
 _WORD = re.compile(r"\w+")
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_NAME = re.compile(r"(?<=[\w,;:)] )[A-Z\u00c0-\u00de]\w+")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,24 @@ def measure(document: str, summary: str) -> Measures | None:
         novel_bigrams=sum(gram not in known for gram in bigrams) / len(bigrams) if bigrams else 0.0,
         repetition=1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0,
     )
+
+
+def number_precision(document: str, summary: str) -> float | None:
+    """Share of the numbers of a summary that its document has too; None where it has no numbers."""
+    return _precision(_NUMBER.findall(document), _NUMBER.findall(summary))
+
+
+def name_precision(document: str, summary: str) -> float | None:
+    """Share of the names of a summary that its document has too, None where it has none.
+
+    A name is a word with a capital letter that doesn't begin a sentence.
+    """
+    return _precision(re.findall(r"\w+", document), _NAME.findall(summary))
+
+
+def _precision(known: list[str], said: list[str]) -> float | None:
+    there = set(known)
+    return sum(item in there for item in said) / len(said) if said else None
 
 
 def _ngrams(tokens: list[str], size: int) -> list[tuple[str, ...]]:

@@ -4,13 +4,19 @@ ROUGE: Lin, 2004, https://aclanthology.org/W04-1013, as the package rouge-score 
 """
 
 import re
+import unicodedata
 from functools import cache
 from statistics import fmean
 from typing import Any
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+# Full stops of Latin, Arabic, Devanagari, Chinese and Japanese; the last two take no space after them.
+_SENTENCE_END = re.compile(r"(?<=[.!?\u061f\u06d4\u0964])\s+|(?<=[\u3002\uff01\uff1f])\s*")
+# Scripts that put no spaces between words: Thai, Lao, Myanmar, Khmer, Hiragana, Katakana, Han. A token is a character.
+_WITHOUT_SPACES = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 
 
 def sentences(text: str) -> list[str]:
@@ -23,11 +29,41 @@ def lead(document: str, count: int = 3) -> str:
     return " ".join(sentences(document)[:count])
 
 
+class Tokenizer:
+    """Words as rouge-score has them, stemmed, and those of other scripts too, which it would leave out."""
+
+    def __init__(self) -> None:
+        from nltk.stem.porter import PorterStemmer
+
+        self._stemmer = PorterStemmer()
+
+    def tokenize(self, text: str) -> list[str]:
+        """Words in lower case; in scripts without spaces, characters."""
+        return [
+            # rouge-score leaves short words as they are.
+            self._stemmer.stem(word) if word.isascii() and len(word) > 3 else word
+            for word in self._words(unicodedata.normalize("NFC", text).lower())
+        ]
+
+    @staticmethod
+    def _words(text: str) -> list[str]:
+        spaced = "".join(
+            f" {character} "
+            if _WITHOUT_SPACES.match(character)
+            # Marks are vowels in many scripts, and belong to their word.
+            else character
+            if character.isalnum() or unicodedata.category(character).startswith("M")
+            else " "
+            for character in text
+        )
+        return spaced.split()
+
+
 @cache
 def _scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
+    return RougeScorer(list(ROUGE_TYPES), tokenizer=Tokenizer())
 
 
 def rouge(reference: str, summary: str) -> dict[str, float]:

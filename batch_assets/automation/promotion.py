@@ -1,0 +1,88 @@
+"""Promotions by people: the same from the command line and as Dagster jobs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import dagster as dg
+
+from batch_assets.resources.registry import ModelRegistry
+from batch_assets.settings import Settings
+from batch_assets.sources.configured import evaluation_dataset
+
+# Promotions go one at a time, those by hand and that of champion_model.
+POOL = "promotion"
+_ASSET = dg.AssetKey("champion_model")
+
+
+def promote_version(settings: Settings, number: int, report: Callable[[str], None]) -> str:
+    """Make a version the champion and say so in a line.
+
+    Raises:
+        BatchAssetsError: there is no such version, or it can't be loaded.
+    """
+    from batch_assets.models.promotion import promote_by_hand
+    from batch_assets.models.tracking import connect
+
+    documents = evaluation_dataset(settings).held_out(settings.evaluation_rows)
+    old = promote_by_hand(connect(settings), settings, number, documents, report)
+    was = f"; version {old.number} is now previous" if old is not None else ""
+    return f"version {number} of {settings.registered_model} is the champion{was}"
+
+
+def roll_back(settings: Settings) -> str:
+    """Swap the champion and the version before it, and say so in a line.
+
+    Raises:
+        BatchAssetsError: there is none to go back to.
+    """
+    from batch_assets.models.promotion import rollback
+    from batch_assets.models.tracking import connect
+
+    version = rollback(connect(settings), settings)
+    return f"version {version.number} of {version.name} is the champion again"
+
+
+@dg.op(pool=POOL, config_schema={"version": int}, description="Make a version the champion by hand.")
+def promote_champion(context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]) -> None:
+    """The op of the job promote."""
+    context.log.info(promote_version(settings, context.op_config["version"], context.log.info))
+    _report(context, settings)
+
+
+@dg.op(pool=POOL, description="Make the version the champion again that was it before.")
+def roll_champion_back(context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]) -> None:
+    """The op of the job rollback."""
+    context.log.info(roll_back(settings))
+    _report(context, settings)
+
+
+def _report(context: Any, settings: Settings) -> None:
+    """Materialize champion_model, whose data version is the champion's number."""
+    from batch_assets.models.registry import champion
+    from batch_assets.models.tracking import connect
+
+    version = champion(connect(settings), settings)
+    page = ModelRegistry(settings).version_page(version.name, version.number)
+    metadata: dict[str, Any] = {
+        "model": version.name,
+        "version": version.number,
+        "decision": version.tags.get("promotion.reason", ""),
+        "version_page": dg.MetadataValue.url(page),
+    }
+    tags = {"dagster/data_version": str(version.number)}
+    context.log_event(dg.AssetMaterialization(_ASSET, metadata=metadata, tags=tags))
+
+
+@dg.job(executor_def=dg.in_process_executor, description="Make a version the champion by hand: config version.")
+def promote() -> None:
+    """Promote one version."""
+    promote_champion()
+
+
+@dg.job(executor_def=dg.in_process_executor, description="Make the version the champion again that was it before.")
+def rollback() -> None:
+    """Roll the champion back."""
+    roll_champion_back()
+
+
+PROMOTION_JOBS = (promote, rollback)

@@ -1,0 +1,291 @@
+"""From a candidate to a champion and back: the rule, the registry, the command line, the jobs."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dagster as dg
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from batch_assets.cli import main
+from batch_assets.errors import BatchAssetsError
+from batch_assets.models.evaluation import Scored
+from batch_assets.models.promotion import decide, promote_by_hand, propose, rollback
+from batch_assets.models.registry import register, versions, with_alias
+from batch_assets.models.runs import find_run
+from batch_assets.models.task import task_of
+from batch_assets.settings import Settings
+from batch_assets_tests.conftest import log, registered, settings_for
+
+
+def rule(**values) -> Settings:
+    return Settings(home=Path("/nowhere"), **values)
+
+
+def scored(values: list[float], failed: int = 0, baseline: float = 0.3) -> list[Scored]:
+    return [Scored(value, baseline, number < failed) for number, value in enumerate(values)]
+
+
+def decision(candidate, champion=None, **values):
+    settings = rule(**values)
+    return decide(settings, task_of(settings), candidate, champion)
+
+
+def test_without_a_champion_a_candidate_is_promoted_unless_it_fails_too_often():
+    assert decision(scored([0.1] * 20, failed=1)).is_promoted
+    refused = decision(scored([0.9] * 20, failed=2))
+    assert not refused.is_promoted
+    assert "failed on 10% of 20 documents" in refused.reason
+    assert decision(scored([0.9] * 20, failed=2), error_rate=0.1).is_promoted
+
+
+def test_the_baseline_is_asked_for_by_setting_only():
+    assert decision(scored([0.2] * 20)).is_promoted
+    assert not decision(scored([0.2] * 20), beat_baseline=True).is_promoted
+    assert decision(scored([0.4] * 20), beat_baseline=True).is_promoted
+
+
+def test_a_clearly_worse_candidate_is_refused_and_a_clearly_better_one_passes_100_times_of_100():
+    for seed in range(100):
+        draw = random.Random(seed)
+        champion = [draw.uniform(0.1, 0.6) for _ in range(25)]
+        worse = [value - 0.1 + draw.uniform(-0.1, 0.1) for value in champion]
+        better = [value + 0.1 + draw.uniform(-0.1, 0.1) for value in champion]
+        assert not decision(scored(worse), scored(champion)).is_promoted
+        assert decision(scored(better), scored(champion)).is_promoted
+        assert decision(scored(champion), scored(champion)).is_promoted
+
+
+def test_a_decision_has_the_figures_of_both_sides():
+    refused = decision(scored([0.2] * 10), scored([0.4] * 10))
+    assert refused.figures["rouge1"] == pytest.approx(0.2)
+    assert refused.figures["champion_rouge1"] == pytest.approx(0.4)
+    assert refused.figures["difference_low"] == refused.figures["difference_high"] == pytest.approx(-0.2)
+    assert "rouge1 0.200 against the champion's 0.400 on the same 10 documents" in refused.reason
+    assert refused.tags()["promotion.decision"] == "refused"
+    assert refused.tags()["promotion.champion_rouge1"] == "0.4000"
+
+
+@pytest.fixture
+def registry(tmp_path, t5_folder, held_out):
+    """A home with a champion of its own, and a worse candidate that was never evaluated: it stops after five tokens."""
+    settings = settings_for(tmp_path / "home", model=str(t5_folder))
+    settings, client, version = registered(settings, held_out)
+    _, logged = log(settings.model_copy(update={"min_length": 1, "max_length": 5}))
+    candidate, _ = register(client, settings.registered_model, logged.run, {"checkpoint": "small-t5", "kind": "short"})
+    return settings, client, version, candidate
+
+
+def aliases(client, version) -> dict[str, int]:
+    found = client.get_registered_model(version.name).aliases
+    return {alias: int(number) for alias, number in found.items()}
+
+
+def invoke(settings: Settings, *arguments: str, monkeypatch):
+    monkeypatch.setenv("BATCH_ASSETS_HOME", str(settings.home))
+    monkeypatch.setenv("BATCH_ASSETS_MODEL", settings.model)
+    monkeypatch.setenv("BATCH_ASSETS_EVALUATION_ROWS", "3")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return CliRunner().invoke(main, arguments)
+
+
+def test_a_worse_candidate_stays_challenger_and_a_person_may_promote_it_and_go_back(registry, held_out, monkeypatch):
+    settings, client, champion, candidate = registry
+    said: list[str] = []
+    proposal = propose(client, settings, candidate, held_out, said.append)
+    assert proposal.champion.number == champion.number
+    assert not proposal.decision.is_promoted
+    assert aliases(client, champion) == {"champion": 1, "challenger": 2}
+    tags = {version.number: version.tags for version in versions(client, champion.name)}[2]
+    assert (tags["promotion.decision"], tags["promotion.against"]) == ("refused", "1")
+    assert float(tags["promotion.rouge1"]) < float(tags["promotion.champion_rouge1"])
+    # Both sides have seen the documents now: the same question again takes no model.
+    said.clear()
+    propose(client, settings, candidate, held_out, said.append)
+    assert not any("evaluated" in line for line in said)
+
+    listed = invoke(settings, "models", "--json", monkeypatch=monkeypatch)
+    rows = [json.loads(line) for line in listed.output.splitlines()]
+    assert [(row["version"], row["aliases"]) for row in rows] == [("2", "challenger"), ("1", "champion")]
+    assert rows[0]["decision"].startswith("refused: rouge1")
+    only = invoke(settings, "models", "--tag", "kind=short", "--json", monkeypatch=monkeypatch)
+    assert [json.loads(line)["version"] for line in only.output.splitlines()] == ["2"]
+
+    promoted = invoke(settings, "promote", "2", monkeypatch=monkeypatch)
+    assert "version 2 of main.default.summarizer is the champion; version 1 is now previous" in promoted.output
+    assert aliases(client, champion) == {"champion": 2, "previous": 1}
+    tried = invoke(settings, "try", held_out[0].document, monkeypatch=monkeypatch)
+    assert "version 2 of main.default.summarizer" in tried.output
+    back = invoke(settings, "rollback", monkeypatch=monkeypatch)
+    assert "version 1 of main.default.summarizer is the champion again" in back.output
+    assert aliases(client, champion) == {"champion": 1, "previous": 2}
+    unknown = invoke(settings, "promote", "7", monkeypatch=monkeypatch)
+    assert (unknown.exit_code, aliases(client, champion)["champion"]) == (2, 1)
+
+
+def test_the_jobs_promote_and_roll_back_and_report_the_champion(registry):
+    from batch_assets.definitions import build_defs
+
+    settings, client, champion, _ = registry
+    defs = build_defs(settings=settings)
+    with dg.DagsterInstance.ephemeral() as instance:
+        config = {"ops": {"promote_champion": {"config": {"version": 2}}}}
+        assert defs.get_job_def("promote").execute_in_process(instance=instance, run_config=config).success
+        assert aliases(client, champion)["champion"] == 2
+        event = instance.get_latest_materialization_event(dg.AssetKey("champion_model"))
+        assert event.asset_materialization.tags["dagster/data_version"] == "2"
+        assert defs.get_job_def("rollback").execute_in_process(instance=instance).success
+        assert aliases(client, champion)["champion"] == 1
+
+
+def test_there_is_nothing_to_go_back_to_before_a_second_champion(t5_version):
+    settings, client, version = t5_version
+    assert with_alias(client, version.name, "previous") is None
+    with pytest.raises(BatchAssetsError, match=r"no version of .* has the alias previous"):
+        rollback(client, settings)
+
+
+def test_a_version_that_cannot_be_loaded_is_not_promoted_by_hand_either(registry, held_out):
+    settings, client, champion, candidate = registry
+    weights = [
+        path
+        for path in settings.artifact_root.rglob("*.safetensors")
+        if client.get_run(candidate.run_id).data.tags["batch_assets.model_uri"].removeprefix("models:/") in str(path)
+    ]
+    assert weights
+    weights[0].write_bytes(b"no weights")
+    with pytest.raises(Exception, match=r"(?i)header|safetensors"):
+        promote_by_hand(client, settings, candidate.number, held_out, print)
+    assert aliases(client, champion)["champion"] == 1
+
+
+def test_runs_are_found_by_tag(registry):
+    settings, client, champion, candidate = registry
+    client.set_tag(champion.run_id, "team", "news desk")
+    assert find_run(client, settings).run_id == candidate.run_id
+    assert find_run(client, settings.model_copy(update={"select_tag": "team=news desk"})).run_id == champion.run_id
+    with pytest.raises(BatchAssetsError, match="the tag team=sports"):
+        find_run(client, settings.model_copy(update={"select_tag": "team=sports"}))
+    client.delete_run(candidate.run_id)
+    assert find_run(client, settings).run_id == champion.run_id
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def serve(folder: Path, port: int) -> subprocess.Popen:
+    folder.mkdir(exist_ok=True)
+    command = [
+        "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination", f"{folder}/artifacts", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+    ]  # fmt: skip
+    env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", *command], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).is_success:
+                return server
+        except httpx.TransportError:
+            time.sleep(0.2)
+    stop(server)
+    pytest.fail("the MLflow server doesn't answer")
+
+
+def stop(server: subprocess.Popen) -> None:
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+def test_a_shared_mlflow_server_works_and_when_it_goes_away_half_way_the_alias_stays(
+    tmp_path, t5_folder, held_out, monkeypatch
+):
+    port = free_port()
+    server = serve(tmp_path / "server", port)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    try:
+        url = f"http://127.0.0.1:{port}"
+        settings = settings_for(tmp_path / "home", model=str(t5_folder), mlflow_tracking_uri=url)
+        settings, client, version = registered(settings, held_out)
+        assert aliases(client, version) == {"champion": 1}
+        _, logged = log(settings.model_copy(update={"max_length": 30}))
+        candidate, _ = register(client, settings.registered_model, logged.run, {})
+        stop(server)
+        with pytest.raises(BatchAssetsError, match="MLflow"):
+            from batch_assets.models.tracking import connect
+
+            promote_by_hand(connect(settings), settings, candidate.number, held_out, print)
+        server = serve(tmp_path / "server", port)
+        assert aliases(client, version) == {"champion": 1, "challenger": 2}
+        promote_by_hand(client, settings, candidate.number, held_out, print)
+        assert aliases(client, version) == {"champion": 2, "previous": 1}
+    finally:
+        stop(server)
+
+
+def test_a_full_disk_while_logging_leaves_no_model(tmp_path, t5_folder):
+    # A limit on the size of files stands for the disk: weights are larger, the database is not.
+    program = f"""
+import resource, sys
+from batch_assets_tests.conftest import log, settings_for
+from pathlib import Path
+settings = settings_for(Path({str(tmp_path / "home")!r}), model={str(t5_folder)!r})
+from batch_assets.models.tracking import connect
+connect(settings)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({(t5_folder / "model.safetensors").stat().st_size // 2},) * 2)
+log(settings)
+"""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    failed = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert failed.returncode != 0
+    assert re.search(r"File too large|error while serializing|I/O error", failed.stderr), failed.stderr[-2000:]
+    settings = settings_for(tmp_path / "home", model=str(t5_folder))
+    from batch_assets.models.tracking import connect
+
+    client = connect(settings)
+    with pytest.raises(BatchAssetsError, match="no finished run with a model"):
+        find_run(client, settings)
+    assert versions(client, settings.registered_model) == []
+
+
+def test_a_checkpoint_that_writes_no_text_is_refused(tmp_path, t5_folder):
+    from batch_assets.models.checkpoint import check_checkpoint
+
+    folder = shutil.copytree(t5_folder, tmp_path / "bert")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+    with pytest.raises(BatchAssetsError, match="a BertForMaskedLM, which writes no text"):
+        check_checkpoint(settings_for(tmp_path / "home", model=str(folder)))
+
+
+def test_a_second_task_works_as_its_page_says(tmp_path, t5_folder, held_out, monkeypatch):
+    page = (Path(__file__).parent.parent / "docs" / "tasks.md").read_text()
+    (tmp_path / "titles.py").write_text(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1])
+    monkeypatch.syspath_prepend(tmp_path)
+    home = tmp_path / "home"
+    settings = settings_for(home, model=str(t5_folder), task="titles:Titles", model_name="titles")
+    settings, client, version = registered(settings, held_out)
+    run = client.get_run(version.run_id)
+    assert (run.data.params["pipeline"], run.data.params["max_length"]) == ("text2text-generation", "12")
+    assert 0 <= run.data.metrics["title_words_low"] <= run.data.metrics["title_words"] <= 1
+    assert "lead_title_words" in run.data.metrics
+    decided = propose(client, settings, version, held_out, print)
+    assert decided.champion.number == version.number
+    with pytest.raises(BatchAssetsError, match="titles:Nothing"):
+        task_of(settings.model_copy(update={"task": "titles:Nothing"}))
