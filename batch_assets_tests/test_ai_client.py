@@ -1,6 +1,7 @@
 """The client of ai_query, against servers that misbehave; what they were asked is what counts."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -159,11 +160,11 @@ def test_a_row_that_a_healthy_server_never_answers_gets_an_error_and_the_others_
         return (500, {}, b"") if body["messages"][0]["content"] == "poison" else completion("fine")
 
     with ChatServer(reply) as server:
-        requests = ["poison", *(str(n) for n in range(200))]
-        found = answers(server, requests, deadline_seconds=1, requests_in_flight=2)
+        requests = ["poison", *(str(n) for n in range(60))]
+        found = answers(server, requests, deadline_seconds=1.5, requests_in_flight=2, requests_per_minute=1200)
     assert "HTTP status 500" in found["poison"].error_message
     assert not found["poison"].is_final
-    assert sum(answer.text == "fine" for answer in found.values()) == 200
+    assert sum(answer.text == "fine" for answer in found.values()) == 60
 
 
 def test_requests_a_minute_are_spread_evenly():
@@ -205,6 +206,61 @@ def test_a_server_that_is_down_is_left_alone_and_asked_again_when_it_is_well():
     assert 120 <= len(server.requests) <= 50 + 3 + 100
 
 
+@pytest.mark.parametrize("probed", [(429, {}, b""), (429, {"Retry-After": "1"}, b""), (503, {}, b""), DROPPED])
+def test_a_probe_that_fails_in_any_way_is_followed_by_another(probed):
+    replies = [(503, {}, b"")] * 20 + [probed] * 2
+
+    with ChatServer(lambda body, n: replies[n - 1] if n <= len(replies) else completion("fine")) as server:
+        found = answers(server, [str(n) for n in range(30)], requests_in_flight=20, deadline_seconds=30)
+    assert all(answer.text == "fine" for answer in found.values())
+
+
+def test_a_budget_that_is_used_up_while_the_server_fails_ends_the_statement():
+    with ChatServer(lambda body, n: (503, {}, b"")) as server:
+        with pytest.raises(AiFunctionError, match="requests_per_statement = 25"):
+            answers(server, [str(n) for n in range(40)], requests_per_statement=25, requests_in_flight=8)
+        assert len(server.requests) <= 25
+
+
+def test_retry_after_keeps_all_requests_back():
+    def reply(body: dict, number: int) -> Reply:
+        return (429, {"Retry-After": "1"}, b"") if number == 1 else completion("fine")
+
+    with ChatServer(reply) as server:
+        answers(server, [str(n) for n in range(20)], requests_in_flight=1)
+    assert server.times[1] - server.times[0] >= 1
+
+
+def test_requests_and_responses_that_nobody_expects_stay_errors_of_their_rows():
+    replies = {
+        '{"x": NaN}': (200, {}, b'{"predictions": [1]}'),
+        '"null"': (200, {}, b'{"predictions": [null]}'),
+        '"fine"': (200, {}, b'{"predictions": ["fine"]}'),
+    }
+
+    with ChatServer(lambda body, n: replies[json.dumps(body["inputs"][0])]) as server:
+        found = answers(server, list(replies), kind="mlflow")
+    assert "AI_FUNCTION_HTTP_REQUEST_ERROR" in found['{"x": NaN}'].error_message
+    assert "the prediction is null" in found['"null"'].error_message
+    assert found['"fine"'].text == "fine"
+
+
+def test_an_answer_without_text_is_an_error_and_one_in_parts_is_put_together():
+    def reply(body: dict, number: int) -> Reply:
+        part = {"type": "text", "text": "fi"}
+        content = None if body["messages"][0]["content"] == "refused" else [part, {"type": "text", "text": "ne"}]
+        message = {
+            "choices": [{"finish_reason": "stop", "message": {"content": content}}],
+            "usage": {"prompt_tokens": "7"},
+        }
+        return 200, {}, json.dumps(message).encode()
+
+    with ChatServer(reply) as server:
+        found = answers(server, ["refused", "parts"])
+    assert "the answer has no text" in found["refused"].error_message
+    assert (found["parts"].text, found["parts"].prompt_tokens) == ("fine", None)
+
+
 def test_an_answer_that_misses_the_schema_is_asked_for_again_and_then_an_error():
     schema = '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}'
 
@@ -232,9 +288,10 @@ def test_a_server_that_knows_no_schemas_is_told_in_the_prompt():
 
 def test_a_key_that_the_server_repeats_in_an_error_is_hidden(monkeypatch):
     monkeypatch.setenv("SOME_KEY", "sesame")
-    with ChatServer(lambda body, n: (400, {}, b"your key sesame is fine, your request isn't")) as server:
+    said = b"x" * 497 + b"sesame is your key"
+    with ChatServer(lambda body, n: (400, {}, said)) as server:
         found = answers(server, ["a"], api_key_env="SOME_KEY")
-    assert "your key *** is fine" in found["a"].error_message
+    assert found["a"].error_message.endswith("x***")
 
 
 @pytest.mark.parametrize("key", ["two\nlines", "schl\u00fcssel"])
@@ -269,6 +326,7 @@ def test_a_served_model_is_asked_with_a_text_or_with_named_columns():
         ("[endpoints.e]\nbase_url = 'http://h'\nmodel = 'm'\nkind = 'grpc'", "kind"),
         ("[endpoints.e]\nbase_url = 'http://h'\nmodel = 'm'\nrequests_in_flight = 0", "requests_in_flight"),
         ("[endpoints.e]\nbase_url = 'http://h'\nmodel = 'm'\nkey = 'k'", "key"),
+        ("[endpoints.e]\nbase_url = 'http://h'\nmodel = 'm'\napi_key_env = 'sk-12'", "never the key itself"),
         ("[endpoints.'a b']\nbase_url = 'http://h'\nmodel = 'm'", "can't name an endpoint"),
         ("endpoints = 3", "one table"),
         ("[endpoints.e]\nbase_url = 'http://h'\nmodel = 'm'\nparameters = {day = 2026-01-01}", "JSON"),

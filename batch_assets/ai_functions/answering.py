@@ -72,8 +72,8 @@ class Statement:
             if len(_works) == _MOST_STATEMENTS:
                 _works.pop(next(iter(_works))).close()
             _works[key] = Work(finished)
-        elif task and task.attemptNumber():
-            _works[key].look_again(task.taskAttemptId())
+        elif task:
+            _works[key].task = task.taskAttemptId()
         reason = finished.store.stopped()
         if reason is not None:
             raise AiFunctionError(reason)
@@ -82,6 +82,9 @@ class Statement:
         except AiFunctionError as error:
             # Spark will start the task again, which must not ask again.
             finished.store.stop(str(error))
+            raise
+        except Exception as error:
+            finished.store.stop(f"{type(error).__name__}: {error}")
             raise
 
 
@@ -92,13 +95,7 @@ class Work:
         self._finished = finished
         self._known = finished.load()
         self._clients: dict[tuple[str, str], Client] = {}
-        self._looked_for = -1
-
-    def look_again(self, task_attempt: int) -> None:
-        """Find what a process has answered that died over the task that this attempt repeats."""
-        if task_attempt != self._looked_for:
-            self._known |= self._finished.store.load()
-            self._looked_for = task_attempt
+        self.task = self._loaded_for = -1
 
     def close(self) -> None:
         """Give the connections back."""
@@ -116,6 +113,11 @@ class Work:
         """
         hashes = {request: request.hash(endpoint) for request in requests if request is not None}
         missing = [request for request, request_hash in hashes.items() if request_hash not in self._known]
+        if missing and self.task != self._loaded_for:
+            # Another process may have answered: for a task that died, or when Spark ran the same stage before.
+            self._known |= self._finished.store.load()
+            self._loaded_for = self.task
+            missing = [request for request in missing if hashes[request] not in self._known]
         if missing:
             for answers in self._client(statement, endpoint).ask(missing):
                 self._keep([(hashes[request], answer) for request, answer in answers], fail_on_error=fail_on_error)

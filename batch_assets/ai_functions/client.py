@@ -1,6 +1,7 @@
 """Ask an endpoint, many requests at a time, until each has an answer or a final error."""
 
 import asyncio
+import json
 import os
 import queue
 import random
@@ -25,6 +26,7 @@ _SCHEMA_ATTEMPTS = 3
 # Bytes of text that make a token, for what is reserved before a request is sent: few, to stay below a limit.
 _BYTES_PER_TOKEN = 2
 _UNKNOWN_ANSWER_TOKENS = 256
+_LONGEST_MESSAGE = 500
 # Answers are written down as they come; those that come in quick succession, together.
 _TOGETHER_SECONDS = 0.25
 
@@ -126,73 +128,107 @@ class Client:
             raise used_up[0]
 
     async def _answer(self, request: Request) -> Answer:
-        started: float | None = None
+        try:
+            return await self._answer_in_time(request)
+        except AiFunctionError:
+            raise
+        except Exception as error:  # whatever this request is made of, the others go on
+            message = f"[AI_FUNCTION_HTTP_REQUEST_ERROR] {type(error).__name__}: {error}"
+            return Answer(None, self._masked(message)[:_LONGEST_MESSAGE], model=self._endpoint.model)
+
+    async def _answer_in_time(self, request: Request) -> Answer:
+        deadline: float | None = None
         longest, misses = _FIRST_WAIT, 0
+        failure = _TryAgainError("AI_FUNCTION_HTTP_REQUEST_ERROR", "the server fails, and is left alone")
+        estimate = self._estimate(request)
         while True:
-            await self._breaker.wait()
-            tokens = self._estimate(request)
             await self._requests.wait()
-            await self._tokens.wait(tokens)
-            await self._budget.reserve(tokens)
-            began = time.monotonic()
-            started = started or began
-            used = 0
+            await self._tokens.wait(estimate)
+            await self._budget.reserve(estimate)
+            # Limits may take long, and are not the server's fault: the time of the row begins after them.
+            deadline = deadline or time.monotonic() + self._endpoint.deadline_seconds
+            used: int | None = 0
             try:
-                answer = await self._ask_once(request)
-                used = (answer.prompt_tokens or 0) + (answer.completion_tokens or 0) or tokens
+                async with self._breaker.passing(deadline):
+                    used = None
+                    answer = await self._attempt(request)
+                used = (answer.prompt_tokens or 0) + (answer.completion_tokens or 0) or None
+                return answer
             except SchemaError as error:
-                used, misses = tokens, misses + 1
-                self._answered()
+                used = error.tokens
+                misses += 1
                 if misses == _SCHEMA_ATTEMPTS:
-                    return Answer(None, f"[AI_FUNCTION_HTTP_PARSE_CAST_ERROR] {error}", model=self._endpoint.model)
+                    message = f"[AI_FUNCTION_HTTP_PARSE_CAST_ERROR] {error}"
+                    return Answer(None, message, model=self._endpoint.model)
+            except TimeoutError:
+                return self._give_up(failure)
             except _TryAgainError as error:
-                if error.is_sick:
-                    self._breaker.failed()
+                failure = error
                 # Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
-                wait = error.wait if error.wait is not None else random.uniform(0, longest)
+                wait = random.uniform(0, longest)
                 longest = min(longest * 2, _LONGEST_WAIT)
-                if time.monotonic() + wait > started + self._endpoint.deadline_seconds:
-                    return self._give_up(error, started)
+                if time.monotonic() + max(wait, error.wait or 0) > deadline:
+                    return self._give_up(error)
                 await asyncio.sleep(wait)
-            else:
-                self._answered()
-                return replace(answer, seconds=time.monotonic() - began)
             finally:
-                self._tokens.correct(used - tokens)
-                await self._budget.settle(tokens, used)
+                # What an attempt took is unknown where its answer doesn't say, or never came.
+                spent = estimate if used is None else used
+                self._tokens.correct(spent - estimate)
+                await self._budget.settle(estimate, spent, was_sent=used != 0)
 
-    def _estimate(self, request: Request) -> int:
-        most = self._endpoint.parameters.get("max_tokens", _UNKNOWN_ANSWER_TOKENS)
-        return len(request.content.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN + int(most)
+    async def _attempt(self, request: Request) -> Answer:
+        """One attempt; the breaker hears of it."""
+        began = time.monotonic()
+        try:
+            answer = await self._ask_once(request)
+        except _TryAgainError as error:
+            await self._breaker.failed(is_sick=error.is_sick)
+            self._breaker.leave_alone(error.wait or 0)
+            raise
+        except SchemaError:
+            await self._answered()
+            raise
+        await self._answered()
+        return replace(answer, seconds=time.monotonic() - began)
 
-    def _answered(self) -> None:
-        self._breaker.succeeded()
+    async def _answered(self) -> None:
+        await self._breaker.succeeded()
         self._last_answer = time.monotonic()
 
-    def _give_up(self, error: _TryAgainError, started: float) -> Answer:
-        """An error of the row, if others were answered meanwhile.
+    def _estimate(self, request: Request) -> int:
+        parameters = self._endpoint.parameters | json.loads(request.parameters)
+        most = parameters.get("max_tokens", parameters.get("max_completion_tokens", _UNKNOWN_ANSWER_TOKENS))
+        text = len(request.content.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN
+        return text + (int(most) if isinstance(most, int | float) else _UNKNOWN_ANSWER_TOKENS)
+
+    def _masked(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
+
+    def _give_up(self, error: _TryAgainError) -> Answer:
+        """An error of the row, if others are being answered.
 
         Raises:
-            AiFunctionError: no other was: it is the endpoint that doesn't answer.
+            AiFunctionError: no other is: it is the endpoint that doesn't answer.
         """
         message = (
             f"[{error.name}] the endpoint {self._endpoint.name} gave no answer within "
-            f"{self._endpoint.deadline_seconds:g} seconds: {error}"
+            f"{self._endpoint.deadline_seconds:g} seconds: {self._masked(str(error))}"
         )
-        if self._last_answer < started:
+        if self._breaker.is_open or self._last_answer < time.monotonic() - self._endpoint.deadline_seconds / 2:
             raise AiFunctionError(message) from error
         return Answer(None, message, model=self._endpoint.model, is_final=False)
 
     async def _ask_once(self, request: Request) -> Answer:
         endpoint = self._endpoint
+        body = self._protocol.body(endpoint, request)
         try:
             async with asyncio.timeout(endpoint.timeout_seconds):
-                response = await self._http.post(self._url, json=self._protocol.body(endpoint, request))
+                response = await self._http.post(self._url, json=body)
         except TimeoutError as error:
             raise _TryAgainError(
                 "AI_FUNCTION_HTTP_REQUEST_ERROR", f"no answer to a request within {endpoint.timeout_seconds:g} seconds"
             ) from error
-        except httpx.TransportError as error:
+        except httpx.HTTPError as error:
             raise _TryAgainError("AI_FUNCTION_HTTP_REQUEST_ERROR", f"{type(error).__name__}: {error}") from error
         status = response.status_code
         if status in _RETRIED or status >= httpx.codes.INTERNAL_SERVER_ERROR:
@@ -211,9 +247,7 @@ class Client:
                 "which is not followed: set its base_url to where it really is"
             )
         if status != httpx.codes.OK:
-            said = response.text[:500]
-            if self._key:
-                said = said.replace(self._key, "***")
+            said = self._masked(response.text)[:_LONGEST_MESSAGE]
             message = f"[AI_FUNCTION_HTTP_REQUEST_ERROR] HTTP status {status}: {said}"
             return Answer(None, message, model=endpoint.model)
         try:

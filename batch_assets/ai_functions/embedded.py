@@ -16,8 +16,9 @@ EMBEDDED_MODEL_NAME = smollm2.NAME
 # One at a time: what llama.cpp answers depends on what it computes beside it, and a rerun has to say the same.
 # Four slots were a fifth faster on two cores, and gave 7 of 12 answers another wording in another order.
 _SLOTS = 1
-# The next request waits at the server, so that it never idles; and plain SQL asks from every core.
-_REQUESTS_IN_FLIGHT = max(os.cpu_count() or 1, 2)
+# The next requests wait at the server, so that it never idles; plain SQL asks from every core, and branches of a query
+# have a share each.
+_REQUESTS_IN_FLIGHT = max(os.cpu_count() or 1, 8)
 _START_SECONDS = 60.0
 _ANSWER_SECONDS = 1800.0
 # "less than 100 words" is about 130 tokens; the small model doesn't always keep to it.

@@ -25,18 +25,18 @@ class Endpoint(BaseModel):
     all its attempts. Limits are kept over all tasks of a statement; None is no limit.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     name: str
     kind: Literal["openai", "mlflow"] = "openai"
     base_url: str
     model: str
-    api_key_env: str | None = Field(None, min_length=1)
+    api_key_env: str | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
     enforces_schema: bool = True
     timeout_seconds: float = Field(120.0, gt=0)
     deadline_seconds: float = Field(300.0, gt=0)
-    requests_in_flight: int = Field(8, ge=1)
+    requests_in_flight: int = Field(32, ge=1)
     requests_per_minute: float | None = Field(None, gt=0)
     tokens_per_minute: float | None = Field(None, gt=0)
     requests_per_statement: int | None = Field(None, ge=1)
@@ -46,6 +46,13 @@ class Endpoint(BaseModel):
     @classmethod
     def _check_name(cls, name: str) -> str:
         return check_endpoint_name(name)
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _check_key(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,99}", name):
+            raise ValueError("api_key_env is the name of an environment variable, never the key itself")
+        return name
 
     @field_validator("base_url")
     @classmethod
@@ -123,7 +130,8 @@ def read_endpoints(path: Path) -> dict[str, Endpoint]:
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
-            raise BatchAssetsError(f"{path}: the endpoint {name} can't be used: {field}: {first['msg']}") from error
+            # Not "from error", which may show what was written there: a key, or an address with one.
+            raise BatchAssetsError(f"{path}: the endpoint {name} can't be used: {field}: {first['msg']}") from None
     return endpoints
 
 

@@ -9,6 +9,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
@@ -25,7 +26,7 @@ from batch_assets.ai_functions.answering import Statement, temporary_store
 from batch_assets.ai_functions.endpoints import Endpoint
 from batch_assets.ai_functions.family import FAMILY, check_labels
 from batch_assets.ai_functions.requests import AiFunctionError, Request
-from batch_assets.ai_functions.schemas import read_as, response_format, type_of
+from batch_assets.ai_functions.schemas import ANY_TEXT, ResponseFormat, read_as, response_format, type_of
 from batch_assets.inference.completions import Completion, FinishedWork
 
 AI_QUERY = "ai_query"
@@ -52,7 +53,7 @@ class Call:
         function: its name.
         endpoint: name of the endpoint.
         result: type of an answer.
-        schema: JSON schema that answers must meet, as text.
+        form: what answers must look like.
         fail_on_error: whether one row's error ends the statement; else the result is a struct of ``result`` and
             ``errorMessage``.
         details: whether that struct says more of each answer.
@@ -61,7 +62,7 @@ class Call:
     function: str
     endpoint: str
     result: DataType = _STRING
-    schema: str | None = None
+    form: ResponseFormat = ANY_TEXT
     fail_on_error: bool = True
     details: bool = False
 
@@ -84,12 +85,13 @@ class Call:
         name, fails = constants["endpoint"], constants.get("failOnError", True)
         if not isinstance(name, str) or not isinstance(fails, bool):
             raise AiFunctionError("ai_query: the endpoint must be a text and failOnError true or false, both literals")
-        schema, kind = None, None
+        form, kind = ANY_TEXT, None
         if constants.get("responseFormat") is not None:
-            schema, kind = response_format(constants["responseFormat"])
+            form = response_format(constants["responseFormat"])
+            kind = form.result
         if constants.get("returnType") is not None:
             kind = type_of(constants["returnType"])
-        return cls(function, name, kind or _STRING, schema, fails, details)
+        return cls(function, name, kind or _STRING, form, fails, details)
 
     @property
     def type(self) -> DataType:
@@ -142,7 +144,7 @@ class Call:
         else:
             raise AiFunctionError(f"ai_query: the endpoint {endpoint.name} takes a text, not {type(value).__name__}")
         parameters = json.dumps(arguments.get("modelParameters") or {}, default=_as_json, sort_keys=True)
-        return Request(content, parameters, self.schema)
+        return Request(content, parameters, self.form.schema, self.form.told)
 
     def _row(self, endpoint: Endpoint, completion: Completion) -> Any:
         result, error = None, completion.error_message
@@ -151,10 +153,10 @@ class Call:
                 if self.function == AI_QUERY and endpoint.kind == "mlflow":
                     error = self._columns_error(completion.text)
                 if error is None and self.function == AI_QUERY:
-                    result = read_as(completion.text, self.result)
+                    result = self._result(endpoint, completion.text)
                 elif error is None:
                     result = FAMILY[self.function].read(completion.text)
-            except (ValueError, TypeError) as problem:
+            except (ValueError, TypeError, ArithmeticError, KeyError, RecursionError) as problem:
                 wanted = self.result.simpleString()
                 error = f"[AI_FUNCTION_HTTP_PARSE_CAST_ERROR] the answer can't be read as {wanted}: {problem}"
         if self.fail_on_error:
@@ -173,6 +175,16 @@ class Call:
             }
         return row
 
+    def _result(self, endpoint: Endpoint, text: str) -> Any:
+        if endpoint.kind == "mlflow" and not isinstance(self.result, StructType | MapType):
+            # A model with one column of output: its value is the result.
+            with suppress(ValueError):
+                value = json.loads(text)
+                if isinstance(value, dict) and len(value) == 1:
+                    (only,) = value.values()
+                    text = only if isinstance(only, str) else json.dumps(only)
+        return read_as(text, self.result)
+
     def _columns_error(self, text: str) -> str | None:
         """What is wrong with the columns of a prediction that has several; None where nothing is."""
         try:
@@ -180,6 +192,8 @@ class Call:
         except ValueError:
             return None
         if not isinstance(value, dict) or isinstance(self.result, StringType | MapType):
+            return None
+        if len(value) == 1 and not isinstance(self.result, StructType):
             return None
         wanted = self.result.fieldNames() if isinstance(self.result, StructType) else []
         if set(value) == set(wanted):

@@ -6,6 +6,7 @@ that are spread so that equal requests meet. Above, what is made of the answers.
 before a ``LIMIT``.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ from batch_assets.ai_functions.requests import AiFunctionError
 
 # Spark's names are not case-sensitive, and nobody else's begin so.
 _PREFIX = "_batch_assets_"
+# They make several rows of one, so a LIMIT counts what comes out of them.
+_GENERATORS = (exp.UDTF, exp.Explode, exp.Posexplode, exp.Inline)
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class _Layers:
     below: list[Any] = field(default_factory=list)
     middle: list[tuple[str, PlacedCall]] = field(default_factory=list)
     answers: dict[str, str] = field(default_factory=dict)
+    named: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.calls = [
@@ -85,9 +89,13 @@ class _Layers:
         if not self.calls:
             return
         self._ids = {id(call) for call in self.calls}
+        self._aliases = {item.alias.lower() for item in self.select.expressions if item.alias}
         self._answer_names = {
             item.alias.lower() for item in self.select.expressions if item.alias and self._has_call(item)
         }
+        # An answer that is named like what it is made of: elsewhere in the SELECT the name means the table's column.
+        inputs = {item.alias.lower() for item in self.select.expressions if item.alias.lower() in _columns(item)}
+        self._lateral_names = self._answer_names - inputs
         self._refuse()
         # Where an aggregate or a GROUP BY needs answers, it comes above them; else what is asked may be made by one.
         group = self.select.args.get("group")
@@ -104,14 +112,19 @@ class _Layers:
                 raise AiFunctionError(
                     f"{name_of(call)} can't stand in {what}: call it in a subquery that gives its answer a name"
                 )
-        for clause in ("sort", "cluster", "distribute", "qualify", "pivots", "sample"):
+        for clause in ("sort", "cluster", "distribute", "qualify", "windows", "pivots", "sample"):
             if self.select.args.get(clause):
                 raise AiFunctionError(
                     f"a SELECT that calls ai functions takes no {clause.upper()}: put the calls in a subquery"
                 )
         group = self.select.args.get("group")
-        if group is not None and group.args.get("all"):
-            raise AiFunctionError("GROUP BY ALL doesn't go with ai functions in the same SELECT: name the columns")
+        if group is not None and any(value for key, value in group.args.items() if key != "expressions"):
+            raise AiFunctionError(
+                "GROUP BY with ALL, ROLLUP, CUBE or GROUPING SETS doesn't go with ai functions in the same SELECT: put "
+                "the calls in a subquery"
+            )
+        if any(call.find_ancestor(exp.Filter, exp.Select) is not self.select for call in self.calls):
+            raise AiFunctionError("ai functions can't stand in FILTER (WHERE ...): call them in a subquery")
         if sum(_is_star(item) for item in self.select.expressions) > 1:
             raise AiFunctionError("a SELECT that calls ai functions takes one * only: name the columns")
 
@@ -120,17 +133,16 @@ class _Layers:
         above = exp.Select(distinct=args.get("distinct"), with_=args.get("with_"), limit=args.get("limit"))
         above.set("offset", args.get("offset"))
         below = exp.Select(from_=args.get("from_"), joins=args.get("joins"), laterals=args.get("laterals"))
-        below.set("windows", args.get("windows"))
         can_limit = self._can_limit()
 
         without, having = self._split("where"), self._split("having")
         if without[0]:
             below.set("where", exp.Where(this=exp.and_(*without[0], copy=False)))
-        # Conditions first: nothing else is asked about rows that don't meet them.
-        conditions = [self._lift(condition) for condition in without[1]]
-        if not self.aggregate_above:
-            conditions += [self._lift(condition) for condition in having[1]]
-        asked_for_conditions = len(self.middle)
+        # Conditions first, one after the other: nothing else is asked about rows that don't meet them.
+        conditions = []
+        for condition in without[1] + ([] if self.aggregate_above else having[1]):
+            lifted = self._lift(condition, by_meaning=True)
+            conditions.append((len(self.middle), lifted))
         projections = [self._project(item) for item in self.select.expressions]
         group = args.get("group")
         if self.aggregate_above:
@@ -156,20 +168,17 @@ class _Layers:
         hidden = [item.alias for item in self.below if item.alias.startswith(_PREFIX)]
         hidden += [name for name, _ in self.middle]
         if self.star is not None:
-            below_projections = (
-                [exp.Star(), *self.below] if isinstance(self.star, exp.Star) else [self.star, *self.below]
-            )
-            star = exp.Star(except_=[exp.to_identifier(name) for name in hidden])
-            projections = [star if item is self.star else item for item in projections]
+            below_projections = [self.star.copy(), *self.below]
         else:
             below_projections = self.below or [exp.alias_(exp.Literal.number(1), f"{_PREFIX}one")]
         below.set("expressions", below_projections)
         above.set("expressions", projections)
-        where = exp.Where(this=exp.and_(*conditions, copy=False)) if conditions else None
-        rows = self._middle(below, self.middle[:asked_for_conditions])
-        if where is not None:
-            rows = exp.Select(expressions=[exp.Star()], from_=_from(rows), where=where)
-        above.set("from_", _from(self._middle(rows, self.middle[asked_for_conditions:])))
+        rows, asked = below, 0
+        for number, condition in conditions:
+            rows = self._middle(rows, self.middle[asked:number])
+            rows = exp.Select(expressions=[exp.Star()], from_=_from(rows), where=exp.Where(this=condition))
+            asked = number
+        above.set("from_", _from(self._middle(rows, self.middle[asked:])))
         return above
 
     def _middle(self, rows: Any, calls: Sequence[tuple[str, PlacedCall]]) -> Any:
@@ -193,12 +202,13 @@ class _Layers:
             or any(self._split(clause)[1] for clause in ("where", "having"))
         ):
             return False
-        if any(call.find_ancestor(exp.Window, exp.Select) is not self.select for call in self.calls):
+        if any(call.find_ancestor(*_GENERATORS, exp.Window, exp.Select) is not self.select for call in self.calls):
             return False
         order = args.get("order")
         if order is None:
             return True
-        if order.args.get("all"):
+        beside_star = self.star is not None and (self._ordinals(order) or self._aliases & _columns(order))
+        if order.args.get("all") or beside_star:
             return False
         asked = {str(number) for number, item in enumerate(self.select.expressions, 1) if self._has_call(item)}
         return not (self._has_call(order) or self._answer_names & _columns(order) or asked & self._ordinals(order))
@@ -219,7 +229,7 @@ class _Layers:
             return item
         expression = item.this if isinstance(item, exp.Alias) else item
         name = item.alias if isinstance(item, exp.Alias) else ""
-        if not self._has_call(item) and not self.aggregate_above and not (self._answer_names & _columns(item)):
+        if not self._has_call(item) and not self.aggregate_above and not (self._lateral_names & _columns(item)):
             output = name or item.output_name or item.sql(dialect="spark")
             taken = {placed.alias.lower() for placed in self.below}
             if self.star is not None or output.lower() in taken or not (name or isinstance(item, exp.Column)):
@@ -228,6 +238,8 @@ class _Layers:
             return exp.column(output, quoted=True)
         if not name:
             name = name_of(expression) if is_call(expression, self.names) else item.output_name
+            self.named[name] += 1
+            name += f"_{self.named[name]}" if name and self.named[name] > 1 else ""
         lifted = self._lift(expression)
         return exp.alias_(lifted, name or item.sql(dialect="spark"), quoted=True)
 
@@ -240,25 +252,29 @@ class _Layers:
         return order
 
     def _above_order(self, order: Any) -> Any:
-        aliases = {item.alias.lower() for item in self.select.expressions if item.alias}
         above = order.copy()
         for item, original in zip(above.expressions, order.expressions, strict=True):
             key = original.this
-            is_alias = isinstance(key, exp.Column) and not key.table and key.name.lower() in aliases
+            is_alias = isinstance(key, exp.Column) and not key.table and key.name.lower() in self._aliases
             if not _is_ordinal(key) and not is_alias:
                 item.set("this", self._lift(key))
         return above
 
-    def _lift(self, node: Any, *, leaves: bool | None = None) -> Any:
+    def _lift(self, node: Any, *, leaves: bool | None = None, by_meaning: bool = False) -> Any:
         """What a node becomes above: answers and what is made of them, the rest as columns from below.
 
-        With ``leaves``, aggregates and windows stay above, and only what goes into them comes from below.
+        With ``leaves``, aggregates and windows stay above, and only what goes into them comes from below. Where ``by_meaning``
+        is set, aliases are not known yet, and what they stand for takes their place.
         """
         leaves = self.aggregate_above if leaves is None else leaves
         if id(node) in self._ids:
             return exp.column(self._ask(node))
-        if isinstance(node, exp.Column) and not node.table and node.name.lower() in self._answer_names:
-            return node.copy()
+        if isinstance(node, exp.Column) and _first_name(node) in self._lateral_names:
+            if not by_meaning:
+                return node.copy()
+            projection = next(item for item in self.select.expressions if item.alias.lower() == _first_name(node))
+            lifted = self._lift(projection.this)
+            return exp.Dot.build([exp.paren(lifted), *node.parts[1:]]) if len(node.parts) > 1 else lifted
         if self._is_movable(node, leaves):
             return node.copy() if _is_constant(node) else self._hide(node)
         # A window's own function stays with it, and so does what a CASE and a struct are put together from.
@@ -266,9 +282,9 @@ class _Layers:
             return self._with_lifted_parts(node, leaves=True, kept=(node.this,))
         if isinstance(node, exp.Case):
             return self._with_lifted_parts(node, leaves, kept=node.args["ifs"])
-        return self._with_lifted_parts(node, leaves)
+        return self._with_lifted_parts(node, leaves, by_meaning=by_meaning)
 
-    def _with_lifted_parts(self, node: Any, leaves: bool, kept: Sequence[Any] = ()) -> Any:
+    def _with_lifted_parts(self, node: Any, leaves: bool, kept: Sequence[Any] = (), *, by_meaning: bool = False) -> Any:
         def lifted(child: Any) -> Any:
             if isinstance(child, exp.Lambda | exp.DataType | exp.Identifier | exp.Star) or not isinstance(
                 child, exp.Expr
@@ -280,7 +296,9 @@ class _Layers:
                 return named
             if any(child is part for part in kept):
                 return self._with_lifted_parts(child, leaves)
-            return self._lift(child, leaves=leaves)
+            if isinstance(child, exp.Subquery) and isinstance(node, exp.In | exp.Exists):
+                return child
+            return self._lift(child, leaves=leaves, by_meaning=by_meaning)
 
         above = node.copy()
         for key, value in node.args.items():
@@ -291,7 +309,7 @@ class _Layers:
         """Whether a node is a value that can be computed below."""
         if isinstance(node, exp.Subquery):
             return True
-        if not isinstance(node, exp.Condition) or self._has_call(node) or self._answer_names & _columns(node):
+        if not isinstance(node, exp.Condition) or self._has_call(node) or self._lateral_names & _columns(node):
             return False
         return not leaves or node.find(exp.AggFunc, exp.Window) is None
 
@@ -299,7 +317,9 @@ class _Layers:
         key = call.sql(dialect="spark")
         if key not in self.answers:
             placed = self.place(call)
-            arguments = {name: self._lift(value, leaves=False) for name, value in placed.arguments.items()}
+            arguments = {
+                name: self._lift(value, leaves=False, by_meaning=True) for name, value in placed.arguments.items()
+            }
             self.answers[key] = f"{_PREFIX}answer_{len(self.answers)}"
             self.middle.append((self.answers[key], PlacedCall(placed.function, arguments, placed.tasks)))
         return self.answers[key]
@@ -336,6 +356,11 @@ def _is_constant(node: Any) -> bool:
     return node.find(exp.Column, exp.Func, exp.Subquery, exp.Star) is None
 
 
+def _first_name(column: Any) -> str:
+    """The name that a column begins with: its own, or that of what it is a field of."""
+    return str(column.parts[0].name).lower()
+
+
 def _columns(node: Any) -> set[str]:
-    """Columns without a qualifier that a node names, in lower case."""
-    return {column.name.lower() for column in node.find_all(exp.Column) if not column.table}
+    """Names that the columns in a node begin with, in lower case."""
+    return {_first_name(column) for column in node.find_all(exp.Column)}

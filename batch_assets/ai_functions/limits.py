@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from batch_assets.ai_functions.endpoints import Endpoint
@@ -37,8 +39,8 @@ class Share:
         if endpoint.requests_in_flight < tasks or (budget is not None and budget < calls):
             raise AiFunctionError(
                 f"the limits of the endpoint {endpoint.name} are too low to be divided over {tasks} tasks that ask at "
-                f"the same time and {calls} calls: run the statement with ai_sql(), or raise requests_in_flight or "
-                "requests_per_statement"
+                f"the same time and {calls} calls: run the statement with ai_sql(), ask in fewer branches of it, or "
+                "raise requests_in_flight or requests_per_statement"
             )
         return cls(
             requests_in_flight=endpoint.requests_in_flight // tasks,
@@ -98,8 +100,10 @@ class Budget:
                 await self._changed.wait()
             self._reserved += tokens
 
-    async def settle(self, reserved: int, used: int) -> None:
+    async def settle(self, reserved: int, used: int, *, was_sent: bool) -> None:
         """Replace what was reserved by what was used."""
+        if self._requests is not None and not was_sent:
+            self._requests += 1
         if self._tokens is None:
             return
         async with self._changed:
@@ -117,41 +121,67 @@ class Budget:
 class Breaker:
     """Leaves a server alone that fails and fails; then lets one request through, to see whether it is well again.
 
+    It also leaves a server alone that asked for it (Retry-After).
+
     https://martinfowler.com/bliki/CircuitBreaker.html
     """
 
     def __init__(self) -> None:
         self._failures = 0
         self._pause = _FIRST_PAUSE
-        self._closed = asyncio.Event()
-        self._closed.set()
-        self._opened = 0.0
+        self._is_open = False
         self._is_probing = False
+        self._quiet_until = 0.0
+        self._changed = asyncio.Condition()
 
-    async def wait(self) -> None:
-        """Return when a request may be sent."""
-        while not self._closed.is_set():
-            left = self._opened + self._pause - time.monotonic()
-            if left <= 0 and not self._is_probing:
-                self._is_probing = True
-                return
-            try:
-                async with asyncio.timeout(max(left, 0.05)):
-                    await self._closed.wait()
-            except TimeoutError:
-                continue
+    @asynccontextmanager
+    async def passing(self, deadline: float) -> AsyncIterator[None]:
+        """Wait until a request may be sent; inside, say what came of it.
 
-    def succeeded(self) -> None:
+        Raises:
+            TimeoutError: that is not before the deadline, in seconds of the monotonic clock.
+        """
+        probes = False
+        async with self._changed:
+            while (left := self._quiet_until - time.monotonic()) > 0 or (self._is_open and self._is_probing):
+                until_deadline = deadline - time.monotonic()
+                if until_deadline <= 0:
+                    raise TimeoutError
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(until_deadline, left) if left > 0 else until_deadline):
+                        await self._changed.wait()
+            if self._is_open:
+                probes = self._is_probing = True
+        try:
+            yield
+        finally:
+            if probes:
+                async with self._changed:
+                    # However the probe ended, the next one may try.
+                    self._is_probing = False
+                    self._changed.notify_all()
+
+    async def succeeded(self) -> None:
         """Note that the server answered."""
-        self._failures, self._pause, self._is_probing = 0, _FIRST_PAUSE, False
-        self._closed.set()
+        async with self._changed:
+            self._failures, self._pause, self._is_open = 0, _FIRST_PAUSE, False
+            self._changed.notify_all()
 
-    def failed(self) -> None:
-        """Note that it didn't."""
-        self._failures += 1
-        if self._is_probing:
-            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
-        if self._is_probing or (self._failures >= _FAILURES and self._closed.is_set()):
-            self._is_probing = False
-            self._opened = time.monotonic()
-            self._closed.clear()
+    @property
+    def is_open(self) -> bool:
+        """Whether the server is left alone because it fails."""
+        return self._is_open
+
+    async def failed(self, *, is_sick: bool) -> None:
+        """Note that it didn't; a server that has too much to do is not sick."""
+        async with self._changed:
+            self._failures += is_sick
+            if self._is_probing:
+                self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+            if self._is_probing or (self._failures >= _FAILURES and not self._is_open):
+                self._is_open = True
+                self._quiet_until = max(self._quiet_until, time.monotonic() + self._pause)
+
+    def leave_alone(self, seconds: float) -> None:
+        """Send nothing for a while, because the server asked for it."""
+        self._quiet_until = max(self._quiet_until, time.monotonic() + seconds)

@@ -18,7 +18,11 @@ class UnreadableResponseError(Exception):
 
 
 class SchemaError(Exception):
-    """An answer that doesn't meet the schema that was asked for."""
+    """An answer that doesn't meet the schema that was asked for; ``tokens`` is what it took, None if nobody says."""
+
+    def __init__(self, message: str, tokens: int | None = None) -> None:
+        super().__init__(message)
+        self.tokens = tokens
 
 
 class ChatCompletions:
@@ -31,8 +35,11 @@ class ChatCompletions:
         content = request.content
         parameters = endpoint.parameters | json.loads(request.parameters)
         if request.schema is not None and endpoint.enforces_schema:
-            schema = {"name": "answer", "strict": True, "schema": json.loads(request.schema)}
-            parameters["response_format"] = {"type": "json_schema", "json_schema": schema}
+            if request.response_format is not None:
+                parameters["response_format"] = json.loads(request.response_format)
+            else:
+                schema = {"name": "answer", "strict": True, "schema": json.loads(request.schema)}
+                parameters["response_format"] = {"type": "json_schema", "json_schema": schema}
         elif request.schema is not None:
             content += f"\n\nAnswer with JSON alone, as this JSON schema says: {request.schema}"
         return {**parameters, "model": endpoint.model, "messages": [{"role": "user", "content": content}]}
@@ -47,13 +54,13 @@ class ChatCompletions:
         try:
             content: dict[str, Any] = response.json()
             choice = content["choices"][0]
-            text = choice["message"]["content"]
+            text = _text(choice["message"]["content"])
             reason = choice.get("finish_reason")
             usage = content.get("usage") or {}
             details = {
                 "finish_reason": reason,
-                "prompt_tokens": usage.get("prompt_tokens"),
-                "completion_tokens": usage.get("completion_tokens"),
+                "prompt_tokens": _count(usage.get("prompt_tokens")),
+                "completion_tokens": _count(usage.get("completion_tokens")),
                 "model": content.get("model") or endpoint.model,
             }
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
@@ -62,14 +69,17 @@ class ChatCompletions:
             return Answer(
                 None, "[AI_FUNCTION_HTTP_REQUEST_ERROR] the endpoint's content filter withheld the answer", **details
             )
-        text = str(text or "")
+        if text is None:
+            why = f"finish reason {reason}" if reason else "no reason given"
+            return Answer(None, f"[AI_FUNCTION_HTTP_REQUEST_ERROR] the answer has no text ({why})", **details)
         if request.schema is not None:
             fenced = _FENCED.fullmatch(text)
             text = fenced[1] if fenced else text
             problem = problem_with(text, request.schema)
             if problem is not None:
                 cut = " (it was cut: raise max_tokens)" if reason == "length" else ""
-                raise SchemaError(problem + cut)
+                spent = (details["prompt_tokens"] or 0) + (details["completion_tokens"] or 0)
+                raise SchemaError(problem + cut, spent or None)
         return Answer(text, None, **details)
 
 
@@ -97,13 +107,24 @@ class Invocations:
             prediction = predictions[0] if isinstance(predictions, list) else predictions
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise UnreadableResponseError(f"the response holds no predictions ({type(error).__name__})") from error
-        if isinstance(prediction, dict) and len(prediction) == 1:
-            (prediction,) = prediction.values()
+        if prediction is None:
+            return Answer(None, "[AI_FUNCTION_INVALID_HTTP_RESPONSE] the prediction is null", model=endpoint.model)
         text = prediction if isinstance(prediction, str) else json.dumps(prediction)
         problem = None if request.schema is None else problem_with(text, request.schema)
         if problem is not None:
             raise SchemaError(problem)
         return Answer(text, model=endpoint.model)
+
+
+def _text(content: Any) -> str | None:
+    """The text of a message, which some servers send in parts."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if part.get("type") == "text")
+    return None if content is None else str(content)
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 PROTOCOLS: dict[str, ChatCompletions | Invocations] = {"openai": ChatCompletions(), "mlflow": Invocations()}

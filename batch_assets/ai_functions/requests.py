@@ -20,15 +20,17 @@ class Request:
         content: the prompt, or the input of a served model as JSON.
         parameters: parameters beyond the endpoint's, as a JSON object.
         schema: JSON schema that the answer must meet, as text; None for any text.
+        response_format: how a chat server is told, as JSON, where the schema alone doesn't say.
     """
 
     content: str
     parameters: str = "{}"
     schema: str | None = None
+    response_format: str | None = None
 
     def hash(self, endpoint: Endpoint) -> str:
         """SHA-256 of everything that decides what the answer will be."""
-        parts = [*endpoint.identity, self.content, self.parameters, self.schema]
+        parts = [*endpoint.identity, self.content, self.parameters, self.schema, self.response_format]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

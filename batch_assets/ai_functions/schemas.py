@@ -4,8 +4,9 @@ https://docs.databricks.com/en/sql/language-manual/functions/ai_query.html
 """
 
 import json
+from dataclasses import dataclass
 from datetime import date, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -90,14 +91,27 @@ def schema_of(kind: "DataType", *, nullable: bool = True) -> dict[str, Any]:
     return {**schema, "type": [schema["type"], "null"]} if nullable else schema
 
 
-def response_format(text: str) -> "tuple[str | None, DataType | None]":
-    """The JSON schema and the result type that a ``responseFormat`` asks for.
+@dataclass(frozen=True)
+class ResponseFormat:
+    """What a ``responseFormat`` asks for.
+
+    ``schema`` is the JSON schema that answers must meet, as text, None for any text; ``told`` is what the server is
+    told, None where it follows from the schema; ``result`` is the type of the result, None for text.
+    """
+
+    schema: str | None = None
+    told: str | None = None
+    result: "DataType | None" = None
+
+
+ANY_TEXT = ResponseFormat()
+
+
+def response_format(text: str) -> ResponseFormat:
+    """Read a ``responseFormat``.
 
     A DDL struct gives its type; where it has one field that is a struct itself, that one's. The JSON forms
     (``text``, ``json_object``, ``json_schema``, or a JSON schema alone) give text.
-
-    Returns:
-        The schema as text, None for any text; the type, None for text.
 
     Raises:
         AiFunctionError: it asks for nothing that there is.
@@ -112,7 +126,7 @@ def response_format(text: str) -> "tuple[str | None, DataType | None]":
             )
         if len(kind) == 1 and isinstance(kind[0].dataType, StructType):
             kind = kind[0].dataType
-        return json.dumps(schema_of(kind, nullable=False)), kind
+        return ResponseFormat(json.dumps(schema_of(kind, nullable=False)), None, kind)
     unsupported = "[AI_FUNCTION_UNSUPPORTED_RESPONSE_FORMAT.JSON_STRING] the responseFormat"
     try:
         wanted = json.loads(text)
@@ -120,20 +134,21 @@ def response_format(text: str) -> "tuple[str | None, DataType | None]":
         raise AiFunctionError(f"{unsupported} is not JSON: {error}") from error
     match wanted:
         case {"type": "text"}:
-            return None, None
+            return ANY_TEXT
         case {"type": "json_object"}:
-            schema: Any = {"type": "object"}
+            schema, told = {"type": "object"}, wanted
         case {"type": "json_schema", "json_schema": {"schema": dict() as schema}}:
-            pass
+            told = {**wanted, "json_schema": {"name": "answer", **wanted["json_schema"]}}
         case {"type": "json_schema"}:
             raise AiFunctionError(f"{unsupported} has the type json_schema, but nothing under json_schema.schema")
         case _:
-            schema = wanted
+            # Servers that are told to be strict refuse schemas that leave anything open.
+            schema, told = wanted, {"type": "json_schema", "json_schema": {"name": "answer", "schema": wanted}}
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
         raise AiFunctionError(f"{unsupported} is no JSON schema: {error.message}") from error
-    return json.dumps(schema, sort_keys=True), None
+    return ResponseFormat(json.dumps(schema, sort_keys=True), json.dumps(told, sort_keys=True), None)
 
 
 def read_as(text: str, kind: "DataType | None") -> Any:
@@ -174,15 +189,15 @@ def _value(value: Any, kind: "DataType") -> Any:
             return value if isinstance(value, str) else json.dumps(value)
         case types.BooleanType(), bool():
             return value
-        case types.IntegralType(), int() | float() if not isinstance(value, bool) and value == int(value):
+        case types.IntegralType(), int() | float() if not isinstance(value, bool) and value % 1 == 0:
             if not -(2 ** (_INTEGERS[kind.simpleString()] - 1)) <= value < 2 ** (_INTEGERS[kind.simpleString()] - 1):
                 raise ValueError(f"{value} is out of range")
             return int(value)
         case types.DecimalType(), int() | float() if not isinstance(value, bool):
-            try:
-                return Decimal(str(value)).quantize(Decimal(1).scaleb(-kind.scale))
-            except InvalidOperation as error:
-                raise ValueError(f"{value} has too many digits") from error
+            number = Decimal(str(value)).quantize(Decimal(1).scaleb(-kind.scale))
+            if number.adjusted() >= kind.precision - kind.scale:
+                raise ValueError(f"{value} has too many digits")
+            return number
         case types.FractionalType(), int() | float() if not isinstance(value, bool):
             return float(value)
         case types.DateType(), str():

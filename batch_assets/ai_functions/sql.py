@@ -1,8 +1,10 @@
 """Statements with ai functions: what a function alone can't honour is read from the parsed statement."""
 
 import uuid
+from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from batch_assets.ai_functions.answering import Statement, asking_tasks
 from batch_assets.ai_functions.requests import AiFunctionError
@@ -91,7 +93,7 @@ def parse(statement: str) -> Any:
     from sqlglot import exp
 
     try:
-        trees = sqlglot.parse(statement, dialect="spark")
+        trees = sqlglot.parse(statement, dialect=_dialect())
     except sqlglot.errors.SqlglotError as error:
         raise AiFunctionError(f"the statement can't be parsed: {error}") from error
     if len(trees) != 1 or trees[0] is None:
@@ -102,6 +104,18 @@ def parse(statement: str) -> Any:
     if not isinstance(tree, exp.Create | exp.Query):
         raise AiFunctionError(f"only queries and CREATE TABLE ... AS SELECT run here, not {tree.key.upper()}")
     return tree
+
+
+@cache
+def _dialect() -> Any:
+    """Spark's SQL, in which two quotation marks in a literal are one (from Spark 4.0 on)."""
+    from sqlglot.dialects.spark import Spark
+
+    class SparkWithDoubledQuotes(Spark):
+        class Tokenizer(Spark.Tokenizer):  # type: ignore[misc]
+            STRING_ESCAPES: ClassVar[list[str]] = ["'", '"', "\\"]
+
+    return SparkWithDoubledQuotes()
 
 
 def endpoints_of(statement: str, default: str) -> set[str]:
@@ -129,13 +143,14 @@ class _Planner:
         from sqlglot import exp
 
         from batch_assets.ai_functions.functions import PARAMETERS, slots_of
-        from batch_assets.ai_functions.layers import PlacedCall, is_call, push_down
+        from batch_assets.ai_functions.layers import PlacedCall, is_call, name_of, push_down
 
         names = frozenset(PARAMETERS)
         nodes = [node for node in tree.find_all(exp.Func) if is_call(node, names)]
         if not nodes:
             return tree
         calls = {node.sql(dialect="spark"): self._call(node) for node in nodes}
+        per_endpoint = Counter(call.endpoint for call in calls.values())
         slots = slots_of(self._spark)
         at_once = _at_once(tree, names)
         tasks: dict[str, int] = {}
@@ -146,21 +161,26 @@ class _Planner:
             self._functions.endpoints,
             self._finished,
             tasks={name: number * at_once for name, number in tasks.items()},
-            calls=len(nodes),
         )
 
         def place(node: Any) -> PlacedCall:
-            call = calls[node.sql(dialect="spark")]
+            # A call whose argument is a query with calls of its own doesn't read any more as it did.
+            call = calls.get(node.sql(dialect="spark")) or self._call(node)
             arguments = {
                 name: value
                 for name, value in _arguments(node).items()
                 if name not in _CONSTANT.get(call.function, ()) or call.function in _PASSED_ON
             }
             function = f"_batch_assets_{uuid.uuid4().hex}"
-            self._spark.udf.register(function, call.udf(replace(statement, call=function), list(arguments)))
+            one = replace(statement, call=function, calls=per_endpoint[call.endpoint])
+            self._spark.udf.register(function, call.udf(one, list(arguments)))
             return PlacedCall(function, arguments, tasks[call.endpoint])
 
-        return push_down(tree, names, place)
+        planned = push_down(tree, names, place)
+        left = next((node for node in planned.find_all(exp.Func) if is_call(node, names)), None)
+        if left is not None:
+            raise AiFunctionError(f"{name_of(left)} can't stand where it does: call it in a subquery with a name")
+        return planned
 
     def _call(self, node: Any) -> "Call":
         from batch_assets.ai_functions.functions import Call

@@ -22,19 +22,49 @@ def resolve_tables(spark: "SparkSession", tree: Any, lake: Lake) -> Any:
     from sqlglot import exp
 
     tree = tree.copy()
-    common = {cte.alias.lower() for cte in tree.find_all(exp.CTE)}
     views: dict[str, str] = {}
     for table in list(tree.find_all(exp.Table)):
-        if not isinstance(table.this, exp.Identifier) or (not table.db and table.name.lower() in common):
+        if not isinstance(table.this, exp.Identifier) or _is_common(table):
             continue
         if _is_known(spark, table):
             continue
+        for clause in ("version", "when"):
+            if table.args.get(clause):
+                raise AiFunctionError(f"{table.name}: older versions can't be named in a statement")
         uri = _uri(lake, table)
         if uri not in views:
             views[uri] = _view(spark, lake, uri, _full_name(lake, table))
         alias = table.args.get("alias") or exp.TableAlias(this=exp.to_identifier(table.name))
-        table.replace(exp.Table(this=exp.to_identifier(views[uri]), alias=alias))
+        table.set("this", exp.to_identifier(views[uri]))
+        table.set("db", None)
+        table.set("catalog", None)
+        table.set("alias", alias)
     return tree
+
+
+def _is_common(table: Any) -> bool:
+    """Whether a name is that of a WITH clause around it; inside its own definition it is not yet."""
+    from sqlglot import exp
+
+    if table.db:
+        return False
+    around = _ancestors(table)
+    for node in around:
+        common = node.args.get("with_") if isinstance(node, exp.Query) else None
+        for cte in common.expressions if common is not None else []:
+            if any(cte is part for part in around):
+                break  # itself and those after it are not known there
+            if cte.alias.lower() == table.name.lower():
+                return True
+    return False
+
+
+def _ancestors(node: Any) -> list[Any]:
+    found = []
+    while node is not None:
+        found.append(node)
+        node = node.parent
+    return found
 
 
 def create_table_as(spark: "SparkSession", create: Any, rows: "Callable[[], DataFrame]", lake: Lake) -> "DataFrame":
@@ -73,7 +103,13 @@ def create_table_as(spark: "SparkSession", create: Any, rows: "Callable[[], Data
         return reader.load(uri)
     if exists and not create.args.get("replace"):
         raise AiFunctionError(f"[TABLE_OR_VIEW_ALREADY_EXISTS] {name} is there already: say CREATE OR REPLACE TABLE")
-    writer = rows().write.format("deltars").mode("overwrite" if exists else "append")
+    if exists and partitioned:
+        raise AiFunctionError(
+            f"{name} is there already, and PARTITIONED BY can't replace it: leave PARTITIONED BY out, or give the new "
+            "table another name"
+        )
+    # Overwriting notices a table that somebody else makes meanwhile.
+    writer = rows().write.format("deltars").mode("append" if partitioned else "overwrite")
     for key, value in lake.storage_options.items():
         writer = writer.option(f"storage.{key}", value)
     if exists:
