@@ -1,5 +1,6 @@
 """The command batch-assets."""
 
+import hashlib
 import os
 import sys
 import time
@@ -265,6 +266,7 @@ def query(statement: str, resume: bool, as_json: bool) -> None:
     from batch_assets.ai_functions.sql import endpoints_of
     from batch_assets.ai_functions.statement import run_for_user
     from batch_assets.lake.configured import configured_lake
+    from batch_assets.locks import locked
     from batch_assets.resources.endpoints import EndpointsResource
     from batch_assets.resources.spark import SparkResource
 
@@ -280,9 +282,14 @@ def query(statement: str, resume: bool, as_json: bool) -> None:
         from batch_assets.ai_functions.functions import register_ai_functions
 
         functions = register_ai_functions(spark.session, ready, settings.endpoint)
-        frame, rows, usage = run_for_user(
-            spark.session, functions, statement, lake, lambda line: click.echo(line, err=True), resume=resume
-        )
+        # Two of the same would take each other's answers away.
+        digest = hashlib.sha256(statement.encode()).hexdigest()[:16]
+        with locked(
+            settings.home / "locks" / f"query-{digest}.lock", refusal="the same statement is being run already"
+        ):
+            frame, rows, usage = run_for_user(
+                spark.session, functions, statement, lake, lambda line: click.echo(line, err=True), resume=resume
+            )
         count = frame.count() if rows is None else len(rows)
         if rows is not None:
             _print_rows(frame.columns, rows, as_json)

@@ -16,7 +16,7 @@ from batch_assets.assets.quality_report import quality_report
 from batch_assets.assets.summary_quality import summary_quality
 from batch_assets.automation.jobs import materialize_all
 from batch_assets.automation.promotion import PROMOTION_JOBS
-from batch_assets.checks.models import beats_lead_baseline
+from batch_assets.checks.models import beats_lead_baseline, promotion
 from batch_assets.checks.tables import TABLE_CHECKS
 from batch_assets.hub import keep_off_the_hub
 from batch_assets.lake.configured import configured_lake
@@ -59,7 +59,7 @@ def build_defs(
             *(asset.with_attributes(backfill_policy=policy) for asset in _PARTITIONED),
             *_WHOLE,
         ],
-        asset_checks=[*TABLE_CHECKS, beats_lead_baseline],
+        asset_checks=[*TABLE_CHECKS, beats_lead_baseline, promotion],
         jobs=[materialize_all, *PROMOTION_JOBS],
         resources=resources,
         executor=dg.in_process_executor,

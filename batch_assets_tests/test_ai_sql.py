@@ -10,10 +10,12 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
+from pyspark.sql import Row
 
 from batch_assets.ai_functions.endpoints import Endpoint
 from batch_assets.ai_functions.requests import AiFunctionError
@@ -120,9 +122,9 @@ def test_a_projection_and_a_filter_on_the_same_answer_ask_once(spark, server, fu
         ("SELECT * EXCEPT (text), ai_gen(text) AS g FROM texts WHERE id = 1", [(1, 1, "1")], 1),
         ("SELECT *, half AS k, ai_gen(text) AS g FROM texts ORDER BY k DESC, id LIMIT 1", [(1, "text 1", 1, 1, "1")], 5),
         ("SELECT explode(ai_query('e', 'say [1,2,3]', returnType => 'ARRAY<INT>')) AS x LIMIT 2", [(1,), (2,)], 1),
-        ("SELECT id, ai_query('e', text, failOnError => false) AS a, a.result AS r FROM texts WHERE id < 2 ORDER BY a.result DESC LIMIT 1", [(1, ("1", None), "1")], 2),
+        ("SELECT id, ai_query('e', text, failOnError => false) AS a, a.result AS r FROM texts WHERE id < 2 ORDER BY a.result DESC LIMIT 1", [(1, Row(result="1", errorMessage=None), "1")], 2),
         ("SELECT half, ai_gen(concat('n ', count(*))) AS g FROM texts GROUP BY half HAVING g = '12'", [(1, "12")], 2),
-        ("SELECT id FROM texts WHERE ai_gen(text) IN (SELECT '3') AND id < 5", [(3,)], 5),
+        ("SELECT id FROM texts WHERE ai_gen(text) IN (SELECT CAST(id AS STRING) FROM texts WHERE id = 3) AND id < 5", [(3,)], 5),
         ("SELECT ai_gen('What''s this') AS g, 'it''s' AS s", [("THIS", "it's")], 1),
         ("SELECT ai_gen(text), ai_gen(concat(text, 0)) FROM texts WHERE id = 1", [("1", "10")], 2),
         ("WITH t AS (SELECT id, ai_gen(text) AS g FROM texts) SELECT a.g FROM t a JOIN t b ON a.id = b.id WHERE a.id = 1", [("1",)], 5),
@@ -421,7 +423,9 @@ def test_a_registered_model_that_mlflow_serves_answers_like_the_model_itself(spa
     settings, _, version = t5_version
     port = free_port()
     command = ["models", "serve", "-m", f"models:/{version.name}@champion", "--env-manager", "local", "-p", str(port)]
-    env = {**os.environ, "MLFLOW_TRACKING_URI": settings.tracking_uri}
+    # mlflow starts uvicorn by its name.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "MLFLOW_TRACKING_URI": settings.tracking_uri, "PATH": path}
     serving = subprocess.Popen(
         [sys.executable, "-m", "mlflow", *command], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -435,9 +439,10 @@ def test_a_registered_model_that_mlflow_serves_answers_like_the_model_itself(spa
         rows = ai_sql(spark, "SELECT text, ai_query('served', text) AS said FROM papers").collect()
         wrong = ai_sql(spark, "SELECT ai_query('served', text, 'INT', false) AS said FROM papers").collect()
     finally:
-        os.killpg(serving.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            os.killpg(serving.pid, signal.SIGTERM)
         serving.wait()
-    alone = mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}").predict(texts)
+    alone = mlflow.pyfunc.load_model(version.uri).predict(texts)
     assert {row.text: row.said for row in rows} == dict(zip(texts, alone, strict=True))
     assert all("AI_FUNCTION_HTTP_PARSE_CAST_ERROR" in row.said.errorMessage for row in wrong)
 

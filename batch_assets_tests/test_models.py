@@ -16,7 +16,7 @@ from batch_assets.models.registry import (
     versions,
     with_alias,
 )
-from batch_assets.models.runs import MODEL_URI_TAG, WANTED_TAG, find_run, newest_run
+from batch_assets.models.runs import MODEL_URI_TAG, TASK_TAG, WANTED_TAG, find_run, newest_run
 from batch_assets.models.tracking import connect, experiment_id
 from batch_assets_tests.conftest import log, settings_for
 
@@ -93,6 +93,7 @@ def test_runs_are_found_by_newest_and_by_best_metric_and_unfinished_ones_never(t
     def run(status, rouge1, model="models:/m-x"):
         created = client.create_run(experiment)
         client.set_tag(created.info.run_id, "batch_assets.digest", "d")
+        client.set_tag(created.info.run_id, TASK_TAG, settings.task)
         client.set_tag(created.info.run_id, WANTED_TAG, f"{10**14 + len(made):015d}")
         made.append(created.info.run_id)
         if model:

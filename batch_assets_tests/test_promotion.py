@@ -251,8 +251,9 @@ connect(settings)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({(t5_folder / "model.safetensors").stat().st_size // 2},) * 2)
 log(settings)
 """
+    (tmp_path / "program.py").write_text(program)
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    failed = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    failed = subprocess.run([sys.executable, str(tmp_path / "program.py")], env=env, capture_output=True, text=True)
     assert failed.returncode != 0
     assert re.search(r"File too large|error while serializing|I/O error", failed.stderr), failed.stderr[-2000:]
     settings = settings_for(tmp_path / "home", model=str(t5_folder))

@@ -204,7 +204,7 @@ def test_bytes_that_are_no_text_are_summarized_with_replacement_characters(spark
 
 
 def die_over(store, job, request_hash):
-    with store.trying(job, request_hash):
+    with store.trying(job, 7, request_hash):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -221,7 +221,7 @@ def test_finished_completions_are_not_made_again_and_old_signs_accuse_nobody(spa
     )
     old.start()
     old.join()
-    assert store.tried("oldjob") == {t5.request_hash(some[1])}
+    assert store.tried("oldjob") == {t5.request_hash(some[1]): 1}
     scored = score(spark, lake, "a", t5)
     assert (scored.scored, scored.errors) == (3, 0)
     assert rows(lake, "a")[0]["generated_summary"] == "made before the kill"
@@ -261,10 +261,10 @@ def test_a_run_killed_at_half_scores_no_more_than_the_other_half_and_a_flush_of_
 
 def test_a_sign_is_taken_back_unless_the_process_dies(lake):
     store = CompletionStore.of(lake, BATCH_INFERENCE, "a", "ab" * 32)
-    with pytest.raises(RuntimeError), store.trying("job", "hash"):
-        assert store.tried("job") == {"hash"}
+    with pytest.raises(RuntimeError), store.trying("job", 7, "hash"):
+        assert store.tried("job") == {"hash": 1}
         raise RuntimeError
-    assert store.tried("job") == set()
+    assert store.tried("job") == {}
 
 
 def test_the_stock_spark_udf_is_an_engine_and_writes_the_same(spark, lake, t5_version, documents):
@@ -292,6 +292,53 @@ def test_workers_share_cores_and_gpus_and_take_no_more_than_there_are(
     slots, threads, shared = scorer._resources(spark, replace(t5, device_map=device_map))
     assert (slots, shared) == expected
     assert slots * threads <= os.cpu_count()
+
+
+def take(queue, done):
+    from batch_assets.inference.worker import take_gpus
+
+    try:
+        take_gpus(4, 2)
+        queue.put(os.environ["CUDA_VISIBLE_DEVICES"])
+    except RuntimeError as error:
+        queue.put(str(error))
+    done.wait()
+
+
+def test_workers_take_gpus_that_no_other_one_has_out_of_those_that_they_may_see(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,GPU-aa,GPU-bb")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    spawn = multiprocessing.get_context("spawn")
+    queue, done = spawn.Queue(), spawn.Event()
+    workers = [spawn.Process(target=take, args=(queue, done)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    said = sorted(queue.get() for _ in workers)
+    done.set()
+    for worker in workers:
+        worker.join()
+    assert said[:2] == ["2,3", "GPU-aa,GPU-bb"]
+    assert said[2].startswith("all GPUs of this machine")
+
+
+def test_rows_that_always_fail_do_not_keep_others_from_being_committed(spark, lake, t5, documents):
+    @by_value
+    class Picky:
+        def __init__(self, model, threads):
+            pass
+
+        def stream(self, documents, batch_tokens=None):
+            for place, document in enumerate(documents):
+                bad = document.startswith("bad")
+                yield place, Generation(text=None if bad else "fine", error_message="bad input" if bad else None)
+
+    model = score_model_of_its_own(t5)
+    bad = [f"bad {number}" for number in range(6)]
+    land(lake, "a", [*texts(documents, 4), *bad])
+    assert score(spark, lake, "a", model, load=Picky).errors == 6
+    land(lake, "a", [*texts(documents, 3), *bad])
+    again = score(spark, lake, "a", model, load=Picky)
+    assert (again.rows, again.scored, again.errors) == (9, 6, 6)
 
 
 def test_progress_says_what_is_left_and_who_works(spark, lake, t5, documents):

@@ -168,6 +168,8 @@ class _Layers:
         hidden = [item.alias for item in self.below if item.alias.startswith(_PREFIX)]
         hidden += [name for name, _ in self.middle]
         if self.star is not None:
+            shown = exp.Star(except_=[exp.to_identifier(name) for name in hidden])
+            projections = [shown if item is self.star else item for item in projections]
             below_projections = [self.star.copy(), *self.below]
         else:
             below_projections = self.below or [exp.alias_(exp.Literal.number(1), f"{_PREFIX}one")]
@@ -263,8 +265,8 @@ class _Layers:
     def _lift(self, node: Any, *, leaves: bool | None = None, by_meaning: bool = False) -> Any:
         """What a node becomes above: answers and what is made of them, the rest as columns from below.
 
-        With ``leaves``, aggregates and windows stay above, and only what goes into them comes from below. Where ``by_meaning``
-        is set, aliases are not known yet, and what they stand for takes their place.
+        With ``leaves``, aggregates and windows stay above, and only what goes into them comes from below. With
+        ``by_meaning``, aliases are not known yet, and what they stand for takes their place.
         """
         leaves = self.aggregate_above if leaves is None else leaves
         if id(node) in self._ids:

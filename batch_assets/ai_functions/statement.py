@@ -125,14 +125,14 @@ def answer_batch(
     with progress(f"batch {batch}", rows, store.count, report), _ended_by(store):
         answered = run(spark, functions, statement, finished, details=True)
         staged = stage_frame(_to_ai_query_inference(answered, endpoint), output, batch)
-    refuse_if_all_failed(store, batch)
+    refuse_if_all_failed(store, batch, sum(file.rows - file.null_counts["generated_summary"] for file in staged))
     staged_rows = sum(file.rows for file in staged)
     if staged_rows != rows:
         raise BatchAssetsError(f"batch {batch}: {rows} rows were to be answered, but there are {staged_rows}")
     errors = sum(file.rows - file.null_counts["error_message"] for file in staged)
     version = output.replace(batch, staged, {**metadata, "errors": errors})
     usage = Usage.of(store)
-    store.clear()
+    store.clear_batch()
     return AnsweredBatch(version, rows, usage, errors, time.monotonic() - started)
 
 

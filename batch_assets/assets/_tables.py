@@ -69,15 +69,19 @@ def sample_rows(snapshot: BatchSnapshot, batch: str, columns: list[str], count: 
 
 
 def pinned(context: dg.AssetExecutionContext, tag: str, resolve: Callable[[], int]) -> int:
-    """A number that is resolved once in a run, kept as a tag of the run, and read from there ever after."""
+    """A number that is resolved once in a run, kept as a tag of the run, and read from there ever after.
+
+    The tag names the run, because a run that is executed again inherits the tags of the first one.
+    """
     run_id = context.run.run_id
     run = context.instance.get_run_by_id(run_id)
     if run is None:
         raise BatchAssetsError(f"the run {run_id} is not in Dagster's storage")
-    if tag not in run.tags:
-        context.instance.add_run_tags(run_id, {tag: str(resolve())})
+    number, _, owner = run.tags.get(tag, "").partition(" ")
+    if owner != run_id:
+        context.instance.add_run_tags(run_id, {tag: f"{resolve()} {run_id}"})
         return pinned(context, tag, resolve)
-    return int(run.tags[tag])
+    return int(number)
 
 
 def pinned_documents(context: dg.AssetExecutionContext, lake: Lake) -> BatchSnapshot:

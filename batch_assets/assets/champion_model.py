@@ -22,13 +22,6 @@ from batch_assets.sources.configured import evaluation_dataset
     description="The run that settings select, registered as a version. It becomes the champion if it loads, "
     "summarizes two documents on one node, and is not worse than the champion on the held-out documents; else the "
     "champion stays. The data version is the champion's number.",
-    check_specs=[
-        dg.AssetCheckSpec(
-            "promotion",
-            asset="champion_model",
-            description="The version that settings select is the champion; if not, why.",
-        )
-    ],
 )
 def champion_model(
     context: dg.AssetExecutionContext,
@@ -56,7 +49,6 @@ def champion_model(
     documents = evaluation_dataset(settings).held_out(settings.evaluation_rows)
     proposal = propose(client, settings, candidate, documents, context.log.info)
     champion, decision = proposal.champion, proposal.decision
-    reason = "it is the champion already" if decision is None else decision.reason
     # Also where nothing was promoted: another engine or precision may be wanted now.
     conversion = prepare_engine(client, champion, settings, documents, context.log.info)
     metadata: dict[str, Any] = {
@@ -65,7 +57,7 @@ def champion_model(
         "alias": CHAMPION,
         "candidate": candidate.number,
         "new": is_new,
-        "decision": reason,
+        "decision": "it is the champion already" if decision is None else decision.reason,
         "selected_by": settings.select_by,
         **({} if conversion is None else {"engine": conversion}),
         "version_page": dg.MetadataValue.url(registry.version_page(champion.name, champion.number)),
@@ -78,12 +70,4 @@ def champion_model(
     return dg.MaterializeResult(
         metadata=metadata,
         data_version=dg.DataVersion(str(champion.number)),
-        check_results=[
-            dg.AssetCheckResult(
-                check_name="promotion",
-                severity=dg.AssetCheckSeverity.WARN,
-                passed=champion.number == candidate.number,
-                metadata={"candidate": candidate.number, "reason": reason, **(decision.figures if decision else {})},
-            )
-        ],
     )

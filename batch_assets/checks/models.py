@@ -24,3 +24,22 @@ def beats_lead_baseline(
     return dg.AssetCheckResult(
         passed=scores[task.main_score] > best, severity=dg.AssetCheckSeverity.WARN, metadata={**scores}
     )
+
+
+@dg.asset_check(
+    asset="champion_model",
+    description="No registered version waits as challenger that was refused; the reason and the figures of both sides.",
+)
+def promotion(settings: dg.ResourceParam[Settings], registry: dg.ResourceParam[ModelRegistry]) -> dg.AssetCheckResult:
+    """Warn of a version that was not promoted."""
+    from batch_assets.models.promotion import recorded
+    from batch_assets.models.registry import CHALLENGER, CHAMPION, with_alias
+
+    name = settings.registered_model
+    challenger = with_alias(registry.client, name, CHALLENGER)
+    version = challenger or with_alias(registry.client, name, CHAMPION)
+    return dg.AssetCheckResult(
+        passed=challenger is None,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={} if version is None else {"version": version.number, **recorded(version)},
+    )

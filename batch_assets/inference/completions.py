@@ -1,8 +1,9 @@
 """Finished completions of a run: immutable files that survive a killed run, and are never paid for twice."""
 
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -81,7 +82,7 @@ class CompletionStore:
         path = f"{self.folder}/{uuid.uuid4()}-{len(completions)}.parquet"
         pq.write_table(table, path, filesystem=self._files())
 
-    def rows(self, columns: list[str]) -> Iterator[dict[str, Any]]:
+    def rows(self, columns: list[str] | None) -> Iterator[dict[str, Any]]:
         """Some fields of all completions."""
         files = self._files()
         for path in self.paths():
@@ -91,7 +92,7 @@ class CompletionStore:
     def load(self) -> dict[str, Completion]:
         """All completions by request hash."""
         found: dict[str, Completion] = {}
-        for row in self.rows(COMPLETION_SCHEMA.names):
+        for row in self.rows(None):
             found.setdefault(row["request_hash"], Completion(**row))
         return found
 
@@ -115,21 +116,23 @@ class CompletionStore:
         return sum(int(path.rsplit("-", 1)[1].removesuffix(".parquet")) for path in self.paths())
 
     @contextmanager
-    def trying(self, job: str, request_hash: str) -> Iterator[None]:
+    def trying(self, job: str, attempt: int, request_hash: str) -> Iterator[None]:
         """Leave a sign that a request is being worked on, which only a process that dies will not take back."""
         files = self._files()
-        sign = f"{self.folder}/{_TRYING}{job}-{request_hash}"
+        sign = f"{self.folder}/{_TRYING}{job}-{request_hash}-{attempt}"
         pq.write_table(pa.table({"request_hash": [request_hash]}), sign, filesystem=files)
         try:
             yield
         finally:
             files.delete_file(sign)
 
-    def tried(self, job: str) -> set[str]:
-        """The requests that a process of a job died over."""
+    def tried(self, job: str) -> Counter[str]:
+        """The requests that processes of a job died over, and how many did."""
         prefix = f"{_TRYING}{job}-"
         names = (path.rsplit("/", 1)[1] for path in self._all_paths(self._files()))
-        return {name.removeprefix(prefix) for name in names if name.startswith(prefix)} - self.hashes()
+        deaths = Counter(name.removeprefix(prefix).split("-")[0] for name in names if name.startswith(prefix))
+        done = self.hashes()
+        return Counter({request_hash: count for request_hash, count in deaths.items() if request_hash not in done})
 
     def stop(self, reason: str) -> None:
         """Leave a sign that nothing more is to be tried, not even by a task that Spark starts again."""
@@ -152,9 +155,18 @@ class CompletionStore:
 
     def clear(self) -> None:
         """Remove the files; what they held is in a committed table."""
+        self._clear(self.folder)
+
+    def clear_batch(self) -> None:
+        """Remove the files of all models or statements for the same batch: the batch is committed."""
+        self._clear(self.folder.rpartition("/")[0])
+
+    def _clear(self, folder: str) -> None:
         files = self._files()
-        for path in self._all_paths(files):
-            files.delete_file(path)
+        for info in files.get_file_info(pafs.FileSelector(folder, allow_not_found=True, recursive=True)):
+            if info.type == pafs.FileType.File:
+                with suppress(FileNotFoundError):  # two runs may be at it
+                    files.delete_file(info.path)
 
     def paths(self) -> list[str]:
         """The files of completions, below the root."""
@@ -167,13 +179,18 @@ class CompletionStore:
         return [info.path for info in files.get_file_info(pafs.FileSelector(self.folder, allow_not_found=True))]
 
 
-def refuse_if_all_failed(store: CompletionStore, batch: str) -> None:
-    """Refuse to commit a batch in which every request of this run failed, and forget their errors.
+def refuse_if_all_failed(store: CompletionStore, batch: str, summaries: int) -> None:
+    """Refuse to commit a batch in which every request failed, and forget their errors.
+
+    Args:
+        store: what was made.
+        batch: the batch.
+        summaries: rows of the batch that have a text, made now or before.
 
     Raises:
-        BatchAssetsError: all failed, and there are too many to blame the rows.
+        BatchAssetsError: none has, and too many failed to blame the rows.
     """
-    error = store.error_of_all()
+    error = None if summaries else store.error_of_all()
     if error is not None:
         made = store.count()
         store.clear()
@@ -228,5 +245,10 @@ class FinishedWork:
             yield pa.RecordBatch.from_arrays(columns, schema=COMPLETION_SCHEMA).filter(usable)
 
     def read_store(self, path: str) -> Iterator[pa.RecordBatch]:
-        """The completions of one of the store's files."""
-        yield from read_parquet(file_system(self.store.root, self.storage_options), path)
+        """The completions of one of the store's files, which an older version of this package may have written."""
+        for rows in read_parquet(file_system(self.store.root, self.storage_options), path):
+            columns = [
+                rows.column(field.name) if field.name in rows.schema.names else pa.nulls(len(rows), field.type)
+                for field in COMPLETION_SCHEMA
+            ]
+            yield pa.RecordBatch.from_arrays(columns, schema=COMPLETION_SCHEMA)

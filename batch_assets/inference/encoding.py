@@ -1,5 +1,6 @@
 """Documents to token ids and back, as the pipeline that was logged does it."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,12 @@ from tokenizers import Tokenizer
 
 from batch_assets.inference.contract import Generation, ScoringModel
 
+_PLAIN_MARKUP = re.compile(r"\[/?[A-Z_]{2,}\]|<</?[A-Z_]{2,}>>|<\|[^<>|]+\|>|<(?:start|end)_of_turn>")
+
 # Tokenizers without a limit say 10^30.
 _NO_LIMIT = 10**9
+# What a row counts at least in the budget of a batch.
+_LEAST_TOKENS = 64
 
 # What transformers does to text that is decoded with clean_up_tokenization_spaces:
 # https://huggingface.co/docs/transformers/main_classes/tokenizer#transformers.PreTrainedTokenizerFast.decode
@@ -94,7 +99,7 @@ class Encoding:
             for spaced, closed in _CLEANED_UP.items():
                 text = text.replace(spaced, closed)
         return Generation(
-            text=text,
+            text=text.strip(),  # as MLflow's pyfunc does
             finish_reason="stop" if ended or end is not None else "length",
             input_tokens=len(request.ids),
             output_tokens=len(ids) if end is None else end,
@@ -122,8 +127,9 @@ def standalone_tokenizer(tokenizer: Any, is_encoder_decoder: bool) -> Tokenizer:
 
 def markup_of(tokenizer: Any, template: str | None) -> tuple[str, ...]:
     """Texts that a tokenizer turns into tokens with a meaning of their own, such as ``<|im_end|>``."""
-    added = tokenizer.added_tokens_decoder.values()
-    found = {token.content for token in added if token.special or token.content in (template or "")}
+    found = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    # Some models write the markup of their prompts in plain text: [INST], <<SYS>>.
+    found |= set(_PLAIN_MARKUP.findall(template or ""))
     return tuple(sorted(token for token in found - {tokenizer.unk_token} if len(token.strip()) > 1))
 
 
@@ -139,7 +145,8 @@ def by_tokens(requests: list[Encoded], budget: int) -> Iterator[list[Encoded]]:
     """Batches of requests of like length, shortest first, of no more than ``budget`` padded tokens or of one row."""
     batch: list[Encoded] = []
     for request in sorted(requests, key=lambda request: len(request.ids)):
-        if batch and len(request.ids) * (len(batch) + 1) > budget:
+        # However short a document is, its answer takes room.
+        if batch and max(len(request.ids), _LEAST_TOKENS) * (len(batch) + 1) > budget:
             yield batch
             batch = []
         batch.append(request)

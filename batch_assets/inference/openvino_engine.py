@@ -76,7 +76,7 @@ class OpenVINOEngine:
                     in_flight[request.place] = (request, self._start(request))
                     tokens += len(request.ids)
                 self._pipeline.step()
-            except RuntimeError as error:
+            except Exception as error:  # whatever a request makes of the pipeline, the other rows go on
                 # What was in flight is lost with the pipeline. Each goes alone now, and the cause gets the error.
                 lost = [request for request, _ in in_flight.values()]
                 in_flight, tokens = {}, 0
@@ -90,7 +90,11 @@ class OpenVINOEngine:
                 if handle.get_status() != self._running:
                     del in_flight[request.place]
                     tokens -= len(request.ids)
-                    yield request.place, self._read(request, handle)
+                    try:
+                        generation = self._read(request, handle)
+                    except Exception as error:  # as above
+                        generation = failed(error)
+                    yield request.place, generation
 
     def _start(self, request: Encoded) -> Any:
         import numpy as np

@@ -4,7 +4,7 @@ Workers write finished completions as they go, so a run that was killed goes on 
 never pass through the driver.
 """
 
-import os
+import gc
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -107,8 +107,8 @@ def score_batch(
     hashed = frame.mapInArrow(_with_hash(model), f"{PROD_DATA.spark_ddl}, {_HASH} string")
     finished = FinishedWork.of(store, output, batch, _COLUMNS)
     scored, workers = _complete(spark, hashed, batch, model, finished, report, load)
-    refuse_if_all_failed(store, batch)
     staged = stage_frame(_assemble(spark, hashed, model, finished), output, batch)
+    refuse_if_all_failed(store, batch, sum(file.rows - file.null_counts["generated_summary"] for file in staged))
     rows = documents.rows(batch)
     staged_rows = sum(file.rows for file in staged)
     if staged_rows != rows:
@@ -119,7 +119,7 @@ def score_batch(
     if unscored:
         raise BatchAssetsError(f"{unscored} documents of batch {batch} were not scored; nothing was committed")
     version = output.replace(batch, staged, metadata)
-    store.clear()
+    store.clear_batch()
     errors = sum(file.rows - file.null_counts["error_message"] for file in staged)
     return ScoredBatch(version, rows, scored, errors, time.monotonic() - started, workers)
 
@@ -160,7 +160,8 @@ def _complete(
         with progress(f"batch {batch}", total, finished.store.count, report):
             if model.engine == MLFLOW:
                 return score_with_spark_udf(spark, missing, model, finished.store), None
-            workers = _score(spark, missing, Scoring(uuid.uuid4().hex, 0, model, finished.store, threads, gpus, load))
+            scoring = Scoring(uuid.uuid4().hex, 0, model, finished.store, threads, gpus, max(gpus // slots, 1), load)
+            workers = _score(spark, missing, scoring)
         report(
             f"batch {batch}: {workers.processes} workers, {workers.mebibytes:.0f} MiB at most"
             + (f", model loaded in {workers.load_seconds:.1f} s" if workers.loads else "")
@@ -172,17 +173,17 @@ def _complete(
 
 def _score(spark: "SparkSession", missing: "DataFrame", scoring: Scoring) -> Workers:
     """Run the job, again where rows have killed their workers so often that Spark gave up."""
-    deadly: set[str] = set()
+    deaths = 0
     while True:
         try:
             with _own_workers(spark, scoring.threads):
                 job = missing.mapInArrow(scoring.run, REPORT_DDL)
             tasks = job.collect()
         except Exception:
-            died = scoring.store.tried(scoring.job)
-            if died <= deadly or scoring.store.error_of_all() is not None:
+            died = scoring.store.tried(scoring.job).total()
+            if died <= deaths or scoring.store.error_of_all() is not None:
                 raise
-            deadly |= died
+            deaths = died
             scoring = replace(scoring, first_attempt=CAREFUL_ATTEMPT)
             continue
         return Workers(
@@ -212,6 +213,8 @@ def _own_workers(spark: "SparkSession", threads: int) -> Iterator[None]:
 
 def _completions(spark: "SparkSession", finished: FinishedWork) -> "DataFrame | None":
     """All finished completions, one for each request; None if there are none."""
+    from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
+
     paths = [("store", path) for path in finished.store.paths()]
     paths += [("output", path) for path in finished.output_files]
     if not paths:
@@ -226,7 +229,12 @@ def _completions(spark: "SparkSession", finished: FinishedWork) -> "DataFrame | 
 
     files = spark.createDataFrame(paths, "kind string, path string")
     spread = files.repartition(min(len(paths), spark.sparkContext.defaultParallelism))
-    return spread.mapInArrow(read, _completion_type()).dropDuplicates(["request_hash"])
+    made = spread.mapInArrow(read, _completion_type())
+    # Of two completions of the same request, that with a text: a worker that was given up may still have finished.
+    best = made.groupBy("request_hash").agg(
+        F.min_by(F.struct(*made.columns), F.col("error_message").isNotNull()).alias("best")
+    )
+    return best.select("best.*")
 
 
 def _completion_type() -> "StructType":
@@ -257,13 +265,19 @@ def _resources(spark: "SparkSession", model: ScoringModel) -> tuple[int, int, in
     slots = spark.sparkContext.defaultParallelism
     if not str(spark.sparkContext.master).startswith("local"):
         return slots, int(spark.conf.get("spark.task.cpus", "1") or 1), 0
-    cores = os.cpu_count() or 1
+    # As the JVM counts them, which knows the limits of a container.
+    jvm: Any = spark.sparkContext._jvm
+    cores = int(jvm.java.lang.Runtime.getRuntime().availableProcessors())
     gpus = _gpus() if model.device_map == "auto" else 0
     slots = min(slots, gpus) if gpus else 1 if model.device_map.startswith(("cuda", "mps")) else min(slots, cores)
     return slots, max(cores // slots, 1), gpus
 
 
 def _gpus() -> int:
+    """GPUs that workers may have; what the driver's models held of their memory is given back."""
     import torch
 
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
     return int(torch.cuda.device_count())

@@ -5,6 +5,7 @@ what ``mlflow.pyfunc`` predicts for that document alone.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 
 from batch_assets.inference.contract import Generation, ScoringModel
@@ -16,6 +17,9 @@ from batch_assets.inference.encoding import (
     standalone_tokenizer,
 )
 from batch_assets.inference.quiet import quiet_transformers
+
+# Parameters of generation that look at the tokens before, those of a decoder-only model's prompt among them.
+_READ_THE_PROMPT = ("repetition_penalty", "no_repeat_ngram_size", "min_length")
 
 
 class TransformersEngine:
@@ -64,8 +68,18 @@ class TransformersEngine:
     def stream(self, documents: Sequence[str], batch_tokens: int | None = None) -> Iterator[tuple[int, Generation]]:
         """Write one text for each document; an error stays with its row."""
         budget = self._model.batch_tokens if batch_tokens is None else batch_tokens
-        # Sampled rows are seeded one by one.
-        return generate_each(documents, self._encoding, 0 if self._forward.get("do_sample") else budget, self._generate)
+        return generate_each(documents, self._encoding, 0 if self._goes_alone else budget, self._generate)
+
+    @property
+    def _goes_alone(self) -> bool:
+        """Whether a row must not be in a batch with others.
+
+        Sampled rows are seeded one by one. What weighs the tokens of a prompt would weigh its padding too.
+        """
+        wanted = self._pipeline.generation_config
+        values = {name: self._forward.get(name, getattr(wanted, name, None)) for name in _READ_THE_PROMPT}
+        reads_prompt = any(value not in (None, 0, 1.0) for value in values.values())
+        return bool(self._forward.get("do_sample")) or (self._decoder_only and reads_prompt)
 
     def _generate(self, batch: list[Encoded]) -> list[Generation]:
         ids = {"input_ids": [request.ids for request in batch]}
@@ -75,13 +89,19 @@ class TransformersEngine:
             request_hash = self._model.request_hash(batch[0].document)
             seed = hashlib.sha256(f"{self._model.seed}\0{request_hash}".encode()).digest()[:8]
             self._torch.manual_seed(int.from_bytes(seed, "big") >> 1)
-        with self._torch.inference_mode():
-            output = self._pipeline.model.generate(
-                input_ids=padded.input_ids,
-                attention_mask=padded.attention_mask,
-                generation_config=self._pipeline.generation_config,
-                **self._forward,
-            )
+        try:
+            with self._torch.inference_mode():
+                output = self._pipeline.model.generate(
+                    input_ids=padded.input_ids,
+                    attention_mask=padded.attention_mask,
+                    generation_config=self._pipeline.generation_config,
+                    **self._forward,
+                )
+        except RuntimeError as error:
+            if "CUDA error" in str(error) and not isinstance(error, self._torch.OutOfMemoryError):
+                # Nothing runs in this process any more; as a dead one, its row is found by trying row by row.
+                os._exit(1)
+            raise
         # What comes first is the prompt, or the one token that starts a decoder.
         start = padded.input_ids.shape[1] if self._decoder_only else 1
         answers = output[:, start:].tolist()

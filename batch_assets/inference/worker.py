@@ -1,11 +1,14 @@
 """What a Spark worker does with the requests of its task: generate, and write what is finished every few seconds."""
 
+import fcntl
 import os
 import resource
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +21,9 @@ from batch_assets.inference.encoding import texts_of
 CAREFUL_ATTEMPT = 2
 
 REPORT_DDL = "scored long, worker string, loads long, load_seconds double, mebibytes double"
+
+# Workers that die over a row alone before it is taken for the reason.
+_DEADLY = 2
 
 # A worker that is killed loses at most what it finished since its last flush, and what it was at.
 _FLUSH_SECONDS = 2.0
@@ -39,8 +45,8 @@ class Scoring:
         model: the version that writes.
         store: where finished completions go.
         threads: CPU threads of a worker.
-        gpus: GPUs of this machine to share between tasks by their number; 0 where Spark hands them out, or there are
-            none.
+        gpus: GPUs of this machine that workers share; 0 where Spark hands them out, or there are none.
+        gpus_each: how many of them a worker takes.
         load: makes the engine.
     """
 
@@ -50,6 +56,7 @@ class Scoring:
     store: CompletionStore
     threads: int
     gpus: int
+    gpus_each: int
     load: Callable[[ScoringModel, int], Engine]
 
     def run(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -64,8 +71,8 @@ class Scoring:
         if task is None:
             raise RuntimeError("not in a Spark task")
         attempt = self.first_attempt + task.attemptNumber()
-        # A first attempt gets only what is missing; the ones after it find what their forerunners have written.
-        done = self.store.hashes() if attempt else set()
+        # Forerunners of this attempt may have written some of it, also those of a stage that Spark runs again.
+        done = self.store.hashes()
         loads, seconds, scored = 0, 0.0, 0
         for rows in batches:
             texts = texts_of(rows.column("document"))
@@ -80,7 +87,7 @@ class Scoring:
             if attempt < CAREFUL_ATTEMPT:
                 self._score(missing, engine, self.model.batch_tokens >> attempt)
             else:
-                self._score_carefully(missing, engine)
+                self._score_carefully(missing, engine, task.taskAttemptId())
             scored += len(missing)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         yield pa.RecordBatch.from_pydict(
@@ -103,15 +110,16 @@ class Scoring:
                 finished, flushed = [], time.monotonic()
         self.store.write(finished)
 
-    def _score_carefully(self, requests: Sequence[_Request], engine: Engine) -> None:
-        """Score row by row; a row that a worker of this job has died over gets an error instead."""
-        deadly = self.store.tried(self.job)
+    def _score_carefully(self, requests: Sequence[_Request], engine: Engine, task_attempt: int) -> None:
+        """Score row by row; a row that workers of this job have died over gets an error instead."""
+        deaths = self.store.tried(self.job)
         for request in requests:
-            if request.request_hash in deadly:
+            # Once may have been by chance: Spark kills the workers of all tasks when one of them has failed for good.
+            if deaths[request.request_hash] >= _DEADLY:
                 generation = Generation(text=None, error_message="the worker process died over this document")
                 self.store.write([self._completion(request, generation)])
                 continue
-            with self.store.trying(self.job, request.request_hash):
+            with self.store.trying(self.job, task_attempt, request.request_hash):
                 for _, generation in engine.stream([request.document], 0):
                     self.store.write([self._completion(request, generation)])
 
@@ -139,9 +147,36 @@ class Scoring:
         if gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus.addresses)
         elif self.gpus:
-            os.environ["CUDA_VISIBLE_DEVICES"] = str(task.partitionId() % self.gpus)
+            take_gpus(self.gpus, self.gpus_each)
         _loaded[key] = self.load(self.model, self.threads)
         return _loaded[key], True
 
+
+def take_gpus(count: int, each: int) -> None:
+    """Let this process see GPUs that no other worker has: the first group that is free, as long as it lives.
+
+    Args:
+        count: GPUs that this machine has, or those that CUDA_VISIBLE_DEVICES names.
+        each: GPUs of a group.
+    """
+    if _taken:
+        return  # CUDA sees what it saw first
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    devices = named.split(",") if named else [str(number) for number in range(count)]
+    groups = [devices[first : first + each] for first in range(0, len(devices) - each + 1, each)]
+    for group in groups:
+        lock = (Path(tempfile.gettempdir()) / f"batch_assets_gpu_{os.getuid()}_{'_'.join(group)}.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            continue
+        _taken.append(lock)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(group)
+        return
+    raise RuntimeError(f"all GPUs of this machine ({', '.join(devices)}) are taken by other workers")
+
+
+_taken: list[Any] = []
 
 _loaded: dict[str, Engine] = {}

@@ -6,6 +6,7 @@ from typing import Any
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import BATCH_INFERENCE, SUMMARY_QUALITY
+from batch_assets.models.promotion import recorded
 from batch_assets.models.registry import versions
 from batch_assets.models.task import task_of
 from batch_assets.quality.report import totals
@@ -38,7 +39,8 @@ def overview(client: Any, settings: Settings, lake: Lake, tags: Sequence[str]) -
             continue
         metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
         scores = [f"{key} {metrics[key]:.3f}" for key in (score, f"{score}_low", f"{score}_high") if key in metrics]
-        decision = [version.tags[key] for key in ("promotion.decision", "promotion.reason") if key in version.tags]
+        said = recorded(version)
+        decision = [said[key] for key in ("decision", "reason") if key in said]
         rows.append(
             {
                 "version": str(version.number),

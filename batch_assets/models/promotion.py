@@ -207,6 +207,11 @@ def _make_champion(
     promote(client, version)
 
 
+def recorded(version: Version) -> dict[str, str]:
+    """The decision about a version and its figures, as they were recorded."""
+    return {key.removeprefix(_TAG): value for key, value in version.tags.items() if key.startswith(_TAG)}
+
+
 def _record(client: Any, version: Version, tags: dict[str, str], against: Version | None) -> None:
     if against is not None:
         tags = {**tags, f"{_TAG}against": str(against.number)}
