@@ -1,6 +1,6 @@
 """The one decision whether a batch of a table needs work."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from batch_assets.errors import BatchAssetsError
@@ -42,3 +42,31 @@ def is_stale(output: BatchSnapshot, batch: str, recorded: Mapping[str, Any], new
     if recorded["input_version"] < commit.metadata.get("input_version", -1) <= newest_input:
         return False
     return any(commit.metadata.get(key) != value for key, value in recorded.items())
+
+
+def stale_batches(
+    documents: BatchSnapshot,
+    output: BatchSnapshot,
+    busy: Set[str],
+    rescored: Set[str] = frozenset(),
+    champion: int | None = None,
+) -> list[str]:
+    """Batches whose last commit in the output doesn't record the input as it is now, in their order.
+
+    Args:
+        documents: ``m4_1_prod_data`` as it is now.
+        output: ``m4_1_batch_inference`` as it is now.
+        busy: batches of runs that are queued or running.
+        rescored: batches that a new champion makes stale.
+        champion: number of the champion's version.
+    """
+    stale = []
+    for batch in documents.batches():
+        if batch in busy:
+            continue
+        expected: dict[str, Any] = {"input_version": input_version(documents, batch)}
+        if batch in rescored and champion is not None:
+            expected["model_version"] = champion
+        if is_stale(output, batch, expected, documents.version):
+            stale.append(batch)
+    return stale

@@ -215,9 +215,14 @@ class Snapshot:
         assert failure is not None
         raise failure
 
-    def commits(self) -> Iterator[Commit]:
-        """Commits from this version to the oldest whose log entry is still there."""
-        return self._commits(after=-1)
+    def commits(self, after: int = -1) -> Iterator[Commit]:
+        """Commits from this version to the oldest that is newer than ``after`` and whose log entry is still there."""
+        return self._commits(after)
+
+    def follows(self, earlier: "Snapshot") -> bool:
+        """Whether this is the same table as an earlier snapshot is of, and not older."""
+        same = self._delta.metadata().id == earlier._delta.metadata().id
+        return bool(same and self.version >= earlier.version)
 
     def _commits(self, after: int) -> Iterator[Commit]:
         return commits(self.uri, self.storage_options, self.schema, self.partition_columns, self.version, after)

@@ -49,7 +49,7 @@ class FileDataset(Dataset):
 
     def read(self, part: Part) -> Iterator[Record]:
         """Every record of one file."""
-        return _records(Path(part.provenance["source"]))
+        return records_of(Path(part.provenance["source"]))
 
 
 @cache
@@ -61,7 +61,7 @@ def _part(path: Path, modified: int) -> Part:
     except OSError as error:
         raise BatchAssetsError(f"{path} can't be read: {error.strerror}") from error
     provenance = {"source": str(path), "bytes": path.stat().st_size, "sha256": digest}
-    return Part(_stem(path), sum(1 for _ in _records(path)), provenance)
+    return Part(stem(path), sum(1 for _ in records_of(path)), provenance)
 
 
 def _find(pattern: str) -> list[Path]:
@@ -85,7 +85,8 @@ def _find(pattern: str) -> list[Path]:
     return list(dict.fromkeys(paths))
 
 
-def _stem(path: Path) -> str:
+def stem(path: Path) -> str:
+    """Name of a file without what tells its format."""
     name = path.name
     for suffix in sorted(SUFFIXES, key=len, reverse=True):
         if name.lower().endswith(suffix):
@@ -93,7 +94,12 @@ def _stem(path: Path) -> str:
     return name
 
 
-def _records(path: Path) -> Iterator[Record]:
+def records_of(path: Path) -> Iterator[Record]:
+    """Every record of a file.
+
+    Raises:
+        BatchAssetsError: the file, or the rest of it, can't be read.
+    """
     name = path.name.lower()
     try:
         if name.endswith(".parquet"):
