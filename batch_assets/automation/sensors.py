@@ -85,19 +85,19 @@ def sensors(settings: Settings) -> list[dg.SensorDefinition]:
         context: dg.SensorEvaluationContext,
         lake: dg.ResourceParam[Lake],
         registry: dg.ResourceParam[ModelRegistry],
-    ) -> dg.SensorResult | dg.SkipReason:
+    ) -> dg.SensorResult:
         documents = _look(lake, PROD_DATA)
         output = _look(lake, BATCH_INFERENCE)
         register_batches(context.instance, documents.batches())
         reported: dict[str, int] = json.loads(context.cursor or "{}")
         _report_foreign(context, documents, reported)
+        cursor = json.dumps(reported)
         champion = _champion(registry, settings)
         if champion is None:
-            return dg.SkipReason("there is no champion yet: materialize champion_model")
+            return dg.SensorResult(skip_reason="there is no champion yet: materialize champion_model", cursor=cursor)
         stale = _stale(context, settings, documents, output, champion)
         requests = run_requests(context.instance, score_batches.name, stale, settings.batches_per_run)
-        context.update_cursor(json.dumps(reported))
-        return dg.SensorResult(run_requests=requests, cursor=json.dumps(reported))
+        return dg.SensorResult(run_requests=requests, cursor=cursor)
 
     @dg.sensor(
         name="champion_sensor",
