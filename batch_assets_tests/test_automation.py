@@ -14,6 +14,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from batch_assets.automation import sensors
 from batch_assets.automation.runs import busy_batches, range_tags, register_batches
+from batch_assets.automation.stale import input_of
 from batch_assets.definitions import build_defs
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.staging import stage
@@ -58,8 +59,7 @@ class Deployment:
 
     def score(self, batch: str) -> None:
         documents, output = self.lake.open(PROD_DATA), self.lake.open(BATCH_INFERENCE)
-        version = documents.last_commit(batch).version
-        output.replace(batch, [], {"input_version": version, "model_version": self.champion})
+        output.replace(batch, [], {**input_of(documents, batch), "model_version": self.champion})
 
     def append_by_somebody_else(self, batch: str) -> None:
         row = {"id": ["x"], "document": ["theirs"], "summary": pa.array([None], pa.string()), "batch": [batch]}
@@ -141,7 +141,7 @@ def test_a_table_that_was_made_anew_or_set_back_is_recognized(deployment, tmp_pa
     deployment.land("a")
     deployment.land("b")
     # Batch a was scored from version 1 of the table that is gone, and is in version 1 of the new one.
-    assert batches_of(deployment.tick("prod_data_sensor")) == [("b", "b")]
+    assert batches_of(deployment.tick("prod_data_sensor")) == [("a", "b")]
     deployment.land("a", rows=5)
     deployment.score("a")
     deployment.score("b")

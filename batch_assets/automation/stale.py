@@ -6,6 +6,8 @@ from typing import Any
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.lake import BatchSnapshot
 
+_INPUT_TABLE = "input_table"
+
 
 def input_version(table: BatchSnapshot, batch: str) -> int:
     """The version of a table in which a batch was last changed.
@@ -20,6 +22,15 @@ def input_version(table: BatchSnapshot, batch: str) -> int:
             "for it first"
         )
     return commit.version
+
+
+def input_of(table: BatchSnapshot, batch: str) -> dict[str, Any]:
+    """What a commit records of the input that it was made from: the version, and which table it is a version of.
+
+    Raises:
+        BatchAssetsError: the batch is not in the table.
+    """
+    return {"input_version": input_version(table, batch), _INPUT_TABLE: table.table_id}
 
 
 def is_stale(output: BatchSnapshot, batch: str, recorded: Mapping[str, Any], newest_input: int) -> bool:
@@ -39,9 +50,13 @@ def is_stale(output: BatchSnapshot, batch: str, recorded: Mapping[str, Any], new
     commit = output.last_commit(batch)
     if commit is None:
         return True
+    # Commits of older versions of this package don't say which table it was.
+    table = commit.metadata.get(_INPUT_TABLE, recorded.get(_INPUT_TABLE))
+    if table != recorded.get(_INPUT_TABLE):
+        return True
     if recorded["input_version"] < commit.metadata.get("input_version", -1) <= newest_input:
         return False
-    return any(commit.metadata.get(key) != value for key, value in recorded.items())
+    return any(commit.metadata.get(key) != value for key, value in recorded.items() if key != _INPUT_TABLE)
 
 
 def stale_batches(
@@ -64,7 +79,7 @@ def stale_batches(
     for batch in documents.batches():
         if batch in busy:
             continue
-        expected: dict[str, Any] = {"input_version": input_version(documents, batch)}
+        expected = input_of(documents, batch)
         if batch in rescored and champion is not None:
             expected["model_version"] = champion
         if is_stale(output, batch, expected, documents.version):

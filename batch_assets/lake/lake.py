@@ -95,6 +95,11 @@ class BatchSnapshot:
         self._oldest = delta.version
         self._unread = delta.commits()
 
+    @property
+    def table_id(self) -> str:
+        """What tells the table from another one that was made in its place."""
+        return self.delta.table_id
+
     def since(self, earlier: "BatchSnapshot") -> list[Commit] | None:
         """Take over what an earlier snapshot knows of each batch, and read only the commits after it.
 

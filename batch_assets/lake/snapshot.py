@@ -219,10 +219,14 @@ class Snapshot:
         """Commits from this version to the oldest that is newer than ``after`` and whose log entry is still there."""
         return self._commits(after)
 
+    @property
+    def table_id(self) -> str:
+        """The id that the table was given when it was made."""
+        return str(self._delta.metadata().id)
+
     def follows(self, earlier: "Snapshot") -> bool:
         """Whether this is the same table as an earlier snapshot is of, and not older."""
-        same = self._delta.metadata().id == earlier._delta.metadata().id
-        return bool(same and self.version >= earlier.version)
+        return self.table_id == earlier.table_id and self.version >= earlier.version
 
     def _commits(self, after: int) -> Iterator[Commit]:
         return commits(self.uri, self.storage_options, self.schema, self.partition_columns, self.version, after)
@@ -347,7 +351,7 @@ class Snapshot:
 
     def _newest(self) -> "Snapshot":
         newest = Snapshot.open(self.uri, self.storage_options)
-        if newest._delta.metadata().id != self._delta.metadata().id:
+        if newest.table_id != self.table_id:
             raise ConcurrentCommitError(
                 f"the table at {self.uri} was made anew after this run had opened it at version {self.version}; "
                 "nothing was written: run it again"
