@@ -233,7 +233,11 @@ class AiFunctions:
         store = temporary_store(folder)
         slots = slots_of(spark)
         self.statement = Statement(
-            self.endpoints, FinishedWork(store, folder, (), {}, {}), dict.fromkeys(endpoints, slots), per_stage=True
+            store.folder,
+            self.endpoints,
+            FinishedWork(store, folder, (), {}, {}),
+            dict.fromkeys(endpoints, slots),
+            per_stage=True,
         )
 
     def ai_query(
