@@ -24,7 +24,12 @@ VERSIONS = ["t5_version", "smollm2_version"]
 
 @pytest.fixture(scope="module")
 def texts(documents):
-    return [row["document"] for row in documents[:3]]
+    return [row["document"][:length] for row, length in zip(documents, (600, 250, 400), strict=False)]
+
+
+def twenty(documents) -> list[str]:
+    """Documents that take a small model a moment only; make proof has 200 whole ones."""
+    return [row["document"][:250] for row in documents[:20]]
 
 
 def prepared(version_fixture, held_out, **changes) -> ScoringModel:
@@ -77,7 +82,7 @@ def test_the_reference_writes_what_pyfunc_predicts_row_by_row(request, fixture, 
     settings, client, version = request.getfixturevalue(fixture)
     model = scoring_model(client, version, settings.model_copy(update={"engine": "transformers"}))
     assert model.engine == "transformers"
-    texts = [row["document"] for row in documents[:20]]
+    texts = twenty(documents)
     generations = generate(load_engine(model, 2), texts)
     assert [generation.text for generation in generations] == predicted(version, texts)
     # max_length counts the token that a decoder starts with.
@@ -101,7 +106,7 @@ def test_greedy_encoder_decoders_are_written_as_pyfunc_predicts_too(t5_folder, t
     client, logged = log(settings)
     version, _ = register(client, settings.registered_model, logged.run, {})
     model = scoring_model(client, version, settings)
-    texts = [row["document"] for row in documents[:20]]
+    texts = twenty(documents)
     generations = generate(reference(model), texts)
     assert [generation.text for generation in generations] == predicted(version, texts)
 
@@ -129,7 +134,7 @@ def test_ctranslate2_is_converted_once_and_writes_what_the_reference_does(t5_ver
     assert (model.engine, model.engine_reason) == ("ctranslate2", "the fastest with the reference's output")
     # Not a copy of its own for everybody who scores.
     assert model.engine_path.startswith(str(settings.artifact_root))
-    texts = [row["document"] for row in documents[:20]]
+    texts = twenty(documents)
     assert generate(load_engine(model, 2), texts) == generate(reference(model), texts)
 
 
@@ -137,7 +142,7 @@ def test_openvino_in_float32_writes_what_the_reference_does(smollm2_version, doc
     model = prepared(smollm2_version, held_out)
     assert (model.engine, model.dtype) == ("openvino", "float32")
     assert model.engine_reason == "the fastest with the reference's output"
-    texts = [row["document"] for row in documents[:20]]
+    texts = twenty(documents)
     generations = generate(load_engine(model, 2), texts)
     differing = margins(model, texts, generations)
     assert max(differing, default=0.0) < 1e-4
@@ -251,7 +256,10 @@ def test_whitespace_runs_and_the_unknown_token_are_no_markup():
             number: SimpleNamespace(content=content, special=special) for number, (content, special) in enumerate(added)
         },
     )
-    assert markup_of(tokenizer, "<turn>{prompt}") == ("</s>", "<turn>")
+    assert markup_of(tokenizer, None) == ("</s>", "<other>", "<turn>")
+    # Some models write theirs in plain text.
+    plain = markup_of(tokenizer, "[INST] <<SYS>>brief<</SYS>> {prompt} [/INST]")
+    assert set(plain) - {"</s>", "<other>", "<turn>"} == {"[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"}
 
 
 @pytest.mark.parametrize("fixture", VERSIONS)

@@ -30,6 +30,7 @@ class Statement:
     """One statement, or one way to call functions from plain SQL.
 
     Args:
+        id: what workers know it by; a statement that is run again is another one.
         endpoints: those that may be asked, by name.
         finished: answers that need not be asked for again, and where new ones go.
         tasks: tasks that ask at the same time, by endpoint.
@@ -39,6 +40,7 @@ class Statement:
             apart.
     """
 
+    id: str
     endpoints: Mapping[str, Endpoint]
     finished: FinishedWork
     tasks: Mapping[str, int]
@@ -63,11 +65,10 @@ class Statement:
         from pyspark import TaskContext
 
         task = TaskContext.get()
-        finished = self.finished
+        finished, key = self.finished, self.id
         if self.per_stage:
-            stage = f"{finished.store.folder}/{task.stageId() if task else uuid.uuid4()}"
-            finished = replace(finished, store=replace(finished.store, folder=stage))
-        key = finished.store.folder
+            key = f"{self.id}/{task.stageId() if task else uuid.uuid4()}"
+            finished = replace(finished, store=replace(finished.store, folder=key))
         if key not in _works:
             if len(_works) == _MOST_STATEMENTS:
                 _works.pop(next(iter(_works))).close()

@@ -149,9 +149,9 @@ class Client:
             deadline = deadline or time.monotonic() + self._endpoint.deadline_seconds
             used: int | None = 0
             try:
-                async with self._breaker.passing(deadline):
+                async with self._breaker.passing(deadline) as is_probe:
                     used = None
-                    answer = await self._attempt(request)
+                    answer = await self._attempt(request, is_probe=is_probe)
                 used = (answer.prompt_tokens or 0) + (answer.completion_tokens or 0) or None
                 return answer
             except SchemaError as error:
@@ -176,13 +176,13 @@ class Client:
                 self._tokens.correct(spent - estimate)
                 await self._budget.settle(estimate, spent, was_sent=used != 0)
 
-    async def _attempt(self, request: Request) -> Answer:
+    async def _attempt(self, request: Request, *, is_probe: bool) -> Answer:
         """One attempt; the breaker hears of it."""
         began = time.monotonic()
         try:
             answer = await self._ask_once(request)
         except _TryAgainError as error:
-            await self._breaker.failed(is_sick=error.is_sick)
+            await self._breaker.failed(is_sick=error.is_sick, is_probe=is_probe)
             self._breaker.leave_alone(error.wait or 0)
             raise
         except SchemaError:

@@ -116,7 +116,7 @@ class Call:
             requests = self._requests(endpoint, columns)
             completions = work.answer(statement, endpoint, requests, fail_on_error=self.fail_on_error)
             rows = [None if completion is None else self._row(endpoint, completion) for completion in completions]
-            return pa.array(rows, to_arrow_type(self.type))
+            return pa.array(rows, to_arrow_type(self.type, timezone="UTC"))
 
     def _requests(self, endpoint: Endpoint, columns: Mapping[str, pa.Array]) -> list[Request | None]:
         rows = zip(*(column.to_pylist() for column in columns.values()), strict=True)
@@ -233,7 +233,11 @@ class AiFunctions:
         store = temporary_store(folder)
         slots = slots_of(spark)
         self.statement = Statement(
-            self.endpoints, FinishedWork(store, folder, (), {}, {}), dict.fromkeys(endpoints, slots), per_stage=True
+            store.folder,
+            self.endpoints,
+            FinishedWork(store, folder, (), {}, {}),
+            dict.fromkeys(endpoints, slots),
+            per_stage=True,
         )
 
     def ai_query(

@@ -135,8 +135,8 @@ class Breaker:
         self._changed = asyncio.Condition()
 
     @asynccontextmanager
-    async def passing(self, deadline: float) -> AsyncIterator[None]:
-        """Wait until a request may be sent; inside, say what came of it.
+    async def passing(self, deadline: float) -> AsyncIterator[bool]:
+        """Wait until a request may be sent; inside, say what came of it. Gives whether the request is a probe.
 
         Raises:
             TimeoutError: that is not before the deadline, in seconds of the monotonic clock.
@@ -153,7 +153,7 @@ class Breaker:
             if self._is_open:
                 probes = self._is_probing = True
         try:
-            yield
+            yield probes
         finally:
             if probes:
                 async with self._changed:
@@ -172,13 +172,13 @@ class Breaker:
         """Whether the server is left alone because it fails."""
         return self._is_open
 
-    async def failed(self, *, is_sick: bool) -> None:
+    async def failed(self, *, is_sick: bool, is_probe: bool) -> None:
         """Note that it didn't; a server that has too much to do is not sick."""
         async with self._changed:
             self._failures += is_sick
-            if self._is_probing:
+            if is_probe:
                 self._pause = min(self._pause * 2, _LONGEST_PAUSE)
-            if self._is_probing or (self._failures >= _FAILURES and not self._is_open):
+            if is_probe or (self._failures >= _FAILURES and not self._is_open):
                 self._is_open = True
                 self._quiet_until = max(self._quiet_until, time.monotonic() + self._pause)
 

@@ -158,6 +158,7 @@ class _Planner:
             endpoint = self._functions.statement.endpoint(call.endpoint)
             tasks[call.endpoint] = min(asking_tasks(endpoint, slots), max(endpoint.requests_in_flight // at_once, 1))
         statement = Statement(
+            uuid.uuid4().hex,
             self._functions.endpoints,
             self._finished,
             tasks={name: number * at_once for name, number in tasks.items()},

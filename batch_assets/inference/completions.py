@@ -130,9 +130,7 @@ class CompletionStore:
         """The requests that processes of a job died over, and how many did."""
         prefix = f"{_TRYING}{job}-"
         names = (path.rsplit("/", 1)[1] for path in self._all_paths(self._files()))
-        deaths = Counter(name.removeprefix(prefix).split("-")[0] for name in names if name.startswith(prefix))
-        done = self.hashes()
-        return Counter({request_hash: count for request_hash, count in deaths.items() if request_hash not in done})
+        return Counter(name.removeprefix(prefix).split("-")[0] for name in names if name.startswith(prefix))
 
     def stop(self, reason: str) -> None:
         """Leave a sign that nothing more is to be tried, not even by a task that Spark starts again."""
