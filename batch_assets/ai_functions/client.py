@@ -63,8 +63,8 @@ class Client:
         self._url = f"{endpoint.base_url}{self._protocol.path}"
         # One connection each: httpx looks at every connection of a pool for every request, and 64 of them took three
         # quarters of the time.
-        self._free: list[httpx.AsyncClient] = []
         self._tls = httpx.create_ssl_context()
+        self._free = [self._connection() for _ in range(share.requests_in_flight)]
         self._requests = Pace(share.requests_per_minute)
         self._tokens = Pace(share.tokens_per_minute)
         self._budget = Budget(endpoint, share)
@@ -232,7 +232,7 @@ class Client:
     async def _ask_once(self, request: Request) -> Answer:
         endpoint = self._endpoint
         body = self._protocol.body(endpoint, request)
-        http = self._free.pop() if self._free else self._connection()
+        http = self._free.pop()
         try:
             async with asyncio.timeout(endpoint.timeout_seconds):
                 response = await http.post(self._url, json=body)
