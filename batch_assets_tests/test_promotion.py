@@ -124,6 +124,9 @@ def test_a_worse_candidate_stays_challenger_and_a_person_may_promote_it_and_go_b
     promoted = invoke(settings, "promote", "2", monkeypatch=monkeypatch)
     assert "version 2 of main.default.summarizer is the champion; version 1 is now previous" in promoted.output
     assert aliases(client, champion) == {"champion": 2, "previous": 1}
+    again = invoke(settings, "promote", "2", monkeypatch=monkeypatch)
+    assert "previous" not in again.output
+    assert aliases(client, champion) == {"champion": 2, "previous": 1}
     tried = invoke(settings, "try", held_out[0].document, monkeypatch=monkeypatch)
     assert "version 2 of main.default.summarizer" in tried.output
     back = invoke(settings, "rollback", monkeypatch=monkeypatch)
