@@ -32,7 +32,7 @@ _UNKNOWN_ANSWER_TOKENS = 256
 _LONGEST_MESSAGE = 500
 # Answers are written down as they come, but together with those that come within a fraction of the time that the
 # first one took: fewer files, and hardly a longer wait for the next request.
-_TOGETHER, _LONGEST_TOGETHER = 1 / 40, 0.25
+_TOGETHER, _LONGEST_TOGETHER = 1 / 100, 0.25
 
 _Answers = queue.SimpleQueue[tuple[Request, Answer, asyncio.Future[None]] | None]
 
