@@ -155,8 +155,8 @@ def lake(tmp_path) -> Lake:
 def settings_for(home: Path, **values) -> Settings:
     """Settings as the environment would give them; few documents are evaluated, to save time."""
     # MLflow writes its store into the environment of the process, where the next settings would find it.
-    defaults = {"evaluation_rows": 3, "spark_master": "local[2,4]", "mlflow_tracking_uri": None}
-    return Settings(**{"home": home, **defaults, **values})
+    stores = {"mlflow_tracking_uri": None, "mlflow_registry_uri": None}
+    return Settings(**{"home": home, "evaluation_rows": 3, "spark_master": "local[2,4]", **stores, **values})
 
 
 def write_json_lines(path: Path, rows: list[dict]) -> Path:

@@ -26,6 +26,8 @@ def completion(text: str, finish_reason: str = "stop") -> Reply:
 
 
 class _QuietServer(ThreadingHTTPServer):
+    request_queue_size = 128  # connections that come at the same time; others would wait for a second and more
+
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing: clients that are told to stop hang up in the middle of a reply."""
 
@@ -81,7 +83,7 @@ class ChatServer:
 
         self._server = _QuietServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
     def prompts(self) -> list[str]:

@@ -426,7 +426,8 @@ def test_a_request_that_openvino_fails_over_keeps_its_error_and_the_others_their
     assert (bad.text, bad.error_message) == (None, "RuntimeError: bad row")
 
 
-def test_sampling_says_the_same_again_whatever_the_neighbours(t5_folder, tmp_path, texts):
+def test_sampling_says_the_same_again_whatever_the_neighbours(t5_folder, tmp_path, documents):
+    texts = twenty(documents)
     settings = settings_for(tmp_path / "home", model=str(t5_folder), do_sample=True, seed=3)
     client, logged = log(settings)
     version, _ = register(client, settings.registered_model, logged.run, {})

@@ -21,7 +21,7 @@ from batch_assets.cli import main
 from batch_assets.errors import BatchAssetsError
 from batch_assets.models.evaluation import Scored
 from batch_assets.models.promotion import decide, promote_by_hand, propose, rollback
-from batch_assets.models.registry import register, versions, with_alias
+from batch_assets.models.registry import promote, register, versions
 from batch_assets.models.runs import find_run
 from batch_assets.models.task import task_of
 from batch_assets.settings import Settings
@@ -124,6 +124,9 @@ def test_a_worse_candidate_stays_challenger_and_a_person_may_promote_it_and_go_b
     promoted = invoke(settings, "promote", "2", monkeypatch=monkeypatch)
     assert "version 2 of main.default.summarizer is the champion; version 1 is now previous" in promoted.output
     assert aliases(client, champion) == {"champion": 2, "previous": 1}
+    again = invoke(settings, "promote", "2", monkeypatch=monkeypatch)
+    assert "previous" not in again.output
+    assert aliases(client, champion) == {"champion": 2, "previous": 1}
     tried = invoke(settings, "try", held_out[0].document, monkeypatch=monkeypatch)
     assert "version 2 of main.default.summarizer" in tried.output
     back = invoke(settings, "rollback", monkeypatch=monkeypatch)
@@ -148,9 +151,11 @@ def test_the_jobs_promote_and_roll_back_and_report_the_champion(registry):
         assert aliases(client, champion)["champion"] == 1
 
 
-def test_there_is_nothing_to_go_back_to_before_a_second_champion(t5_version):
-    settings, client, version = t5_version
-    assert with_alias(client, version.name, "previous") is None
+def test_there_is_nothing_to_go_back_to_before_a_second_champion(tmp_path, t5_folder):
+    settings = settings_for(tmp_path / "home", model=str(t5_folder))
+    client, logged = log(settings)
+    version, _ = register(client, settings.registered_model, logged.run, {})
+    promote(client, version)
     with pytest.raises(BatchAssetsError, match=r"no version of .* has the alias previous"):
         rollback(client, settings)
 

@@ -6,6 +6,7 @@ many requests it had, seconds from the first request to the last answer, how man
 
 import asyncio
 import json
+import os
 import sys
 import time
 
@@ -64,6 +65,7 @@ async def main() -> None:
     print(json.dumps({"url": f"http://127.0.0.1:{port}/v1"}), flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     print(json.dumps(server.report()), flush=True)
+    os._exit(0)  # connections may still be open
 
 
 if __name__ == "__main__":

@@ -11,8 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-import httpx
+import aiohttp
 
 from batch_assets.ai_functions.endpoints import Endpoint
 from batch_assets.ai_functions.limits import Breaker, Budget, BudgetUsedUpError, Pace, Share
@@ -27,10 +30,11 @@ _SCHEMA_ATTEMPTS = 3
 _BYTES_PER_TOKEN = 2
 _UNKNOWN_ANSWER_TOKENS = 256
 _LONGEST_MESSAGE = 500
-# Answers are written down as they come; those that come in quick succession, together.
-_TOGETHER_SECONDS = 0.25
+# Answers are written down as they come, but together with those that come within a fraction of the time that the
+# first one took: fewer files, and hardly a longer wait for the next request.
+_TOGETHER, _LONGEST_TOGETHER = 1 / 100, 0.25
 
-_Answers = queue.SimpleQueue[tuple[Request, Answer] | None]
+_Answers = queue.SimpleQueue[tuple[Request, Answer, asyncio.Future[None]] | None]
 
 
 class _TryAgainError(Exception):
@@ -61,11 +65,6 @@ class Client:
         self._protocol = PROTOCOLS[endpoint.kind]
         self._key = _key(endpoint)
         self._url = f"{endpoint.base_url}{self._protocol.path}"
-        self._http = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=endpoint.timeout_seconds,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=share.requests_in_flight),
-        )
         self._requests = Pace(share.requests_per_minute)
         self._tokens = Pace(share.tokens_per_minute)
         self._budget = Budget(endpoint, share)
@@ -73,9 +72,13 @@ class Client:
         self._last_answer = 0.0
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name=f"ai_query {endpoint.name}", daemon=True).start()
+        self._http = asyncio.run_coroutine_threadsafe(self._connect(), self._loop).result()
 
     def ask(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Answer]]]:
-        """Ask every request and yield the answers as they come, those of a quarter of a second together.
+        """Ask every request and yield the answers as they come, those that come in quick succession together.
+
+        A request counts as in flight until the caller asks for more answers, as what it was given is then written
+        down: a kill costs no more answers than there may be requests in flight.
 
         Raises:
             AiFunctionError: the endpoint refuses access, gives no answer at all, or its budget is used up.
@@ -83,18 +86,17 @@ class Client:
         answers: _Answers = queue.SimpleQueue()
         asking = asyncio.run_coroutine_threadsafe(self._ask_all(iter(requests), answers), self._loop)
         asking.add_done_callback(lambda _: answers.put(None))
-        yielded = 0.0
         answered = answers.get()
         try:
             while answered is not None:
                 together = [answered]
-                time.sleep(max(yielded + _TOGETHER_SECONDS - time.monotonic(), 0))
-                yielded = time.monotonic()
+                time.sleep(min((answered[1].seconds or 0) * _TOGETHER, _LONGEST_TOGETHER))
                 for _ in range(answers.qsize()):
                     answered = answers.get()
                     if answered is not None:
                         together.append(answered)
-                yield together
+                yield [(request, answer) for request, answer, _ in together]
+                self._loop.call_soon_threadsafe(_let_go, [kept for _, _, kept in together])
                 answered = answers.get() if answered is not None else None
         finally:
             asking.cancel()
@@ -106,7 +108,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections and end the thread."""
-        asyncio.run_coroutine_threadsafe(self._http.aclose(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._http.close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     async def _ask_all(self, requests: Iterator[Request], answers: _Answers) -> None:
@@ -115,9 +117,13 @@ class Client:
         async def ask_some() -> None:
             for request in requests:
                 try:
-                    answers.put((request, await self._answer(request)))
+                    answer = await self._answer(request)
                 except BudgetUsedUpError as error:
                     used_up.append(error)  # what is in flight costs, and so is waited for
+                else:
+                    kept: asyncio.Future[None] = self._loop.create_future()
+                    answers.put((request, answer, kept))
+                    await kept
                 if used_up:
                     return
 
@@ -191,6 +197,16 @@ class Client:
         await self._answered()
         return replace(answer, seconds=time.monotonic() - began)
 
+    async def _connect(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            headers={"Content-Type": "application/json"}
+            | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+            connector=aiohttp.TCPConnector(limit=self._share.requests_in_flight),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=self._endpoint.timeout_seconds),
+            proxy=_proxy(self._url),
+        )
+
     async def _answered(self) -> None:
         await self._breaker.succeeded()
         self._last_answer = time.monotonic()
@@ -220,38 +236,38 @@ class Client:
 
     async def _ask_once(self, request: Request) -> Answer:
         endpoint = self._endpoint
-        body = self._protocol.body(endpoint, request)
+        body = json.dumps(self._protocol.body(endpoint, request), allow_nan=False).encode()
         try:
-            async with asyncio.timeout(endpoint.timeout_seconds):
-                response = await self._http.post(self._url, json=body)
+            async with self._http.post(self._url, data=body, allow_redirects=False) as response:
+                content = await response.read()
         except TimeoutError as error:
             raise _TryAgainError(
                 "AI_FUNCTION_HTTP_REQUEST_ERROR", f"no answer to a request within {endpoint.timeout_seconds:g} seconds"
             ) from error
-        except httpx.HTTPError as error:
+        except aiohttp.ClientError as error:
             raise _TryAgainError("AI_FUNCTION_HTTP_REQUEST_ERROR", f"{type(error).__name__}: {error}") from error
-        status = response.status_code
-        if status in _RETRIED or status >= httpx.codes.INTERNAL_SERVER_ERROR:
-            is_sick = status != httpx.codes.TOO_MANY_REQUESTS
+        status = response.status
+        if status in _RETRIED or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            is_sick = status != HTTPStatus.TOO_MANY_REQUESTS
             raise _TryAgainError(
                 "AI_FUNCTION_HTTP_REQUEST_ERROR", f"HTTP status {status}", _retry_after(response), is_sick=is_sick
             )
-        if status in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
+        if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
             raise AiFunctionError(
                 f"[AI_FUNCTION_HTTP_REQUEST_ERROR] the endpoint {endpoint.name} refuses access (HTTP status {status}): "
                 f"check the key in {endpoint.api_key_env or 'api_key_env, which is not set'}"
             )
-        if response.is_redirect:
+        if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
             raise AiFunctionError(
                 f"[AI_FUNCTION_HTTP_REQUEST_ERROR] the endpoint {endpoint.name} redirects (HTTP status {status}), "
                 "which is not followed: set its base_url to where it really is"
             )
-        if status != httpx.codes.OK:
-            said = self._masked(response.text)[:_LONGEST_MESSAGE]
+        if status != HTTPStatus.OK:
+            said = self._masked(content.decode(errors="replace"))[:_LONGEST_MESSAGE]
             message = f"[AI_FUNCTION_HTTP_REQUEST_ERROR] HTTP status {status}: {said}"
             return Answer(None, message, model=endpoint.model)
         try:
-            return self._protocol.read(endpoint, request, response)
+            return self._protocol.read(endpoint, request, content)
         except UnreadableResponseError as error:
             raise _TryAgainError("AI_FUNCTION_INVALID_HTTP_RESPONSE", str(error)) from error
 
@@ -261,7 +277,7 @@ def _key(endpoint: Endpoint) -> str | None:
         return None
     key = os.environ.get(endpoint.api_key_env, "").strip()
     if not (key.isascii() and key.isprintable()):
-        # httpx would show it in its error.
+        # The error of an HTTP library would show it.
         raise AiFunctionError(
             f"[AI_FUNCTION_HTTP_REQUEST_ERROR] what is in {endpoint.api_key_env} is no key: it has characters that no "
             "HTTP header takes"
@@ -274,7 +290,19 @@ def _key(endpoint: Endpoint) -> str | None:
     return key
 
 
-def _retry_after(response: httpx.Response) -> float | None:
+def _let_go(kept: Sequence[asyncio.Future[None]]) -> None:
+    for future in kept:
+        if not future.done():  # the request may have been cancelled
+            future.set_result(None)
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that the environment names for an address (HTTPS_PROXY, NO_PROXY and their like)."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> float | None:
     """Seconds of the header Retry-After, which is a number or a date (RFC 9110, section 10.2.3)."""
     value = response.headers.get("Retry-After")
     if value is None:

@@ -4,8 +4,6 @@ import json
 import re
 from typing import Any
 
-import httpx
-
 from batch_assets.ai_functions.endpoints import Endpoint
 from batch_assets.ai_functions.requests import Answer, Request
 from batch_assets.ai_functions.schemas import problem_with
@@ -44,7 +42,7 @@ class ChatCompletions:
             content += f"\n\nAnswer with JSON alone, as this JSON schema says: {request.schema}"
         return {**parameters, "model": endpoint.model, "messages": [{"role": "user", "content": content}]}
 
-    def read(self, endpoint: Endpoint, request: Request, response: httpx.Response) -> Answer:
+    def read(self, endpoint: Endpoint, request: Request, response: bytes) -> Answer:
         """The answer in a response.
 
         Raises:
@@ -52,7 +50,7 @@ class ChatCompletions:
             SchemaError: the answer doesn't meet the request's schema.
         """
         try:
-            content: dict[str, Any] = response.json()
+            content: dict[str, Any] = json.loads(response)
             choice = content["choices"][0]
             text = _text(choice["message"]["content"])
             reason = choice.get("finish_reason")
@@ -95,7 +93,7 @@ class Invocations:
         parameters = endpoint.parameters | json.loads(request.parameters)
         return body | ({"params": parameters} if parameters else {})
 
-    def read(self, endpoint: Endpoint, request: Request, response: httpx.Response) -> Answer:
+    def read(self, endpoint: Endpoint, request: Request, response: bytes) -> Answer:
         """The one prediction in a response, as text: a string as it is, anything else as JSON.
 
         Raises:
@@ -103,7 +101,7 @@ class Invocations:
             SchemaError: the prediction doesn't meet the request's schema.
         """
         try:
-            predictions = response.json()["predictions"]
+            predictions = json.loads(response)["predictions"]
             prediction = predictions[0] if isinstance(predictions, list) else predictions
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise UnreadableResponseError(f"the response holds no predictions ({type(error).__name__})") from error

@@ -68,7 +68,7 @@ def _ancestors(node: Any) -> list[Any]:
 
 
 def create_table_as(spark: "SparkSession", create: Any, rows: "Callable[[], DataFrame]", lake: Lake) -> "DataFrame":
-    """Write the rows of a query as a Delta table, in one commit.
+    """Write the rows of a query as a Delta table; they appear in one commit.
 
     Args:
         spark: the session.
@@ -87,7 +87,6 @@ def create_table_as(spark: "SparkSession", create: Any, rows: "Callable[[], Data
 
     from batch_assets.lake.deltars import register_deltars
 
-    register_deltars(spark)
     target = create.this
     partitioned = _properties(create)
     name, uri = _full_name(lake, target), _uri(lake, target)
@@ -95,12 +94,9 @@ def create_table_as(spark: "SparkSession", create: Any, rows: "Callable[[], Data
         raise AiFunctionError(
             f"{name} belongs to an asset, which alone writes it: give your table another name or schema"
         )
-    reader = spark.read.format("deltars")
-    for key, value in lake.storage_options.items():
-        reader = reader.option(f"storage.{key}", value)
     exists = DeltaTable.is_deltatable(uri, dict(lake.storage_options))
     if exists and create.args.get("exists"):
-        return reader.load(uri)
+        return _read(spark, lake, uri)
     if exists and not create.args.get("replace"):
         raise AiFunctionError(f"[TABLE_OR_VIEW_ALREADY_EXISTS] {name} is there already: say CREATE OR REPLACE TABLE")
     if exists and partitioned:
@@ -108,16 +104,17 @@ def create_table_as(spark: "SparkSession", create: Any, rows: "Callable[[], Data
             f"{name} is there already, and PARTITIONED BY can't replace it: leave PARTITIONED BY out, or give the new "
             "table another name"
         )
+    register_deltars(spark)
     # Overwriting notices a table that somebody else makes meanwhile.
     writer = rows().write.format("deltars").mode("append" if partitioned else "overwrite")
     for key, value in lake.storage_options.items():
         writer = writer.option(f"storage.{key}", value)
     if exists:
         writer = writer.option("overwriteSchema", "true")
-    if partitioned and not exists:
+    if partitioned:
         writer = writer.option("partitionColumns", ",".join(partitioned))
     writer.save(uri)
-    return reader.load(uri)
+    return _read(spark, lake, uri)
 
 
 def _properties(create: Any) -> list[str]:
@@ -169,14 +166,18 @@ def _is_known(spark: "SparkSession", table: Any) -> bool:
 def _view(spark: "SparkSession", lake: Lake, uri: str, name: str) -> str:
     from deltalake import DeltaTable
 
-    from batch_assets.lake.deltars import register_deltars
-
     if not DeltaTable.is_deltatable(uri, dict(lake.storage_options)):
         raise AiFunctionError(f"[TABLE_OR_VIEW_NOT_FOUND] there is no table {name}: nothing lies at {uri}")
+    view = f"_batch_assets_table_{uuid.uuid4().hex}"
+    _read(spark, lake, uri).createTempView(view)
+    return view
+
+
+def _read(spark: "SparkSession", lake: Lake, uri: str) -> "DataFrame":
+    from batch_assets.lake.deltars import register_deltars
+
     register_deltars(spark)
     reader = spark.read.format("deltars")
     for key, value in lake.storage_options.items():
         reader = reader.option(f"storage.{key}", value)
-    view = f"_batch_assets_table_{uuid.uuid4().hex}"
-    reader.load(uri).createTempView(view)
-    return view
+    return reader.load(uri)

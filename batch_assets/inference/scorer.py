@@ -62,7 +62,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """What scoring one batch came to; ``scored`` rows ran through the model in this run."""
+    """What scoring one batch came to; ``scored`` completions were made in this run, by what was written down."""
 
     version: int
     rows: int
@@ -157,16 +157,18 @@ def _complete(
         if not total:
             return 0, None
         report(f"batch {batch}: {total} documents to score with {model.engine} in {model.dtype}")
+        before = finished.store.count()
         with progress(f"batch {batch}", total, finished.store.count, report):
             if model.engine == MLFLOW:
-                return score_with_spark_udf(spark, missing, model, finished.store), None
+                score_with_spark_udf(spark, missing, model, finished.store)
+                return finished.store.count() - before, None
             scoring = Scoring(uuid.uuid4().hex, 0, model, finished.store, threads, gpus, max(gpus // slots, 1), load)
             workers = _score(spark, missing, scoring)
         report(
             f"batch {batch}: {workers.processes} workers, {workers.mebibytes:.0f} MiB at most"
             + (f", model loaded in {workers.load_seconds:.1f} s" if workers.loads else "")
         )
-        return total, workers
+        return finished.store.count() - before, workers
     finally:
         missing.unpersist()
 

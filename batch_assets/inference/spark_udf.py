@@ -22,7 +22,7 @@ _ROWS = "16"
 
 def score_with_spark_udf(
     spark: "SparkSession", missing: "DataFrame", model: ScoringModel, store: CompletionStore
-) -> int:
+) -> None:
     """Score requests with the stock UDF; what it doesn't tell, such as tokens, stays unknown.
 
     Args:
@@ -30,9 +30,6 @@ def score_with_spark_udf(
         missing: ``request_hash`` and ``document``.
         model: the version that writes.
         store: where finished completions go.
-
-    Returns:
-        The number of requests.
     """
     import mlflow
     from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
@@ -73,6 +70,6 @@ def score_with_spark_udf(
         predict = mlflow.pyfunc.spark_udf(spark, model.path, result_type="string", env_manager="local")
         documents = missing.mapInArrow(plain, "request_hash string, document string")
         texts = documents.withColumn("text", predict(F.col("document"))).select("request_hash", "text")
-        return sum(row["scored"] for row in texts.mapInArrow(keep, "scored long").collect())
+        texts.mapInArrow(keep, "scored long").collect()
     finally:
         spark.conf.set(setting, before)

@@ -162,8 +162,7 @@ def promote_by_hand(
         BatchAssetsError: there is no such version, or it can't be loaded.
     """
     version = get_version(client, settings, number)
-    _make_champion(client, settings, version, documents, report)
-    old = with_alias(client, version.name, PREVIOUS)
+    old = _make_champion(client, settings, version, documents, report)
     _record(client, version, {f"{_TAG}decision": "promoted", f"{_TAG}reason": "by hand"}, old)
     return old
 
@@ -193,8 +192,12 @@ def _make_champion(
     version: Version,
     documents: Sequence[Document],
     report: Callable[[str], None],
-) -> None:
-    """Promote a version after it has loaded and summarized, as any user of the registry would let it."""
+) -> Version | None:
+    """Promote a version after it has loaded and summarized, as any user of the registry would let it.
+
+    Returns:
+        The version that was the champion, None if it was this one or there was none.
+    """
     some = documents[:_SAMPLE_DOCUMENTS]
     summaries = predict(version, [item.document or "" for item in some])
     if settings.samples:
@@ -204,7 +207,7 @@ def _make_champion(
         ]
         keep_samples(client, version.run_id, SAMPLE, rows)
     prepare_engine(client, version, settings, documents, report)
-    promote(client, version)
+    return promote(client, version)
 
 
 def recorded(version: Version) -> dict[str, str]:
