@@ -197,11 +197,12 @@ def land(files: tuple[Path, ...], batch: str | None) -> None:
     from batch_assets.automation.launch import materialize, prepare_dagster_home
     from batch_assets.automation.runs import register_batches
     from batch_assets.definitions import build_defs
-    from batch_assets.sources.configured import landed_dataset, landing_folder
+    from batch_assets.sources.configured import landing_folder
 
     settings = _load()
-    name = landing_folder(settings).take_files(files, batch)
-    batches = landed_dataset(settings).batches_of([name])
+    folder = landing_folder(settings)
+    name = folder.take_copies(files, batch)
+    batches = folder.keys_of(name)
     prepare_dagster_home(settings)
     with dg.DagsterInstance.get() as instance:
         register_batches(instance, batches)
@@ -209,6 +210,7 @@ def land(files: tuple[Path, ...], batch: str | None) -> None:
     if failures:
         click.echo(f"failed: {', '.join(failures)}; the reasons are above", err=True)
         sys.exit(1)
+    folder.forget(name)
     click.echo(f"landed: {', '.join(batches)}")
 
 

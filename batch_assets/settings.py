@@ -107,7 +107,7 @@ class Settings(BaseSettings):
     endpoint: str = Field(EMBEDDED_ENDPOINT, description="Endpoint that ai_query_inference asks.")
     ai_query_limit: int = Field(10, ge=0, description="Rows of each batch that ai_query is asked for; 0 = all.")
 
-    landing: Path | None = Field(None, description="Folder where new files are dropped; default <home>/landing.")
+    landing: str | None = Field(None, description="Folder or URI where new files are dropped; default <home>/landing.")
     landed_files: Literal["archive", "leave"] = Field(
         "archive", description="What becomes of a file that was taken: archive moves it to <landing>/.taken."
     )
@@ -134,11 +134,6 @@ class Settings(BaseSettings):
     @classmethod
     def _home(cls, home: Path) -> Path:
         return _absolute(home)
-
-    @field_validator("landing")
-    @classmethod
-    def _landing(cls, landing: Path | None) -> Path | None:
-        return None if landing is None else _absolute(landing)
 
     @field_validator("catalog", "schema_name", "model_name")
     @classmethod
@@ -212,9 +207,11 @@ class Settings(BaseSettings):
         return self.lake or str(self.home / "lake")
 
     @property
-    def landing_folder(self) -> Path:
-        """Where new files are dropped."""
-        return self.landing or self.home / "landing"
+    def landing_folder(self) -> str:
+        """Folder or URI where new files are dropped."""
+        if self.landing is None:
+            return str(self.home / "landing")
+        return self.landing if "://" in self.landing else str(_absolute(Path(self.landing)))
 
     @property
     def _embedded_store(self) -> str:

@@ -3,8 +3,12 @@
 import gzip
 import json
 import os
-import time
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import dagster as dg
 import pyarrow as pa
@@ -21,8 +25,8 @@ from batch_assets.lake.staging import stage
 from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA, PROD_DATA_REJECTED
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.sources.landing import land_batch
-from batch_assets.sources.landing_folder import LandedDataset, LandingFolder
-from batch_assets_tests.conftest import settings_for, write_json_lines
+from batch_assets.sources.landing_folder import LandingFolder
+from batch_assets_tests.conftest import settings_for, write_csv, write_json_lines
 
 NOW = datetime.now(UTC)
 
@@ -36,7 +40,7 @@ class Deployment:
         self.instance = dg.DagsterInstance.ephemeral()
         self.champion = 1
         self.cursors: dict[str, str] = {}
-        monkeypatch.setattr(sensors, "_champion", lambda registry, settings: self.champion)
+        monkeypatch.setattr(sensors, "champion_number", lambda registry, settings: self.champion)
         self.repository = build_defs(settings=self.settings).get_repository_def()
 
     def tick(self, name: str) -> list[dg.RunRequest]:
@@ -184,82 +188,203 @@ def drop(folder, name: str, *texts: str):
     return write_json_lines(folder / name, [{"id": str(n), "document": text} for n, text in enumerate(texts)])
 
 
+def take_all(folder: LandingFolder) -> list[str]:
+    """Take what is there, as a sensor would; the batches that are news."""
+    return [group.batch for group in folder.complete(folder.look({}), 0) if folder.take(group)]
+
+
+def landed(folder: LandingFolder, batch: str) -> list[str]:
+    return [record.fields["document"] for record in folder.dataset_of(batch).records(batch)]
+
+
 def test_files_are_taken_when_they_have_settled_and_a_changed_file_is_a_new_version_of_its_batch(tmp_path):
-    folder = LandingFolder(tmp_path, archives=False)
+    folder = LandingFolder(str(tmp_path), 100, archives=False)
     first = drop(tmp_path, "a.jsonl", "one", "two")
     drop(tmp_path, ".hidden.jsonl", "no")
     (tmp_path / "b.jsonl.part").write_text("no")
-    taken, looked = folder.take({}, settle_seconds=5)
-    assert (taken, list(looked)) == ([], ["a.jsonl"])
-    settled = {key: (size, modified, since - 6) for key, (size, modified, since) in looked.items()}
+    seen = folder.look({})
+    assert list(seen) == ["a.jsonl"]
+    assert folder.complete(seen, 5) == []
+    old = {key: replace(file, since=file.since - 6) for key, file in seen.items()}
+    assert [group.batch for group in folder.complete(folder.look(old), 5)] == ["a"]
     os.utime(first, ns=(1, 1))
-    assert folder.take(settled, settle_seconds=5)[0] == []  # it has changed meanwhile
-    _, looked = folder.take(looked, settle_seconds=0)
-    dataset = LandedDataset(folder, 100)
-    assert [record.fields["document"] for record in dataset.records("a")] == ["one", "two"]
-    assert folder.take(looked, settle_seconds=0)[0] == []
+    assert folder.complete(folder.look(old), 5) == []  # it has changed meanwhile
+    assert take_all(folder) == ["a"]
+    assert landed(folder, "a") == ["one", "two"]
+    assert take_all(folder) == []
     drop(tmp_path, "a.jsonl", "one", "three")
-    assert folder.take(looked, settle_seconds=0)[0] == ["a"]
-    assert [r.fields["document"] for r in LandedDataset(folder, 100).records("a")] == ["one", "three"]
+    assert take_all(folder) == ["a"]
+    assert landed(folder, "a") == ["one", "three"]
 
 
 def test_a_folder_names_one_batch_files_of_one_look_join_and_large_ones_are_cut(tmp_path):
-    folder = LandingFolder(tmp_path)
+    folder = LandingFolder(str(tmp_path), 2)
     drop(tmp_path / "reviews", "x.jsonl", "1", "2")
     drop(tmp_path / "reviews", "y.jsonl", "3")
     drop(tmp_path, "p.jsonl", "4")
     drop(tmp_path, "q.jsonl", "5", "6", "7")
-    taken, _ = folder.take({}, settle_seconds=0)
-    assert taken[1] == "reviews" or taken[0] == "reviews"
-    joined = next(name for name in taken if name != "reviews")
-    dataset = LandedDataset(folder, 2)
-    assert dataset.batches_of(["reviews"]) == ["reviews-0001", "reviews-0002"]
-    texts = [r.fields["document"] for batch in dataset.batches_of([joined]) for r in dataset.records(batch)]
-    assert texts == ["4", "5", "6", "7"]
+    reviews, joined = take_all(folder)
+    assert reviews == "reviews"
+    assert folder.keys_of("reviews") == ["reviews-0001", "reviews-0002"]
+    assert [text for batch in folder.keys_of(joined) for text in landed(folder, batch)] == ["4", "5", "6", "7"]
     assert not (tmp_path / "p.jsonl").exists()  # archived
-    assert folder.take({}, settle_seconds=0)[0] == []
+    assert take_all(folder) == []
+    # A file that joined others belongs to their batch for good.
+    drop(tmp_path, "p.jsonl", "eight")
+    assert take_all(folder) == [joined]
+    assert [text for batch in folder.keys_of(joined) for text in landed(folder, batch)] == ["eight", "5", "6", "7"]
+
+
+def test_what_a_batch_is_cut_into_keeps_its_names_when_it_grows_and_shrinks(tmp_path):
+    folder = LandingFolder(str(tmp_path), 2)
+    drop(tmp_path, "a.jsonl", "1")
+    take_all(folder)
+    drop(tmp_path, "a.jsonl", "1", "2", "3", "4", "5")
+    take_all(LandingFolder(str(tmp_path), 100))
+    assert folder.keys_of("a") == ["a", "a-0002", "a-0003"]
+    assert [landed(folder, batch) for batch in folder.keys_of("a")] == [["1", "2"], ["3", "4"], ["5"]]
+    drop(tmp_path, "a.jsonl", "1", "2")
+    take_all(folder)
+    assert [landed(folder, batch) for batch in folder.keys_of("a")] == [["1", "2"], [], []]
+
+
+def test_files_of_the_same_name_but_for_their_ending_are_batches_of_their_own(tmp_path):
+    folder = LandingFolder(str(tmp_path), 100)
+    drop(tmp_path, "a.jsonl", "json")
+    assert take_all(folder) == ["a"]
+    write_csv(tmp_path / "a.csv", [{"id": "1", "document": "csv"}])
+    (other,) = take_all(folder)
+    assert (landed(folder, "a"), landed(folder, other)) == (["json"], ["csv"])
+    write_csv(tmp_path / "a.csv", [{"id": "1", "document": "changed"}])
+    assert take_all(folder) == [other]
+
+
+ODD_NAMES = [
+    "o'neil & s\u00f6hne ..jsonl",
+    "\u30c7\u30fc\u30bf.jsonl",
+    "a%20b#c?.jsonl",
+    '"..".jsonl',
+    " spaces .jsonl",
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_file_may_be_called_anything(tmp_path, name):
+    folder = LandingFolder(str(tmp_path), 100)
+    drop(tmp_path, name, "text")
+    (batch,) = take_all(folder)
+    assert landed(folder, batch) == ["text"]
+    drop(tmp_path, name, "other")
+    assert take_all(folder) == [batch]
 
 
 def test_every_record_lands_or_is_rejected_whatever_the_file_is(tmp_path, lake):
-    folder = LandingFolder(tmp_path)
+    folder = LandingFolder(str(tmp_path), 1000)
     good = {"id": "1", "document": "fine"}
     (tmp_path / "broken.jsonl").write_text(json.dumps(good) + "\n{half\n[1]\n" + json.dumps({"id": "2"}) + "\n")
     (tmp_path / "bom.csv").write_bytes('id,document\n3,"two\nlines, ""quoted"""\n'.encode("utf-8-sig"))
     (tmp_path / "latin.csv").write_bytes("id,document\n4,caf\u00e9\n5,tea\n".encode("latin-1"))
-    (tmp_path / "wide.jsonl").write_bytes('{"id": "6", "document": "x"}\n'.encode("utf-16"))
+    (tmp_path / "latin.jsonl").write_bytes('{"id": "4b", "document": "caf\u00e9"}\n'.encode("latin-1"))
+    (tmp_path / "wide.jsonl").write_bytes('{"id": "6", "document": "\u00fcber\u2028all"}\n'.encode("utf-16"))
+    (tmp_path / "wide.csv").write_bytes("id,document\n6b,wide\n".encode("utf-16"))
+    (tmp_path / "odd.jsonl").write_bytes('{"id": "6c", "document": "half"}'.encode("utf-16")[:-1])
     (tmp_path / "empty.jsonl").write_text("")
     with gzip.open(tmp_path / "zipped.jsonl.gz", "wt") as file:
         file.write(json.dumps({"document": "no id"}) + "\n")
+    cut = (tmp_path / "zipped.jsonl.gz").read_bytes()
+    (tmp_path / "half.jsonl.gz").write_bytes(cut[: len(cut) // 2])
     pq.write_table(pa.table({"id": ["7"], "document": ["p"]}), tmp_path / "cut.parquet")
     whole = (tmp_path / "cut.parquet").read_bytes()
     (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
     pq.write_table(pa.table({"text": ["other columns"]}), tmp_path / "other.parquet")
-    (tmp_path / "o'neil & s\u00f6hne ..jsonl").write_text(json.dumps({"id": 8, "document": "name"}) + "\n")
-    folder.take({}, settle_seconds=0)
-    dataset = LandedDataset(folder, 1000)
-    (batch,) = dataset.batches()
-    landed = land_batch(dataset, lake, batch, "run")
+    take_all(folder)
+    (batch,) = (batch for name in folder.news() for batch in folder.keys_of(name))
+    dataset = folder.dataset_of(batch)
+    done = land_batch(dataset, lake, batch, "run")
     rejected = [row for part in lake.open(PROD_DATA_REJECTED).read(batch) for row in part.to_pylist()]
     documents = [row for part in lake.open(PROD_DATA).read(batch) for row in part.to_pylist()]
-    assert (landed.rows, landed.rejected) == (len(documents), len(rejected))
-    assert {row["document"] for row in documents} == {"fine", 'two\nlines, "quoted"', "tea", "no id", "name"}
-    assert landed.rows + landed.rejected == sum(part.records for part in dataset.parts())
-    by_file = {row["source"] for row in rejected}
-    assert by_file == {"broken.jsonl", "latin.csv", "wide.jsonl", "cut.parquet", "other.parquet"}
+    assert (done.rows, done.rejected) == (len(documents), len(rejected))
+    texts = {"fine", 'two\nlines, "quoted"', "tea", "no id", "\u00fcber\u2028all", "wide"}
+    assert {row["document"] for row in documents} == texts
+    assert done.rows + done.rejected == sum(part.records for part in dataset.parts())
+    assert Counter(row["source"] for row in rejected) == {
+        "broken.jsonl": 3, "latin.csv": 1, "latin.jsonl": 1, "odd.jsonl": 1, "half.jsonl.gz": 1, "cut.parquet": 1,
+        "other.parquet": 1,
+    }  # fmt: skip
     assert land_batch(dataset, lake, batch, "run").changed is False
 
 
+def test_a_line_without_an_end_and_a_gzip_bomb_are_set_aside_in_bounded_memory(tmp_path):
+    folder = tmp_path / "landing"
+    folder.mkdir()
+    line = {"id": "1", "document": "fine"}
+    with (folder / "long.jsonl").open("w") as file:
+        file.write('{"id": "0", "document": "')
+        for _ in range(200):
+            file.write("x" * 1_000_000)
+        file.write('"}\n' + json.dumps(line) + "\n")
+    with (folder / "long.csv").open("w") as file:
+        file.write("id,document\n1,fine\n2,")
+        for _ in range(200):
+            file.write("x" * 1_000_000)
+    with gzip.open(folder / "bomb.jsonl.gz", "wb", compresslevel=9) as bomb:
+        bomb.write(json.dumps(line).encode() + b"\n")
+        for _ in range(500):
+            bomb.write(b" " * 1_000_000)
+    script = f"""
+import resource
+from batch_assets.sources.landing_folder import LandingFolder
+folder = LandingFolder({str(folder)!r}, 1000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+(group,) = folder.complete(folder.look({{}}), 0)
+folder.take(group)
+for record in folder.dataset_of(group.batch).records(group.batch):
+    print(record.source, record.problem or record.fields["document"])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    *records, grown = run.stdout.splitlines()
+    assert records == [
+        "bomb.jsonl.gz fine",
+        f"bomb.jsonl.gz the file can't be read from here on: {records[1].partition('here on: ')[2]}",
+        "long.csv fine",
+        f"long.csv the file can't be read from here on: {records[3].partition('here on: ')[2]}",
+        "long.jsonl line 1 is longer than 16777216 characters",
+        "long.jsonl fine",
+    ]
+    assert "unpacks to more than 200 times its size" in records[1]
+    assert int(grown) < 200_000  # KiB
+
+
 def test_the_landing_sensor_asks_for_new_batches_and_for_those_that_changed(deployment):
-    root = deployment.settings.landing_folder
+    root = Path(deployment.settings.landing_folder)
     assert deployment.tick("landing_sensor") == []
     drop(root, "a.jsonl", "one")
-    deployment.tick("landing_sensor")
-    deadline = time.monotonic() + 5
-    requests: list[dg.RunRequest] = []
-    while not requests and time.monotonic() < deadline:
-        requests = deployment.tick("landing_sensor")
-    assert deployment.tick("landing_sensor") == []
+    (request,) = deployment.tick("landing_sensor")
+    assert (batches_of([request]), request.job_name) == ([("a", "a")], "land_batches")
     assert "a" in deployment.instance.get_dynamic_partitions("batch_assets/batch")
+    assert deployment.tick("landing_sensor") == []
+    drop(root, "a.jsonl", "two")
+    (changed,) = deployment.tick("landing_sensor")
+    assert (batches_of([changed]), changed.run_key != request.run_key) == ([("a", "a")], True)
+    # A tick that dies after it took the files: the next one asks for them, from the cursor of the one before.
+    drop(root, "b.jsonl", "three")
+    cursor = deployment.cursors["landing_sensor"]
+    assert batches_of(deployment.tick("landing_sensor")) == [("b", "b")]
+    deployment.cursors["landing_sensor"] = cursor
+    assert batches_of(deployment.tick("landing_sensor")) == [("b", "b")]
+
+
+def test_a_file_that_is_too_large_for_a_tick_is_taken_by_a_run(deployment, monkeypatch):
+    monkeypatch.setattr(sensors, "_LARGE_BYTES", 10)
+    root = Path(deployment.settings.landing_folder)
+    drop(root, "a.jsonl", "one")
+    (request,) = deployment.tick("landing_sensor")
+    assert request.job_name == "take_files"
+    assert [again.run_key for again in deployment.tick("landing_sensor")] == [request.run_key]
+    job = build_defs(settings=deployment.settings).get_job_def("take_files")
+    assert job.execute_in_process(instance=deployment.instance, run_config=request.run_config).success
+    assert batches_of(deployment.tick("landing_sensor")) == [("a", "a")]
 
 
 def test_sensors_and_schedules_are_on_unless_a_setting_stops_them(home, monkeypatch):

@@ -12,7 +12,7 @@ from batch_assets.automation.partitions import BATCHES
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import PROD_DATA
 from batch_assets.settings import Settings
-from batch_assets.sources.configured import landed_dataset, scored_dataset
+from batch_assets.sources.configured import landing_folder, scored_dataset
 from batch_assets.sources.landing import land_batch
 
 
@@ -30,10 +30,10 @@ def prod_data(
 ) -> dg.MaterializeResult[None]:
     """Land each batch of the run, or find that it is there already."""
     configured = cache(lambda: scored_dataset(settings))
-    dropped = landed_dataset(settings)
+    folder = landing_folder(settings)
 
     def land(batch: str) -> Mapping[str, Any]:
-        dataset = dropped if batch in dropped.batches() else configured()
+        dataset = folder.dataset_of(batch) or configured()
         landed = land_batch(dataset, lake, batch, context.run.run_id)
         if landed.observed:
             state = "written by somebody else, only observed"

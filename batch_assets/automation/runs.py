@@ -14,7 +14,7 @@ from dagster._core.storage.tags import (
 
 from batch_assets.automation.partitions import BATCHES
 
-_ALIVE = [
+ALIVE = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
@@ -41,7 +41,7 @@ def busy_batches(instance: dg.DagsterInstance) -> set[str]:
     known = known_batches(instance)
     places = {batch: place for place, batch in enumerate(known)}
     busy: set[str] = set()
-    for run in instance.get_runs(dg.RunsFilter(statuses=_ALIVE)):
+    for run in instance.get_runs(dg.RunsFilter(statuses=ALIVE)):
         if PARTITION_NAME_TAG in run.tags:
             busy.add(run.tags[PARTITION_NAME_TAG])
         first, last = (run.tags.get(tag) for tag in (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG))

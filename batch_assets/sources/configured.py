@@ -5,7 +5,7 @@ from batch_assets.sources.aclsum import ACLSumDataset
 from batch_assets.sources.dataset import Dataset
 from batch_assets.sources.files import FileDataset, looks_local
 from batch_assets.sources.hub import HubDataset
-from batch_assets.sources.landing_folder import LandedDataset, LandingFolder
+from batch_assets.sources.landing_folder import LandingFolder
 
 # The embedded data set is cut small, so that a first run shows several batches.
 _EMBEDDED_BATCH_ROWS = 25
@@ -23,12 +23,8 @@ def scored_dataset(settings: Settings) -> Dataset:
 
 def landing_folder(settings: Settings) -> LandingFolder:
     """The configured landing folder."""
-    return LandingFolder(settings.landing_folder, archives=settings.landed_files == "archive")
-
-
-def landed_dataset(settings: Settings) -> LandedDataset:
-    """What was taken from the landing folder."""
-    return LandedDataset(landing_folder(settings), settings.batch_rows or _BATCH_ROWS)
+    archives = settings.landed_files == "archive"
+    return LandingFolder(settings.landing_folder, settings.batch_rows or _BATCH_ROWS, archives)
 
 
 def evaluation_dataset(settings: Settings) -> Dataset:
