@@ -14,6 +14,7 @@ from email.utils import format_datetime
 import httpx
 import pytest
 
+from batch_assets.ai_functions import limits
 from batch_assets.ai_functions.client import Client
 from batch_assets.ai_functions.embedded import EmbeddedServer
 from batch_assets.ai_functions.endpoints import Endpoint, configured_endpoint, read_endpoints
@@ -207,7 +208,8 @@ def test_a_server_that_is_down_is_left_alone_and_asked_again_when_it_is_well():
 
 
 @pytest.mark.parametrize("probed", [(429, {}, b""), (429, {"Retry-After": "1"}, b""), (503, {}, b""), DROPPED])
-def test_a_probe_that_fails_in_any_way_is_followed_by_another(probed):
+def test_a_probe_that_fails_in_any_way_is_followed_by_another(probed, monkeypatch):
+    monkeypatch.setattr(limits, "_FIRST_PAUSE", 0.2)
     replies = [(503, {}, b"")] * 20 + [probed] * 2
 
     with ChatServer(lambda body, n: replies[n - 1] if n <= len(replies) else completion("fine")) as server:

@@ -289,7 +289,9 @@ def test_the_embedded_default_runs_with_one_request_a_row_counted_at_the_server(
     embedded = EndpointsResource()
     try:
         with passing_on_to(embedded.get("smollm2").base_url) as server:
-            graph = Graph(home, server, limit=3, batch_rows=2, max_length=8, evaluation_rows=2, ai_query_limit=1)
+            # Its conversion, which takes longest, is tested with the engines.
+            small = {"limit": 3, "batch_rows": 2, "max_length": 8, "evaluation_rows": 2, "ai_query_limit": 1}
+            graph = Graph(home, server, engine="transformers", **small)
             assert graph.run() == []
             assert len(server.requests) == 1 + 1
     finally:
