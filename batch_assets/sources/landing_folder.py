@@ -244,7 +244,7 @@ class LandingFolder:
     def _describe(self, key: str, path: str) -> dict[str, Any]:
         digest = hashlib.sha256()
         size = 0
-        with self._files.open_input_stream(path) as stream:
+        with self._files.open_input_stream(path, compression=None) as stream:
             while chunk := stream.read(1024 * 1024):
                 digest.update(chunk)
                 size += len(chunk)
@@ -263,7 +263,7 @@ class LandingFolder:
             yield Record(name, position, None, "", f"the file can't be read from here on: {error}")
 
     def _read(self, path: str) -> str:
-        with self._files.open_input_stream(path) as stream:
+        with self._files.open_input_stream(path, compression=None) as stream:
             return bytes(stream.read()).decode()
 
     def _write(self, path: str, content: str) -> None:
@@ -272,7 +272,7 @@ class LandingFolder:
         folder, _, name = path.rpartition("/")
         files.create_dir(folder)
         part = f"{folder}/.{name}.part"
-        with files.open_output_stream(part) as stream:
+        with files.open_output_stream(part, compression=None) as stream:
             stream.write(content.encode())
         files.move(part, path)
 
