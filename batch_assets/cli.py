@@ -391,11 +391,16 @@ def _print_table(columns: list[str], rows: list[Any]) -> None:
 @main.command()
 def ui() -> None:
     """Open the Dagster UI and the MLflow UI on this machine, and stop both with Ctrl-C."""
-    from batch_assets.automation.launch import prepare_dagster_home
+    import dagster as dg
+
+    from batch_assets.automation.launch import close_orphaned_runs, prepare_dagster_home
     from batch_assets.ui import serve
 
     settings = _load()
     prepare_dagster_home(settings)
+    with dg.DagsterInstance.get() as instance:
+        for run_id in close_orphaned_runs(instance):
+            click.echo(f"run {run_id} was killed; it is tried again where retries are left")
     serve(settings, click.echo)
 
 

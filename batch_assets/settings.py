@@ -114,6 +114,7 @@ class Settings(BaseSettings):
     settle_seconds: float = Field(
         10, ge=0, description="A file in the landing folder is complete when it has not changed for so long."
     )
+    sensor_seconds: int = Field(15, ge=1, description="Seconds between two looks of a sensor.")
     sensors: bool = Field(True, description="Whether sensors and schedules are on when they are first seen.")
     alert: str | None = Field(
         None, description="Command, or http(s) address, that is told when a run has failed for good."

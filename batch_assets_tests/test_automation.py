@@ -17,6 +17,8 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from batch_assets.automation import sensors
+from batch_assets.automation.alert import tell
+from batch_assets.automation.launch import close_orphaned_runs
 from batch_assets.automation.runs import busy_batches, range_tags, register_batches
 from batch_assets.automation.stale import input_of
 from batch_assets.definitions import build_defs
@@ -387,6 +389,23 @@ def test_a_file_that_is_too_large_for_a_tick_is_taken_by_a_run(deployment, monke
     assert batches_of(deployment.tick("landing_sensor")) == [("a", "a")]
 
 
+def test_a_run_whose_process_was_killed_with_everything_else_is_closed_and_one_that_lives_is_not(deployment):
+    from dagster._core.events import EngineEventData
+
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for run_id, pid in (("dead", gone.pid), ("alive", os.getpid())):
+        run = dg.DagsterRun(
+            "score_batches", run_id=run_id, status=dg.DagsterRunStatus.STARTED, tags=range_tags(["a", "a"])
+        )
+        deployment.instance.add_run(run)
+        noted = EngineEventData({"pid": dg.MetadataValue.text(str(pid))})
+        deployment.instance.report_engine_event("Executing steps in process", run, noted)
+    assert close_orphaned_runs(deployment.instance) == ["dead"]
+    assert deployment.instance.get_run_by_id("dead").status == dg.DagsterRunStatus.FAILURE
+    assert deployment.instance.get_run_by_id("alive").status == dg.DagsterRunStatus.STARTED
+
+
 def test_sensors_and_schedules_are_on_unless_a_setting_stops_them(home, monkeypatch):
     on = Deployment(home, monkeypatch).repository
     off = Deployment(home, monkeypatch, sensors=False).repository
@@ -394,3 +413,11 @@ def test_sensors_and_schedules_are_on_unless_a_setting_stops_them(home, monkeypa
     assert {on.get_sensor_def(name).default_status for name in names} == {dg.DefaultSensorStatus.RUNNING}
     assert {off.get_sensor_def(name).default_status for name in names} == {dg.DefaultSensorStatus.STOPPED}
     assert off.get_schedule_def("nightly_scoring").default_status == dg.DefaultScheduleStatus.STOPPED
+
+
+def test_what_is_told_of_a_run_that_failed_for_good(tmp_path):
+    told = tmp_path / "told.json"
+    tell(f"tee {told}", {"run_id": "1", "job": "score_batches", "message": "no champion"})
+    assert json.loads(told.read_text())["job"] == "score_batches"
+    with pytest.raises(subprocess.CalledProcessError):
+        tell("false", {})

@@ -52,6 +52,44 @@ def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     return [run.run_id for run in dead]
 
 
+def close_orphaned_runs(instance: dg.DagsterInstance) -> list[str]:
+    """Mark runs of this machine whose process is gone as failed, so that they are retried and hold nothing.
+
+    Dagster's code server sees that a run has died, but not where it was killed together with it.
+
+    Returns:
+        Ids of the runs.
+    """
+    started = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+    orphans = []
+    for run in instance.get_runs(dg.RunsFilter(statuses=started)):
+        pid = _process_of(instance, run.run_id)
+        if pid is not None and not _is_alive(pid):
+            instance.report_run_failed(run, "The process of this run was killed together with the code server.")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            orphans.append(run.run_id)
+    return orphans
+
+
+def _process_of(instance: dg.DagsterInstance, run_id: str) -> int | None:
+    """Process that executes a run, as its engine noted it when it began."""
+    for entry in reversed(instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)):
+        metadata = entry.dagster_event.engine_event_data.metadata if entry.dagster_event else {}
+        if "pid" in metadata:
+            return int(str(metadata["pid"].value))
+    return None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def held_pools(instance: dg.DagsterInstance) -> list[tuple[str, str]]:
     """Pools that a run holds, with the run's id; pools held by runs that are over are freed."""
     held = []

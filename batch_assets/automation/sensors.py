@@ -20,7 +20,6 @@ from batch_assets.settings import Settings
 from batch_assets.sources.configured import landing_folder
 from batch_assets.sources.landing_folder import Group, Seen
 
-_SECONDS = 15
 # A tick should be over in two seconds. Reading a file of this size takes half of one; a larger one is left to a run.
 _SECONDS_OF_TAKING = 1.0
 _SECONDS_OF_REPORTING = 0.5
@@ -38,7 +37,7 @@ def sensors(settings: Settings) -> list[dg.SensorDefinition]:
     @dg.sensor(
         name="landing_sensor",
         jobs=[land_batches, take_files],
-        minimum_interval_seconds=_SECONDS,
+        minimum_interval_seconds=settings.sensor_seconds,
         default_status=_status(settings),
         description="Takes complete files out of the landing folder and asks for their batches.",
     )
@@ -68,7 +67,7 @@ def sensors(settings: Settings) -> list[dg.SensorDefinition]:
     @dg.sensor(
         name="prod_data_sensor",
         job=score_batches,
-        minimum_interval_seconds=_SECONDS,
+        minimum_interval_seconds=settings.sensor_seconds,
         default_status=_status(settings),
         description="Sees every commit to m4_1_prod_data, whoever made it, and asks for what is stale.",
     )
@@ -92,7 +91,7 @@ def sensors(settings: Settings) -> list[dg.SensorDefinition]:
 
     @dg.sensor(
         name="champion_sensor",
-        minimum_interval_seconds=_SECONDS,
+        minimum_interval_seconds=settings.sensor_seconds,
         default_status=_status(settings),
         description="Sees that the alias champion has moved, whoever moved it, and reports it as a materialization.",
     )
@@ -113,7 +112,7 @@ def sensors(settings: Settings) -> list[dg.SensorDefinition]:
 
     @dg.run_failure_sensor(
         name="alert_sensor",
-        minimum_interval_seconds=_SECONDS,
+        minimum_interval_seconds=settings.sensor_seconds,
         default_status=_status(settings),
         monitor_all_code_locations=False,
         description="Tells the command or address of BATCH_ASSETS_ALERT of a run that failed for good.",

@@ -21,6 +21,8 @@ from batch_assets_tests.conftest import BATCH_ASSETS, environment, write_json_li
 from batch_assets_tests.servers import ChatServer, completion
 from batch_assets_tests.test_promotion import free_port, serve, stop
 
+pytestmark = pytest.mark.proof
+
 # Another writer, which knows nothing of this package: it appends one row at a time to two batches of its own.
 APPENDER = """
 import sys, time
@@ -159,23 +161,6 @@ def append_rows(deployment: Deployment, count: int, seconds: float) -> subproces
     return subprocess.Popen([sys.executable, "-c", APPENDER, uri, str(count), str(seconds / count)])
 
 
-def test_dropped_files_and_appended_rows_are_scored_by_the_daemon_and_nothing_else_is(deployment, documents):
-    deployment.command("run")
-    expected = {row["id"] for row in documents[:2]} | {f"theirs-{number}" for number in range(2)}
-    before = len(deployment.runs())
-    deployment.start()
-    wait_until(lambda: b"Ctrl-C" in deployment.log.read_bytes(), 120, "the UI doesn't start")
-    appender = append_rows(deployment, 2, 1)
-    expected |= drop_files(deployment.home / "landing", 2, 1)
-    assert appender.wait() == 0
-    wait_until(lambda: deployment.is_quiet(expected), 240, deployment.log.read_text()[-3000:])
-    check_all(deployment, expected)
-    runs = deployment.runs()[:-before]
-    assert {run.job_name for run in runs} == {"land_batches", "score_batches"}
-    assert {run.status for run in runs} == {dg.DagsterRunStatus.SUCCESS}
-
-
-@pytest.mark.proof
 def test_the_first_ui_after_a_run_starts_no_run(deployment):
     deployment.command("run")
     before = len(deployment.runs())
@@ -195,7 +180,6 @@ def test_the_first_ui_after_a_run_starts_no_run(deployment):
     assert len(deployment.runs()) == before
 
 
-@pytest.mark.proof
 def test_nothing_is_lost_or_scored_twice_whatever_is_killed(tmp_path, server, t5_folder, documents, record_property):
     mlflow = [serve(tmp_path / "mlflow", port := free_port())]
     first = write_json_lines(tmp_path / "data" / "first.jsonl", documents[:2])
@@ -250,13 +234,3 @@ client.set_registered_model_alias(name, "champion", other)
 """
     env = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     subprocess.run([sys.executable, "-c", program], check=True, env=env)
-
-
-def test_what_is_told_of_a_run_that_failed_for_good(tmp_path):
-    from batch_assets.automation.alert import tell
-
-    told = tmp_path / "told.json"
-    tell(f"tee {told}", {"run_id": "1", "job": "score_batches", "message": "no champion"})
-    assert json.loads(told.read_text())["job"] == "score_batches"
-    with pytest.raises(subprocess.CalledProcessError):
-        tell("false", {})
