@@ -5,6 +5,7 @@ import os
 import sys
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import click
@@ -74,10 +75,10 @@ def _run(settings: Settings, started: float) -> None:
     from batch_assets.automation.launch import (
         close_dead_runs,
         held_pools,
-        materialize_everything,
+        materialize,
         prepare_dagster_home,
-        register_batches,
     )
+    from batch_assets.automation.runs import register_batches
     from batch_assets.definitions import build_defs
     from batch_assets.lake.configured import configured_lake
     from batch_assets.models.checkpoint import load_checkpoint
@@ -98,7 +99,7 @@ def _run(settings: Settings, started: float) -> None:
         lake = configured_lake(settings)
         for batch in left_over_batches(dataset, lake):
             click.echo(f"batch {batch} is not made from {dataset.name} any more with these settings; it stays as it is")
-        failures = materialize_everything(build_defs(settings=settings), instance, batches)
+        failures = materialize(build_defs(settings=settings), instance, "materialize_all", batches)
     if failures:
         click.echo(f"failed: {', '.join(failures)}; the tables are as they were. The reasons are above.", err=True)
         sys.exit(1)
@@ -181,6 +182,68 @@ def _figures(figures: list[dict[str, Any]]) -> Any:
             *("" if score is None else f"{score:.3f}" for score in scores),
         )
     return table
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--batch", help="Name of the batch; by default that of the file.")
+def land(files: tuple[Path, ...], batch: str | None) -> None:
+    """Bring FILES into m4_1_prod_data as one batch, without waiting for a sensor.
+
+    JSON Lines, CSV or Parquet, also gzip. Records that can't be used are set aside with their reasons.
+    """
+    import dagster as dg
+
+    from batch_assets.automation.launch import materialize, prepare_dagster_home
+    from batch_assets.automation.runs import register_batches
+    from batch_assets.definitions import build_defs
+    from batch_assets.sources.configured import landing_folder
+
+    settings = _load()
+    folder = landing_folder(settings)
+    name = folder.take_copies(files, batch)
+    batches = folder.keys_of(name)
+    prepare_dagster_home(settings)
+    with dg.DagsterInstance.get() as instance:
+        register_batches(instance, batches)
+        failures = materialize(build_defs(settings=settings), instance, "land_batches", batches)
+    if failures:
+        click.echo(f"failed: {', '.join(failures)}; the reasons are above", err=True)
+        sys.exit(1)
+    folder.forget(name)
+    click.echo(f"landed: {', '.join(batches)}")
+
+
+@main.command()
+@click.option("--batches", help="Batches, with commas between them.")
+@click.option("--all", "everything", is_flag=True, help="All batches.")
+@click.option("--since", type=click.DateTime(), help="Batches that were scored before that time (UTC) are left alone.")
+@click.option("--yes", is_flag=True, help="Don't ask before it starts.")
+def rescore(batches: str | None, everything: bool, since: Any, yes: bool) -> None:
+    """Score batches again with the champion that there is now; what it would write the same is not scored."""
+    import dagster as dg
+
+    from batch_assets.automation.launch import materialize, prepare_dagster_home
+    from batch_assets.automation.rescoring import expectation, wanted_batches
+    from batch_assets.definitions import build_defs
+    from batch_assets.lake.configured import configured_lake
+
+    if sum([batches is not None, everything, since is not None]) != 1:
+        raise click.UsageError("name the batches by one of --batches, --all and --since")
+    settings = _load().model_copy(update={"rescore": "all"})
+    prepare_dagster_home(settings)
+    with dg.DagsterInstance.get() as instance:
+        lake = configured_lake(settings)
+        wanted = wanted_batches(lake, batches.split(",") if batches else None, since)
+        click.echo(expectation(instance, lake, wanted))
+        if not wanted:
+            return
+        if not yes:
+            click.confirm("Start?", abort=True)
+        failures = materialize(build_defs(settings=settings), instance, "score_batches", wanted)
+    if failures:
+        click.echo(f"failed: {', '.join(failures)}; the reasons are above", err=True)
+        sys.exit(1)
 
 
 @main.command()
@@ -328,11 +391,16 @@ def _print_table(columns: list[str], rows: list[Any]) -> None:
 @main.command()
 def ui() -> None:
     """Open the Dagster UI and the MLflow UI on this machine, and stop both with Ctrl-C."""
-    from batch_assets.automation.launch import prepare_dagster_home
+    import dagster as dg
+
+    from batch_assets.automation.launch import close_orphaned_runs, prepare_dagster_home
     from batch_assets.ui import serve
 
     settings = _load()
     prepare_dagster_home(settings)
+    with dg.DagsterInstance.get() as instance:
+        for run_id in close_orphaned_runs(instance):
+            click.echo(f"run {run_id} was killed; it is tried again where retries are left")
     serve(settings, click.echo)
 
 

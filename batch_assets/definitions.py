@@ -14,8 +14,10 @@ from batch_assets.assets.model_evaluation import model_evaluation
 from batch_assets.assets.prod_data import prod_data
 from batch_assets.assets.quality_report import quality_report
 from batch_assets.assets.summary_quality import summary_quality
-from batch_assets.automation.jobs import materialize_all
+from batch_assets.automation.jobs import JOBS
 from batch_assets.automation.promotion import PROMOTION_JOBS
+from batch_assets.automation.schedules import schedules
+from batch_assets.automation.sensors import sensors
 from batch_assets.checks.models import beats_lead_baseline, promotion
 from batch_assets.checks.tables import TABLE_CHECKS
 from batch_assets.hub import keep_off_the_hub
@@ -60,7 +62,9 @@ def build_defs(
             *_WHOLE,
         ],
         asset_checks=[*TABLE_CHECKS, beats_lead_baseline, promotion],
-        jobs=[materialize_all, *PROMOTION_JOBS],
+        jobs=[*JOBS, *PROMOTION_JOBS],
+        sensors=sensors(settings),
+        schedules=schedules(settings),
         resources=resources,
         executor=dg.in_process_executor,
         loggers={"console": terminal_logger},

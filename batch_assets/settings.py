@@ -107,6 +107,19 @@ class Settings(BaseSettings):
     endpoint: str = Field(EMBEDDED_ENDPOINT, description="Endpoint that ai_query_inference asks.")
     ai_query_limit: int = Field(10, ge=0, description="Rows of each batch that ai_query is asked for; 0 = all.")
 
+    landing: str | None = Field(None, description="Folder or URI where new files are dropped; default <home>/landing.")
+    landed_files: Literal["archive", "leave"] = Field(
+        "archive", description="What becomes of a file that was taken: archive moves it to <landing>/.taken."
+    )
+    settle_seconds: float = Field(
+        10, ge=0, description="A file in the landing folder is complete when it has not changed for so long."
+    )
+    sensor_seconds: int = Field(15, ge=1, description="Seconds between two looks of a sensor.")
+    sensors: bool = Field(True, description="Whether sensors and schedules are on when they are first seen.")
+    alert: str | None = Field(
+        None, description="Command, or http(s) address, that is told when a run has failed for good."
+    )
+
     samples: int = Field(3, ge=0, description="Rows of text shown in metadata and artifacts; 0 = none.")
     ui_port: int = Field(3000, ge=1, le=65535, description="Port of the Dagster UI.")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="Port of the MLflow UI.")
@@ -193,6 +206,13 @@ class Settings(BaseSettings):
     def lake_uri(self) -> str:
         """Folder or URI of the lake."""
         return self.lake or str(self.home / "lake")
+
+    @property
+    def landing_folder(self) -> str:
+        """Folder or URI where new files are dropped."""
+        if self.landing is None:
+            return str(self.home / "landing")
+        return self.landing if "://" in self.landing else str(_absolute(Path(self.landing)))
 
     @property
     def _embedded_store(self) -> str:

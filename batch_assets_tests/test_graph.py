@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batch_assets.automation.launch import materialize_everything, register_batches
+from batch_assets.automation.launch import materialize
+from batch_assets.automation.runs import register_batches
 from batch_assets.definitions import build_defs
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
@@ -42,7 +43,7 @@ class Graph:
         settings = self.settings.model_copy(update=changes)
         batches = scored_dataset(settings).batches()
         register_batches(self.instance, batches)
-        return materialize_everything(build_defs(settings=settings), self.instance, batches)
+        return materialize(build_defs(settings=settings), self.instance, "materialize_all", batches)
 
     def rows(self, table, batch) -> list[dict]:
         rows = [row for part in self.lake.open(table).read(batch) for row in part.to_pylist()]

@@ -6,15 +6,18 @@ import socket
 import subprocess
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
+from deltalake import write_deltalake
 
 from batch_assets.cli import main
 from batch_assets.lake.lake import Lake
-from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
+from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY, Table
 from batch_assets.settings import PREFIX
 from batch_assets_tests.conftest import BATCH_ASSETS, environment, write_json_lines
 from batch_assets_tests.servers import ChatServer, completion
@@ -50,6 +53,10 @@ def tables(home: Path) -> dict:
         for table in TABLES
         for batch in lake.open(table).batches()
     }
+
+
+def batches(lake: Lake, table: Table) -> set[str]:
+    return set(lake.open(table).batches())
 
 
 def free_port() -> int:
@@ -195,15 +202,25 @@ def kill_at(marker: str, env: dict[str, str]) -> bool:
     return False
 
 
-def test_a_run_killed_again_and_again_completes_with_the_same_tables(tmp_path, undisturbed, environment_for, server):
+MOMENTS = ["ai_query_inference    batch a", "batch_inference       batch a: 6 rows committed"]
+MORE_MOMENTS = [
+    "preparing the checkpoint",
+    "logging the model",
+    "prod_data             batch a",
+    "champion_model        version 1",
+    *MOMENTS,
+    "summary_quality       batch a",
+]
+
+
+@pytest.mark.parametrize("moments", [MOMENTS, pytest.param(MORE_MOMENTS, marks=pytest.mark.proof)], ids=len)
+def test_a_run_killed_again_and_again_completes_with_the_same_tables(
+    tmp_path, undisturbed, environment_for, server, moments
+):
     home = tmp_path / "home"
     env = environment_for(home)
     asked = len(server.requests)
-    for marker in (
-        "logging the model",
-        "ai_query_inference    batch a",
-        "batch_inference       batch a: 6 rows committed",
-    ):
+    for marker in moments:
         assert kill_at(marker, env), marker
     run = batch_assets("run", env=env)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -243,9 +260,21 @@ def graphql(url: str, query: str, **variables) -> dict:
     return answer.json()["data"]
 
 
-def test_the_uis_show_the_state_and_a_batch_is_materialized_from_there(undisturbed, environment_for):
+def drop_and_append(home: Path) -> None:
+    """Drop a file of two documents, and append a row as another writer would."""
+    rows = [{"id": str(number), "document": f"Document {number}, dropped."} for number in (1, 2)]
+    write_json_lines(home / "landing" / "dropped.jsonl", rows)
+    row = {"id": ["x"], "document": ["A row of somebody else."], "summary": pa.array([None], pa.string())}
+    row |= {"batch": ["theirs"], "source": ["theirs"]}
+    row["landed_at"] = pa.array([datetime.now(UTC)], pa.timestamp("us", tz="UTC"))
+    write_deltalake(Lake(str(home / "lake")).table_uri(PROD_DATA), pa.table(row), mode="append")
+
+
+def test_the_uis_show_the_state_a_batch_is_materialized_from_there_and_new_data_is_scored_by_itself(
+    undisturbed, environment_for
+):
     ports = {"UI_PORT": str(free_port()), "MLFLOW_PORT": str(free_port())}
-    env = environment_for(undisturbed, RESCORE="all", **ports)
+    env = environment_for(undisturbed, RESCORE="all", SETTLE_SECONDS="0", SENSOR_SECONDS="3", **ports)
     ui = subprocess.Popen([*BATCH_ASSETS, "ui"], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     dagster, mlflow = (f"http://127.0.0.1:{ports[name]}" for name in ("UI_PORT", "MLFLOW_PORT"))
     lines: list[str] = []
@@ -304,6 +333,19 @@ def test_the_uis_show_the_state_and_a_batch_is_materialized_from_there(undisturb
             status = graphql(dagster, query, r=launched["run"]["runId"])["runOrError"]["status"]
             time.sleep(0.5)
         assert status == "SUCCESS"
+
+        drop_and_append(undisturbed)
+        lake, deadline = Lake(str(undisturbed / "lake")), time.monotonic() + 180
+        expected = {"a": 6, "b": 6, "dropped": 2, "theirs": 1}
+        while (found := batches(lake, SUMMARY_QUALITY)) != set(expected):
+            assert time.monotonic() < deadline, found
+            time.sleep(0.5)
+        scored = lake.open(BATCH_INFERENCE)
+        assert {batch: scored.rows(batch) for batch in scored.batches()} == expected
+        assert batches(lake, AI_QUERY_INFERENCE) == set(expected)
+        runs = graphql(dagster, "{runsOrError{... on Runs{results{status jobName}}}}")["runsOrError"]["results"]
+        assert {run["jobName"] for run in runs[:2]} <= {"land_batches", "score_batches"}
+        assert "FAILURE" not in {run["status"] for run in runs}
     finally:
         ui.terminate()
         ui.wait(60)

@@ -18,7 +18,7 @@ from batch_assets.assets._tables import (
 from batch_assets.assets.external import CHAT_ENDPOINT
 from batch_assets.assets.prod_data import prod_data
 from batch_assets.automation.partitions import BATCHES
-from batch_assets.automation.stale import input_version, is_stale
+from batch_assets.automation.stale import input_of, input_version, is_stale
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import AI_QUERY_INFERENCE, PROD_DATA
 from batch_assets.resources.endpoints import EndpointsResource
@@ -64,7 +64,7 @@ def ai_query_inference(
         statement = STATEMENT.format(endpoint=settings.endpoint, batch=batch, limit=limit)
         asked_how = endpoints.describe(settings.endpoint)
         digest = hashlib.sha256(json.dumps([statement, asked_how]).encode()).hexdigest()
-        expected = {"input_version": input_version(documents, batch), "statement": digest}
+        expected = {**input_of(documents, batch), "statement": digest}
         if not is_stale(output, batch, expected, lake.open(PROD_DATA).version):
             commit = output.last_commit(batch)
             assert commit is not None

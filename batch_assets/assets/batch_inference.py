@@ -18,7 +18,7 @@ from batch_assets.assets._tables import (
 from batch_assets.assets.champion_model import champion_model
 from batch_assets.assets.prod_data import prod_data
 from batch_assets.automation.partitions import BATCHES
-from batch_assets.automation.stale import input_version, is_stale
+from batch_assets.automation.stale import input_of, input_version, is_stale
 from batch_assets.inference.completions import CompletionStore
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
@@ -61,7 +61,7 @@ def batch_inference(
     rescored = {"all": known, "latest": known[-1:], "none": []}[settings.rescore]
 
     def score(batch: str) -> Mapping[str, Any]:
-        expected: dict[str, Any] = {"input_version": input_version(documents, batch)}
+        expected = input_of(documents, batch)
         if batch in rescored:
             expected |= {"model_version": number, "fingerprint": model().fingerprint}
         if not is_stale(output, batch, expected, lake.open(PROD_DATA).version):

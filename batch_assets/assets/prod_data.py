@@ -12,7 +12,7 @@ from batch_assets.automation.partitions import BATCHES
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import PROD_DATA
 from batch_assets.settings import Settings
-from batch_assets.sources.configured import scored_dataset
+from batch_assets.sources.configured import landing_folder, scored_dataset
 from batch_assets.sources.landing import land_batch
 
 
@@ -29,10 +29,12 @@ def prod_data(
     context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], lake: dg.ResourceParam[Lake]
 ) -> dg.MaterializeResult[None]:
     """Land each batch of the run, or find that it is there already."""
-    dataset = cache(lambda: scored_dataset(settings))
+    configured = cache(lambda: scored_dataset(settings))
+    folder = landing_folder(settings)
 
     def land(batch: str) -> Mapping[str, Any]:
-        landed = land_batch(dataset(), lake, batch, context.run.run_id)
+        dataset = folder.dataset_of(batch) or configured()
+        landed = land_batch(dataset, lake, batch, context.run.run_id)
         if landed.observed:
             state = "written by somebody else, only observed"
         elif landed.changed:

@@ -9,7 +9,7 @@ from batch_assets.assets._tables import column_schema, each_batch, pinned_docume
 from batch_assets.assets.ai_query_inference import ai_query_inference
 from batch_assets.assets.batch_inference import batch_inference
 from batch_assets.automation.partitions import BATCHES
-from batch_assets.automation.stale import input_version, is_stale
+from batch_assets.automation.stale import input_of, input_version, is_stale
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, SUMMARY_QUALITY
 from batch_assets.resources.spark import SparkResource
@@ -36,7 +36,7 @@ def summary_quality(
     def measure(batch: str) -> Mapping[str, Any]:
         from batch_assets.quality.batches import measure_tables
 
-        expected = {"input_version": input_version(scored, batch), "ai_query_version": input_version(answered, batch)}
+        expected = {**input_of(scored, batch), "ai_query_version": input_version(answered, batch)}
         if not is_stale(output, batch, expected, scored.version):
             commit = output.last_commit(batch)
             assert commit is not None

@@ -1,14 +1,11 @@
 """Run the graph in this process, recorded in the same Dagster storage that the UI shows."""
 
 import os
-from collections.abc import Iterable
-from itertools import groupby
 
 import dagster as dg
 import yaml
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
-from batch_assets.automation.partitions import BATCHES
+from batch_assets.automation.runs import known_batches, range_tags, ranges
 from batch_assets.settings import Settings
 
 _LAUNCHED_TAG = "batch_assets/launched_by"
@@ -55,6 +52,44 @@ def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     return [run.run_id for run in dead]
 
 
+def close_orphaned_runs(instance: dg.DagsterInstance) -> list[str]:
+    """Mark runs of this machine whose process is gone as failed, so that they are retried and hold nothing.
+
+    Dagster's code server sees that a run has died, but not where it was killed together with it.
+
+    Returns:
+        Ids of the runs.
+    """
+    started = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+    orphans = []
+    for run in instance.get_runs(dg.RunsFilter(statuses=started)):
+        pid = _process_of(instance, run.run_id)
+        if pid is not None and not _is_alive(pid):
+            instance.report_run_failed(run, "The process of this run was killed together with the code server.")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            orphans.append(run.run_id)
+    return orphans
+
+
+def _process_of(instance: dg.DagsterInstance, run_id: str) -> int | None:
+    """Process that executes a run, as its engine noted it when it began."""
+    for entry in reversed(instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)):
+        metadata = entry.dagster_event.engine_event_data.metadata if entry.dagster_event else {}
+        if "pid" in metadata:
+            return int(str(metadata["pid"].value))
+    return None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def held_pools(instance: dg.DagsterInstance) -> list[tuple[str, str]]:
     """Pools that a run holds, with the run's id; pools held by runs that are over are freed."""
     held = []
@@ -68,29 +103,24 @@ def held_pools(instance: dg.DagsterInstance) -> list[tuple[str, str]]:
     return held
 
 
-def register_batches(instance: dg.DagsterInstance, batches: Iterable[str]) -> None:
-    """Make batches known as partitions."""
-    known = set(instance.get_dynamic_partitions(str(BATCHES.name)))
-    instance.add_dynamic_partitions(str(BATCHES.name), [batch for batch in batches if batch not in known])
-
-
-def materialize_everything(definitions: dg.Definitions, instance: dg.DagsterInstance, batches: list[str]) -> list[str]:
-    """Materialize all assets for batches that are registered, one run for each unbroken range of them.
+def materialize(
+    definitions: dg.Definitions, instance: dg.DagsterInstance, job_name: str, batches: list[str]
+) -> list[str]:
+    """Run a job for batches that are registered, once for each unbroken range of them.
 
     Returns:
         What failed, one entry for each run; nothing where all went well.
     """
-    job = definitions.resolve_job_def("materialize_all")
+    job = definitions.resolve_job_def(job_name)
     failures = []
-    for start, end in _ranges(list(instance.get_dynamic_partitions(str(BATCHES.name))), set(batches)):
+    for range_ in ranges(known_batches(instance), batches, len(batches) or 1):
         result = job.execute_in_process(
             instance=instance,
             raise_on_error=False,
             # Without it, Dagster logs to the terminal with a logger of its own.
             run_config={"loggers": {"console": {}}},
             tags={
-                ASSET_PARTITION_RANGE_START_TAG: start,
-                ASSET_PARTITION_RANGE_END_TAG: end,
+                **range_tags(range_),
                 _LAUNCHED_TAG: _COMMAND,
             },
         )
@@ -98,9 +128,3 @@ def materialize_everything(definitions: dg.Definitions, instance: dg.DagsterInst
         if not result.success:
             failures.append(f"{', '.join(steps) or 'the start'} of run {result.run_id}")
     return failures
-
-
-def _ranges(known: list[str], wanted: set[str]) -> list[tuple[str, str]]:
-    """First and last key of each unbroken range of wanted keys, in the order in which they are known."""
-    runs = (list(group) for is_wanted, group in groupby(known, key=wanted.__contains__) if is_wanted)
-    return [(keys[0], keys[-1]) for keys in runs]

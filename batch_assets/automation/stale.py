@@ -1,10 +1,12 @@
 """The one decision whether a batch of a table needs work."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.lake import BatchSnapshot
+
+_INPUT_TABLE = "input_table"
 
 
 def input_version(table: BatchSnapshot, batch: str) -> int:
@@ -20,6 +22,15 @@ def input_version(table: BatchSnapshot, batch: str) -> int:
             "for it first"
         )
     return commit.version
+
+
+def input_of(table: BatchSnapshot, batch: str) -> dict[str, Any]:
+    """What a commit records of the input that it was made from: the version, and which table it is a version of.
+
+    Raises:
+        BatchAssetsError: the batch is not in the table.
+    """
+    return {"input_version": input_version(table, batch), _INPUT_TABLE: table.table_id}
 
 
 def is_stale(output: BatchSnapshot, batch: str, recorded: Mapping[str, Any], newest_input: int) -> bool:
@@ -39,6 +50,38 @@ def is_stale(output: BatchSnapshot, batch: str, recorded: Mapping[str, Any], new
     commit = output.last_commit(batch)
     if commit is None:
         return True
+    # Commits of older versions of this package don't say which table it was.
+    table = commit.metadata.get(_INPUT_TABLE, recorded.get(_INPUT_TABLE))
+    if table != recorded.get(_INPUT_TABLE):
+        return True
     if recorded["input_version"] < commit.metadata.get("input_version", -1) <= newest_input:
         return False
-    return any(commit.metadata.get(key) != value for key, value in recorded.items())
+    return any(commit.metadata.get(key) != value for key, value in recorded.items() if key != _INPUT_TABLE)
+
+
+def stale_batches(
+    documents: BatchSnapshot,
+    output: BatchSnapshot,
+    busy: Set[str],
+    rescored: Set[str] = frozenset(),
+    champion: int | None = None,
+) -> list[str]:
+    """Batches whose last commit in the output doesn't record the input as it is now, in their order.
+
+    Args:
+        documents: ``m4_1_prod_data`` as it is now.
+        output: ``m4_1_batch_inference`` as it is now.
+        busy: batches of runs that are queued or running.
+        rescored: batches that a new champion makes stale.
+        champion: number of the champion's version.
+    """
+    stale = []
+    for batch in documents.batches():
+        if batch in busy:
+            continue
+        expected = input_of(documents, batch)
+        if batch in rescored and champion is not None:
+            expected["model_version"] = champion
+        if is_stale(output, batch, expected, documents.version):
+            stale.append(batch)
+    return stale

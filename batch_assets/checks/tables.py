@@ -3,7 +3,14 @@
 import dagster as dg
 
 from batch_assets.lake.lake import Lake
-from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY, Table
+from batch_assets.lake.tables import (
+    AI_QUERY_INFERENCE,
+    BATCH_INFERENCE,
+    PROD_DATA,
+    PROD_DATA_REJECTED,
+    SUMMARY_QUALITY,
+    Table,
+)
 
 
 def contract_check(asset: str, table: Table) -> dg.AssetChecksDefinition:
@@ -43,6 +50,32 @@ def row_parity_check() -> dg.AssetChecksDefinition:
     return check
 
 
+def every_record_check() -> dg.AssetChecksDefinition:
+    """A check that no record of a source got lost."""
+
+    @dg.asset_check(
+        asset="prod_data",
+        name="every_record",
+        blocking=True,
+        description="Every record of a batch's source is a document, or is set aside with the reason.",
+    )
+    def check(lake: dg.ResourceParam[Lake]) -> dg.AssetCheckResult:
+        documents, rejected = lake.open(PROD_DATA), lake.open(PROD_DATA_REJECTED)
+        different = {}
+        for batch in documents.batches():
+            commit = documents.last_commit(batch)
+            # Where another writer's rows came from, nobody says.
+            if commit is None or "provenance" not in commit.metadata or not documents.is_ours(batch):
+                continue
+            records = commit.metadata["provenance"]["records"]
+            counts = (documents.rows(batch), rejected.rows(batch))
+            if sum(counts) != records:
+                different[batch] = f"{records} records, {counts[0]} documents and {counts[1]} rejected"
+        return dg.AssetCheckResult(passed=not different, metadata={"different": different})
+
+    return check
+
+
 def answered_check() -> dg.AssetChecksDefinition:
     """A check that warns of rows which the endpoint gave no answer for."""
 
@@ -66,6 +99,7 @@ TABLE_CHECKS = [
     contract_check("batch_inference", BATCH_INFERENCE),
     contract_check("ai_query_inference", AI_QUERY_INFERENCE),
     contract_check("summary_quality", SUMMARY_QUALITY),
+    every_record_check(),
     row_parity_check(),
     answered_check(),
 ]

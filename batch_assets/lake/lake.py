@@ -95,6 +95,37 @@ class BatchSnapshot:
         self._oldest = delta.version
         self._unread = delta.commits()
 
+    @property
+    def table_id(self) -> str:
+        """What tells the table from another one that was made in its place."""
+        return self.delta.table_id
+
+    def since(self, earlier: "BatchSnapshot") -> list[Commit] | None:
+        """Take over what an earlier snapshot knows of each batch, and read only the commits after it.
+
+        Returns:
+            The commits after the earlier snapshot, from the newest; None where they can't be had, because the table was
+            made anew, or set back, or its log no longer has them.
+        """
+        if not self.delta.follows(earlier.delta):
+            return None
+        commits = list(self.delta.commits(after=earlier.version))
+        if len(commits) != self.version - earlier.version:
+            return None
+        for commit in commits:
+            self._note(commit)
+        if any(commit.unknown_partitions for commit in commits):
+            return None
+        for batch, commit in earlier._last.items():
+            self._last.setdefault(batch, commit)
+        self._oldest, self._unread = earlier._oldest, earlier._unread
+        return commits
+
+    def know_all(self) -> None:
+        """Read the log until the last commit of each batch is known."""
+        for batch in self.batches():
+            self.last_commit(batch)
+
     def batches(self) -> list[str]:
         """Keys of the batches that hold rows, sorted; values that can't name a batch are left out."""
         return sorted(batch for (batch,) in self.delta.partitions() if batch is not None and is_batch(batch))
@@ -121,13 +152,18 @@ class BatchSnapshot:
             if commit is None:
                 break
             self._oldest = commit.version
-            changed = [key for (key,) in commit.changed if key is not None]
-            for key in [*changed, *([batch] if commit.unknown_partitions else [])]:
-                self._last.setdefault(key, commit)
+            self._note(commit)
+            if commit.unknown_partitions:
+                self._last.setdefault(batch, commit)
         if batch not in self._last and self.files(batch):
             # Its commit has been cleaned up; the oldest version that is left is later than it.
             return Commit(self._oldest, {})
         return self._last.get(batch)
+
+    def _note(self, commit: Commit) -> None:
+        for (key,) in commit.changed:
+            if key is not None:
+                self._last.setdefault(key, commit)
 
     def is_ours(self, batch: str) -> bool:
         """Whether this package wrote all rows of a batch, or it has none."""

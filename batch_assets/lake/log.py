@@ -28,6 +28,7 @@ class Commit:
     ``metadata`` is what this package recorded in it, empty if another writer made it; ``author`` names who did.
     ``touched`` are the partitions whose files it added or removed, ``changed`` those of them whose rows it changed;
     with ``unknown_partitions`` there are others, because some writers remove a file without naming its partition.
+    ``seconds`` is when it was made, since 1970, by its writer's clock.
     """
 
     version: int
@@ -36,6 +37,7 @@ class Commit:
     changed: frozenset[Partition] = frozenset()
     touched: frozenset[Partition] = frozenset()
     unknown_partitions: bool = False
+    seconds: float = 0.0
 
     def may_touch(self, partition: Partition) -> bool:
         """Whether the commit may have added or removed files of a partition."""
@@ -90,7 +92,13 @@ def commits(
             if change.get("dataChange", True) and REARRANGED not in metadata:
                 changed.add(key)
         yield Commit(
-            version, metadata, _author(info), frozenset(changed), frozenset(touched | changed), unknown_partitions
+            version,
+            metadata,
+            _author(info),
+            frozenset(changed),
+            frozenset(touched | changed),
+            unknown_partitions,
+            info.get("timestamp", 0) / 1000,
         )
 
 

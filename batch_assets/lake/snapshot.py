@@ -164,6 +164,8 @@ class Snapshot:
 
     def count(self, files: Sequence[DataFile]) -> int:
         """Rows of some of the files; where another writer left statistics out, their footers are read."""
+        if all(file.rows is not None for file in files):
+            return sum(file.rows or 0 for file in files)
         storage = file_system(self.uri, self.storage_options)
         return sum(
             pq.read_metadata(file.path, filesystem=storage).num_rows if file.rows is None else file.rows
@@ -215,9 +217,18 @@ class Snapshot:
         assert failure is not None
         raise failure
 
-    def commits(self) -> Iterator[Commit]:
-        """Commits from this version to the oldest whose log entry is still there."""
-        return self._commits(after=-1)
+    def commits(self, after: int = -1) -> Iterator[Commit]:
+        """Commits from this version to the oldest that is newer than ``after`` and whose log entry is still there."""
+        return self._commits(after)
+
+    @property
+    def table_id(self) -> str:
+        """The id that the table was given when it was made."""
+        return str(self._delta.metadata().id)
+
+    def follows(self, earlier: "Snapshot") -> bool:
+        """Whether this is the same table as an earlier snapshot is of, and not older."""
+        return self.table_id == earlier.table_id and self.version >= earlier.version
 
     def _commits(self, after: int) -> Iterator[Commit]:
         return commits(self.uri, self.storage_options, self.schema, self.partition_columns, self.version, after)
@@ -342,7 +353,7 @@ class Snapshot:
 
     def _newest(self) -> "Snapshot":
         newest = Snapshot.open(self.uri, self.storage_options)
-        if newest._delta.metadata().id != self._delta.metadata().id:
+        if newest.table_id != self.table_id:
             raise ConcurrentCommitError(
                 f"the table at {self.uri} was made anew after this run had opened it at version {self.version}; "
                 "nothing was written: run it again"

@@ -5,6 +5,7 @@ from batch_assets.sources.aclsum import ACLSumDataset
 from batch_assets.sources.dataset import Dataset
 from batch_assets.sources.files import FileDataset, looks_local
 from batch_assets.sources.hub import HubDataset
+from batch_assets.sources.landing_folder import LandingFolder
 
 # The embedded data set is cut small, so that a first run shows several batches.
 _EMBEDDED_BATCH_ROWS = 25
@@ -18,6 +19,12 @@ def scored_dataset(settings: Settings) -> Dataset:
         BatchAssetsError: there is no such data set.
     """
     return _open(settings, settings.dataset, settings.split, settings.limit)
+
+
+def landing_folder(settings: Settings) -> LandingFolder:
+    """The configured landing folder."""
+    archives = settings.landed_files == "archive"
+    return LandingFolder(settings.landing_folder, settings.batch_rows or _BATCH_ROWS, archives)
 
 
 def evaluation_dataset(settings: Settings) -> Dataset:

@@ -32,7 +32,9 @@ class Part:
 
 
 @dataclass(frozen=True)
-class _Slice:
+class Slice:
+    """The records of a part that make a batch."""
+
     part: Part
     start: int
     stop: int
@@ -66,8 +68,8 @@ class Dataset(ABC):
         return self.name
 
     @cached_property
-    def _slices(self) -> dict[str, _Slice]:
-        slices: dict[str, _Slice] = {}
+    def _slices(self) -> dict[str, Slice]:
+        slices: dict[str, Slice] = {}
         left = self._limit
         for part in self.parts():
             records = part.records if left is None else min(part.records, left)
@@ -84,7 +86,7 @@ class Dataset(ABC):
                         f"{part.name} and {slices[name].part.name} of {self.name} would both become the batch "
                         f"{name}: rename one of them"
                     )
-                slices[name] = _Slice(part, start, min(start + self._batch_rows, records))
+                slices[name] = Slice(part, start, min(start + self._batch_rows, records))
         return slices
 
     def batches(self) -> list[str]:

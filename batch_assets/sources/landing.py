@@ -16,7 +16,7 @@ from batch_assets.lake.tables import PROD_DATA, PROD_DATA_REJECTED
 from batch_assets.sources.dataset import Dataset
 from batch_assets.sources.records import Document, Rejected, validate
 
-_ROWS_AT_ONCE = 1000
+_ROWS_AT_ONCE, _CHARACTERS_AT_ONCE = 1000, 32 * 1024 * 1024
 _LONGEST_RAW = 10_000
 
 
@@ -108,11 +108,13 @@ def _items(dataset: Dataset, batch: str) -> Iterator[Document | Rejected]:
 
 def _chunks(items: Iterator[Document | Rejected]) -> Iterator[list[Document | Rejected]]:
     chunk: list[Document | Rejected] = []
+    characters = 0
     for item in items:
         chunk.append(item)
-        if len(chunk) == _ROWS_AT_ONCE:
+        characters += len(item.record.raw if isinstance(item, Rejected) else item.document or "")
+        if len(chunk) == _ROWS_AT_ONCE or characters > _CHARACTERS_AT_ONCE:
             yield chunk
-            chunk = []
+            chunk, characters = [], 0
     yield chunk
 
 

@@ -1,0 +1,52 @@
+"""What scoring batches again would take."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from statistics import median
+
+import dagster as dg
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.lake import Lake
+from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
+
+_RATE = "documents_per_second"
+# Materializations that the rate is taken from.
+_LOOKED_AT = 20
+
+
+def wanted_batches(lake: Lake, named: Sequence[str] | None, since: datetime | None) -> list[str]:
+    """Batches by name, those that were scored since a time (UTC), or all.
+
+    Raises:
+        BatchAssetsError: a named batch is not in ``m4_1_prod_data``.
+    """
+    documents = lake.open(PROD_DATA)
+    there = documents.batches()
+    if named is not None:
+        missing = [batch for batch in named if batch not in there]
+        if missing:
+            raise BatchAssetsError(f"m4_1_prod_data has no batch {', '.join(missing)}")
+        return list(named)
+    if since is None:
+        return there
+    scored = lake.open(BATCH_INFERENCE)
+    first = since.replace(tzinfo=UTC).timestamp()
+    return [batch for batch in there if (commit := scored.last_commit(batch)) and commit.seconds >= first]
+
+
+def expectation(instance: dg.DagsterInstance, lake: Lake, batches: Sequence[str]) -> str:
+    """How many documents there are, and how long they took the last times."""
+    documents = lake.open(PROD_DATA)
+    rows = sum(documents.rows(batch) for batch in batches)
+    records = instance.fetch_materializations(dg.AssetKey("batch_inference"), limit=_LOOKED_AT).records
+    rates = []
+    for record in records:
+        value = record.asset_materialization.metadata.get(_RATE) if record.asset_materialization else None
+        if value is not None and isinstance(value.value, int | float) and value.value > 0:
+            rates.append(value.value)
+    if not rates:
+        time = "nobody knows yet how long that takes"
+    else:
+        time = f"about {rows / median(rates) / 60:.0f} minutes at {median(rates):.1f} documents a second"
+    return f"{rows} documents in {len(batches)} batches; {time}"

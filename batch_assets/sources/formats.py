@@ -1,0 +1,167 @@
+"""Records of JSON Lines, CSV and Parquet files, plain or compressed with gzip, in bounded memory."""
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.sources.records import Record
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
+
+# Characters of a line or a CSV field; a document of one megabyte is fine, a line that never ends isn't.
+LONGEST_RECORD = 16 * 1024 * 1024
+# Text that is compressed well becomes a hundredth; gzip can do a thousandth, which only files made for it reach.
+_MOST_UNPACKED, _ALWAYS_UNPACKED = 200, 64 * 1024 * 1024
+_BUFFER = 1024 * 1024
+# Of UTF-32 first, which begins as UTF-16 does.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+csv.field_size_limit(LONGEST_RECORD)
+
+
+def is_readable(name: str) -> bool:
+    """Whether a file of that name has one of the formats."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def stem(name: str) -> str:
+    """Name of a file without what tells its format."""
+    for suffix in sorted(SUFFIXES, key=len, reverse=True):
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def records_of(files: pafs.FileSystem, path: str) -> Iterator[Record]:
+    """Every record of a file.
+
+    Text is UTF-8, or what its byte order mark says; bytes that are not make their record unusable.
+
+    Args:
+        files: where the file is.
+        path: its path there.
+
+    Raises:
+        BatchAssetsError: the file, or the rest of it, can't be read.
+    """
+    name = path.rpartition("/")[2]
+    kind = name.lower().removesuffix(".gz")
+    try:
+        with files.open_input_file(path) as source:
+            if kind.endswith(".parquet"):
+                yield from _parquet(name, source)
+            else:
+                text = _text(source, source.size(), is_packed=name.lower().endswith(".gz"))
+                yield from _csv(name, text) if kind.endswith(".csv") else _json_lines(name, text)
+    except (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error, UnicodeError) as error:
+        raise BatchAssetsError(f"{path} can't be read: {error}") from error
+
+
+class _Bytes(io.RawIOBase):
+    """The bytes of a file, up to as many as can be believed of it."""
+
+    def __init__(self, source: Any, most: int | None) -> None:
+        self._source = source
+        self._left = most
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = int(self._source.readinto(buffer))
+        if self._left is not None:
+            self._left -= count
+            if self._left < 0:
+                raise OSError(f"it unpacks to more than {_MOST_UNPACKED} times its size")
+        return count
+
+
+def _text(source: Any, size: int, *, is_packed: bool) -> io.TextIOWrapper:
+    if is_packed:
+        most = max(size * _MOST_UNPACKED, _ALWAYS_UNPACKED)
+        buffered = io.BufferedReader(_Bytes(gzip.GzipFile(fileobj=source), most), _BUFFER)
+    else:
+        buffered = io.BufferedReader(_Bytes(source, None), _BUFFER)
+    start = buffered.peek(4)[:4]
+    encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), "utf-8-sig")
+    # Bytes that are not UTF-8 become surrogates here, and their record is rejected by validate().
+    return io.TextIOWrapper(buffered, encoding=encoding, errors="surrogateescape", newline="")
+
+
+def _json_lines(name: str, text: io.TextIOWrapper) -> Iterator[Record]:
+    position = 0
+    for number, (line, is_whole) in enumerate(_lines(text), 1):
+        if not line.strip():
+            continue
+        fields, problem = None, None
+        if not is_whole:
+            problem = f"line {number} is longer than {LONGEST_RECORD} characters"
+        else:
+            try:
+                fields = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                problem = f"line {number} is not JSON: {error}"
+            if problem is None and not isinstance(fields, dict):
+                fields, problem = None, f"line {number} is not a JSON object"
+        yield Record(name, position, fields, line.rstrip("\r\n"), problem)
+        position += 1
+
+
+def _lines(text: io.TextIOWrapper) -> Iterator[tuple[str, bool]]:
+    """Lines, each with whether it is whole; of one that is too long, the beginning."""
+    text.reconfigure(newline="\n")  # a carriage return within a line is no end of it
+    while line := text.readline(LONGEST_RECORD):
+        is_whole = line.endswith("\n") or len(line) < LONGEST_RECORD
+        rest = "" if is_whole else text.readline(_BUFFER)
+        while rest and not rest.endswith("\n"):
+            rest = text.readline(_BUFFER)
+        yield line, is_whole
+
+
+def _csv(name: str, text: io.TextIOWrapper) -> Iterator[Record]:
+    # Strict: a quote that is never closed would swallow the rest of the file without a word.
+    reader = csv.DictReader(_csv_lines(text), strict=True)
+    names = list(reader.fieldnames or [])
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise csv.Error(f"it names the column(s) {', '.join(twice)} twice")
+    for position, row in enumerate(reader):
+        problem = None
+        if None in row:
+            problem = f"there are {len(names)} columns, but more fields"
+        elif None in row.values():
+            problem = f"there are {len(names)} columns, but fewer fields"
+        yield Record(name, position, None if problem else row, json.dumps(row), problem)
+
+
+def _csv_lines(text: io.TextIOWrapper) -> Iterator[str]:
+    while line := text.readline(LONGEST_RECORD):
+        if len(line) == LONGEST_RECORD:
+            # Where the next record begins can't be told: the line may be in the middle of quotes.
+            raise csv.Error(f"a line is longer than {LONGEST_RECORD} characters")
+        yield line
+
+
+def _parquet(name: str, source: pa.NativeFile) -> Iterator[Record]:
+    position = 0
+    with pq.ParquetFile(source, pre_buffer=False) as file:
+        columns = [name for name in ("id", "document", "summary") if name in file.schema_arrow.names]
+        for rows in file.iter_batches(batch_size=100, columns=columns or None, use_threads=False):
+            for fields in rows.to_pylist():
+                yield Record(name, position, fields, json.dumps(fields, default=str))
+                position += 1

@@ -1,0 +1,324 @@
+"""The landing folder, on a disk or in a bucket: files that are dropped there become batches.
+
+A file is complete when its size and time of modification have not changed for a while; a name that begins with ``.`` or
+``_``, or ends in ``.tmp`` or ``.part``, is not complete yet. A subfolder names one batch, and is complete when all its
+files are. Files that are complete at the same look join one batch.
+
+What was taken is written down in ``.batches/<batch>.json`` before anything else happens to it, and a mark in ``.new/``
+stays until the batch has been asked for. A file that differs from what is written down is a new version of its batch.
+"""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.names import batch_from
+from batch_assets.lake.storage import file_system
+from batch_assets.sources.dataset import Dataset, Part, Slice
+from batch_assets.sources.formats import SUFFIXES, is_readable, records_of, stem
+from batch_assets.sources.records import Record
+
+_BATCHES, _NEW, _TAKEN, _JOINED = ".batches", ".new", ".taken", ".joined"
+_HIDDEN = (".", "_")
+# For -0001 to -9999999.
+_SUFFIX_ROOM = 8
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A file as a look found it: bytes, time of modification in nanoseconds, since when (seconds since 1970)."""
+
+    size: int
+    modified: int
+    since: float
+    is_taken: bool = False
+
+    def is_same(self, other: "Seen") -> bool:
+        """Whether the file has not changed between two looks."""
+        return (self.size, self.modified) == (other.size, other.modified)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Complete files that make one batch."""
+
+    batch: str
+    files: tuple[str, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class LandingFolder:
+    """A folder of dropped files.
+
+    Args:
+        root: a local folder, or a URI that delta-rs understands.
+        batch_rows: records that a batch has at most.
+        archives: whether a file is moved to ``.taken`` once it is taken.
+    """
+
+    root: str
+    batch_rows: int
+    archives: bool = True
+
+    def look(self, before: Mapping[str, Seen]) -> dict[str, Seen]:
+        """Every dropped file by its path below the folder; ``before`` is what the last look has seen."""
+        now, seen = time.time(), {}
+        for info in self._dropped():
+            found = Seen(info.size, info.mtime_ns, now)
+            known = before.get(info.path)
+            seen[info.path] = known if known is not None and known.is_same(found) else found
+        return seen
+
+    def complete(self, seen: Mapping[str, Seen], settle_seconds: float) -> list[Group]:
+        """What may be taken: files that have not changed for so many seconds, by the batch that they make."""
+        now = time.time()
+        settled = {key for key, file in seen.items() if now - file.since >= settle_seconds}
+        fresh = sorted(key for key in settled if not seen[key].is_taken)
+        groups: dict[str, list[str]] = {}
+        single = []
+        for key in fresh:
+            folder, _, name = key.rpartition("/")
+            if folder:
+                # All files of the folder: of those that were taken before, the record says what they were.
+                if all(other in settled for other in seen if other.startswith(f"{folder}/")):
+                    groups.setdefault(_name_of(folder), []).append(key)
+            elif (batch := self._batch_of(name)) is not None:
+                groups.setdefault(batch, []).append(key)
+            else:
+                single.append(key)
+        if single:
+            name = _name_of(stem(single[0])) if len(single) == 1 else _joined_name()
+            # A file of that name with another ending was here before.
+            name = name if self._record(name) is None else f"{name[:60]}-{_joined_name()}"
+            groups.setdefault(name, []).extend(single)
+        return [Group(batch, tuple(keys), sum(seen[key].size for key in keys)) for batch, keys in groups.items()]
+
+    def take(self, group: Group) -> bool:
+        """Write down what the files hold, and put them away; whether that is news."""
+        files = self._files
+        described = {key: self._describe(key, key) for key in group.files}
+        known = self._record(group.batch) or {"files": [], "batches": [], "rows": self.batch_rows}
+        before = {file["path"]: file for file in known["files"]}
+        is_news = any(before.get(key, {}).get("sha256") != file["sha256"] for key, file in described.items())
+        if is_news:
+            self._write_down(group.batch, known, before | described)
+            for key in group.files:
+                if "/" not in key and group.batch != _name_of(stem(key)):
+                    self._write(f"{_JOINED}/{_digest(key)}", group.batch)
+        if self.archives:
+            for key in group.files:
+                archived = f"{_TAKEN}/{group.batch}/{key}"
+                files.create_dir(archived.rpartition("/")[0])
+                files.move(key, archived)
+        return is_news
+
+    def take_copies(self, paths: Sequence[Path], batch: str | None) -> str:
+        """Take copies of files from anywhere on this machine at once, as one batch.
+
+        Returns:
+            What the batch is called before it is cut to size.
+
+        Raises:
+            BatchAssetsError: a file has none of the formats, or two have the same name.
+        """
+        for path in paths:
+            if not is_readable(path.name):
+                raise BatchAssetsError(f"{path} can't be taken: files end in {', '.join(SUFFIXES)}")
+        if len({path.name for path in paths}) < len(paths):
+            raise BatchAssetsError("two files have the same name: land them one by one, or rename one")
+        name = _name_of(batch or (stem(paths[0].name) if len(paths) == 1 else _joined_name()))
+        self._files.create_dir(f"{_TAKEN}/{name}")
+        described = {}
+        for path in paths:
+            target = f"{_TAKEN}/{name}/{path.name}"
+            pafs.copy_files(str(path), target, pafs.LocalFileSystem(), self._files, use_threads=False)
+            described[path.name] = self._describe(path.name, target)
+        known = self._record(name) or {"files": [], "batches": [], "rows": self.batch_rows}
+        self._write_down(name, known, described)
+        return name
+
+    def news(self) -> dict[str, str]:
+        """Batches that were taken and are not forgotten, each with a digest of what they are made from."""
+        found = {}
+        for info in self._list(_NEW):
+            name = info.base_name
+            record = self._record(name)
+            if record is not None:
+                found[name] = _digest(record["files"])
+        return found
+
+    def forget(self, name: str) -> None:
+        """The batch was asked for, and is no news any more."""
+        self._files.delete_file(f"{_NEW}/{name}")
+
+    def keys_of(self, name: str) -> list[str]:
+        """The batches that a taken one was cut into."""
+        record = self._record(name)
+        return list(record["batches"]) if record else []
+
+    def dataset_of(self, batch: str) -> "LandedDataset | None":
+        """The data set of one taken batch, None if the batch doesn't come from this folder."""
+        for name in dict.fromkeys([batch, re.sub(r"-\d{4,7}$", "", batch)]):
+            record = self._record(name)
+            if record is not None and batch in record["batches"]:
+                return LandedDataset(self, name, record)
+        return None
+
+    def records(self, name: str, file: Mapping[str, Any]) -> Iterator[Record]:
+        """The records of a file that was taken.
+
+        Raises:
+            BatchAssetsError: the file is gone.
+        """
+        for path in (f"{_TAKEN}/{name}/{file['path']}", file["path"]):
+            if self._files.get_file_info(path).type == pafs.FileType.File:
+                return self._readable(path)
+        raise BatchAssetsError(f"{file['path']} of the batch {name} is not in {self.root} any more")
+
+    @property
+    def _files(self) -> pafs.FileSystem:
+        if "://" in self.root:
+            return file_system(self.root, {})
+        Path(self.root).mkdir(parents=True, exist_ok=True)
+        # As they are named: delta-rs would take some characters for escapes.
+        return pafs.SubTreeFileSystem(self.root, pafs.LocalFileSystem())
+
+    def _list(self, folder: str) -> list[pafs.FileInfo]:
+        return list(self._files.get_file_info(pafs.FileSelector(folder, allow_not_found=True)))
+
+    def _dropped(self) -> Iterator[pafs.FileInfo]:
+        for info in self._list(""):
+            if info.base_name.startswith(_HIDDEN):
+                continue
+            inside = self._list(info.path) if info.type == pafs.FileType.Directory else [info]
+            for file in inside:
+                is_hidden = file.base_name.startswith(_HIDDEN)
+                if file.type == pafs.FileType.File and not is_hidden and is_readable(file.base_name):
+                    yield file
+
+    def _batch_of(self, key: str) -> str | None:
+        """The batch that a file without a folder belongs to since it was first taken."""
+        path = f"{_JOINED}/{_digest(key)}"
+        if self._files.get_file_info(path).type == pafs.FileType.File:
+            return self._read(path)
+        name = _name_of(stem(key))
+        record = self._record(name)
+        return name if record and key in {file["path"] for file in record["files"]} else None
+
+    def _record(self, name: str) -> dict[str, Any] | None:
+        path = f"{_BATCHES}/{name}.json"
+        if self._files.get_file_info(path).type != pafs.FileType.File:
+            return None
+        record: dict[str, Any] = json.loads(self._read(path))
+        return record
+
+    def _write_down(self, name: str, known: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> None:
+        """Note what a batch is made from, and the batches of the table that it is cut into.
+
+        They keep their names and sizes when it changes: what grows gets more of them, what shrinks leaves the last
+        ones empty.
+        """
+        rows = known["rows"]
+        records = sum(file["records"] for file in files.values())
+        batches = list(known["batches"])
+        needed = -(-records // rows)
+        if not batches:
+            batches = [name] if needed <= 1 else [f"{name}-{number:04d}" for number in range(1, needed + 1)]
+        batches += [f"{name}-{number:04d}" for number in range(len(batches) + 1, needed + 1)]
+        record = {"files": [files[key] for key in sorted(files)], "batches": batches, "rows": rows}
+        # The mark first: a batch that is written down is always asked for.
+        self._write(f"{_NEW}/{name}", "")
+        self._write(f"{_BATCHES}/{name}.json", json.dumps(record, indent=1))
+
+    def _describe(self, key: str, path: str) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        size = 0
+        with self._files.open_input_stream(path, compression=None) as stream:
+            while chunk := stream.read(1024 * 1024):
+                digest.update(chunk)
+                size += len(chunk)
+        count = sum(1 for _ in self._readable(path))
+        return {"path": key, "bytes": size, "sha256": digest.hexdigest(), "records": count}
+
+    def _readable(self, path: str) -> Iterator[Record]:
+        """The records of a file; what can't be read of it is one more record, with the reason."""
+        position = 0
+        try:
+            for record in records_of(self._files, path):
+                position = record.position + 1
+                yield record
+        except BatchAssetsError as error:
+            name = PurePosixPath(path).name
+            yield Record(name, position, None, "", f"the file can't be read from here on: {error}")
+
+    def _read(self, path: str) -> str:
+        with self._files.open_input_stream(path, compression=None) as stream:
+            return bytes(stream.read()).decode()
+
+    def _write(self, path: str, content: str) -> None:
+        """Write a small file that is seen whole or not at all."""
+        files = self._files
+        folder, _, name = path.rpartition("/")
+        files.create_dir(folder)
+        part = f"{folder}/.{name}.part"
+        with files.open_output_stream(part, compression=None) as stream:
+            stream.write(content.encode())
+        files.move(part, path)
+
+
+class LandedDataset(Dataset):
+    """What was taken as one batch of a landing folder, as a data set."""
+
+    def __init__(self, folder: LandingFolder, name: str, record: Mapping[str, Any]) -> None:
+        super().__init__(f"{folder.root}/{_BATCHES}/{name}.json", record["rows"])
+        self._folder, self._batch, self._record = folder, name, record
+
+    def parts(self) -> list[Part]:
+        """The one part."""
+        return [self._part]
+
+    @cached_property
+    def _part(self) -> Part:
+        files = self._record["files"]
+        # What a batch is made from is known by content, wherever the files are.
+        return Part(self._batch, sum(file["records"] for file in files), {"source": self.name, "files": list(files)})
+
+    @cached_property
+    def _slices(self) -> dict[str, Slice]:
+        records, rows = self._part.records, self._batch_rows
+        return {
+            key: Slice(self._part, min(number * rows, records), min((number + 1) * rows, records))
+            for number, key in enumerate(self._record["batches"])
+        }
+
+    def read(self, part: Part) -> Iterator[Record]:
+        """Every record, file by file."""
+        for file in part.provenance["files"]:
+            yield from self._folder.records(self._batch, file)
+
+
+def _name_of(text: str) -> str:
+    """A batch's name made of a file's or a folder's, which may have no character that a batch takes."""
+    try:
+        return batch_from(text, room=_SUFFIX_ROOM)
+    except ValueError:
+        return f"landed-{_digest(text)}"
+
+
+def _digest(about: Any) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _joined_name() -> str:
+    return f"landed-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"

@@ -1,0 +1,423 @@
+"""Sensors on an ephemeral instance, on real tables and a real landing folder."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from batch_assets.automation import sensors
+from batch_assets.automation.alert import tell
+from batch_assets.automation.launch import close_orphaned_runs
+from batch_assets.automation.runs import busy_batches, range_tags, register_batches
+from batch_assets.automation.stale import input_of
+from batch_assets.definitions import build_defs
+from batch_assets.lake.lake import Lake
+from batch_assets.lake.staging import stage
+from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA, PROD_DATA_REJECTED
+from batch_assets.resources.registry import ModelRegistry
+from batch_assets.sources.landing import land_batch
+from batch_assets.sources.landing_folder import LandingFolder
+from batch_assets_tests.conftest import settings_for, write_csv, write_json_lines
+
+NOW = datetime.now(UTC)
+
+
+class Deployment:
+    """Settings, lake and instance, with a champion that nobody had to train."""
+
+    def __init__(self, home, monkeypatch, **values) -> None:
+        self.settings = settings_for(home, settle_seconds=0, **values)
+        self.lake = Lake(self.settings.lake_uri)
+        self.instance = dg.DagsterInstance.ephemeral()
+        self.champion = 1
+        self.cursors: dict[str, str] = {}
+        monkeypatch.setattr(sensors, "champion_number", lambda registry, settings: self.champion)
+        self.repository = build_defs(settings=self.settings).get_repository_def()
+
+    def tick(self, name: str) -> list[dg.RunRequest]:
+        resources = {"lake": self.lake, "registry": ModelRegistry(self.settings)}
+        context = dg.build_sensor_context(
+            instance=self.instance, cursor=self.cursors.get(name), repository_def=self.repository, resources=resources
+        )
+        result = self.repository.get_sensor_def(name).evaluate_tick(context)
+        self.cursors[name] = result.cursor
+        return list(result.run_requests or [])
+
+    def land(self, batch: str, rows: int = 2) -> None:
+        table = self.lake.open(PROD_DATA)
+        texts = [
+            {"id": str(n), "document": f"{batch} {n}", "summary": None, "source": "test", "landed_at": NOW}
+            for n in range(rows)
+        ]
+        written = pa.Table.from_pylist(texts, schema=PROD_DATA.file_schema)
+        table.replace(batch, stage([written], table.staging_area(batch)), {"documents": rows})
+
+    def score(self, batch: str) -> None:
+        documents, output = self.lake.open(PROD_DATA), self.lake.open(BATCH_INFERENCE)
+        output.replace(batch, [], {**input_of(documents, batch), "model_version": self.champion})
+
+    def append_by_somebody_else(self, batch: str) -> None:
+        row = {"id": ["x"], "document": ["theirs"], "summary": pa.array([None], pa.string()), "batch": [batch]}
+        row |= {"source": ["theirs"], "landed_at": pa.array([NOW], pa.timestamp("us", tz="UTC"))}
+        write_deltalake(self.lake.table_uri(PROD_DATA), pa.table(row), mode="append")
+
+
+@pytest.fixture
+def deployment(home, monkeypatch):
+    return Deployment(home, monkeypatch)
+
+
+def batches_of(requests: list[dg.RunRequest]) -> list[tuple[str, str]]:
+    start, end = list(range_tags(["", ""]))
+    return [(request.tags[start], request.tags[end]) for request in requests]
+
+
+def test_what_is_stale_is_asked_for_once_in_ranges_and_what_was_scored_is_not(deployment):
+    for batch in ("a", "b", "c", "d"):
+        deployment.land(batch)
+    deployment.score("b")
+    requests = deployment.tick("prod_data_sensor")
+    assert batches_of(requests) == [("a", "a"), ("c", "d")]
+    assert {request.job_name for request in requests} == {"score_batches"}
+    # Dagster makes one run of a key, however often it is asked for; a run that failed is not asked for again.
+    again = deployment.tick("prod_data_sensor")
+    assert [request.run_key for request in again] == [request.run_key for request in requests]
+    for batch in ("a", "c", "d"):
+        deployment.score(batch)
+    assert deployment.tick("prod_data_sensor") == []
+    deployment.land("a", rows=3)
+    changed = deployment.tick("prod_data_sensor")
+    assert batches_of(changed) == [("a", "a")]
+    assert changed[0].run_key not in {request.run_key for request in requests}
+
+
+def test_batches_of_runs_that_are_queued_or_running_are_left_alone(deployment):
+    for batch in ("a", "b", "c"):
+        deployment.land(batch)
+    register_batches(deployment.instance, ["a", "b", "c"])
+    run = dg.DagsterRun("score_batches", status=dg.DagsterRunStatus.STARTED, tags=range_tags(["a", "b"]))
+    deployment.instance.add_run(run)
+    assert busy_batches(deployment.instance) == {"a", "b"}
+    assert batches_of(deployment.tick("prod_data_sensor")) == [("c", "c")]
+
+
+def test_commits_of_another_writer_are_seen_and_reported_and_upkeep_is_not(deployment):
+    deployment.land("a")
+    deployment.score("a")
+    assert deployment.tick("prod_data_sensor") == []
+    deployment.append_by_somebody_else("theirs")
+    deployment.append_by_somebody_else("a")
+    assert batches_of(deployment.tick("prod_data_sensor")) == [("a", "theirs")]
+    records = deployment.instance.fetch_materializations(dg.AssetKey("prod_data"), limit=10).records
+    reported = {
+        record.asset_materialization.partition: record.asset_materialization.tags["dagster/data_version"]
+        for record in records
+    }
+    assert reported == {"a": "3", "theirs": "2"}
+    assert set(deployment.instance.get_materialized_partitions(dg.AssetKey("prod_data"))) == {"a", "theirs"}
+    deployment.score("a")
+    deployment.score("theirs")
+    before = deployment.lake.open(PROD_DATA).version
+    DeltaTable(deployment.lake.table_uri(PROD_DATA)).optimize.compact()
+    assert deployment.lake.open(PROD_DATA).version > before
+    assert deployment.tick("prod_data_sensor") == []
+    DeltaTable(deployment.lake.table_uri(PROD_DATA)).delete("id = 'x' and batch = 'a'")
+    assert batches_of(deployment.tick("prod_data_sensor")) == [("a", "a")]
+
+
+def test_a_table_that_was_made_anew_or_set_back_is_recognized(deployment, tmp_path):
+    import shutil
+
+    deployment.land("a")
+    deployment.score("a")
+    assert deployment.tick("prod_data_sensor") == []
+    uri = deployment.lake.table_uri(PROD_DATA)
+    shutil.rmtree(uri)
+    deployment.land("a")
+    deployment.land("b")
+    # Batch a was scored from version 1 of the table that is gone, and is in version 1 of the new one.
+    assert batches_of(deployment.tick("prod_data_sensor")) == [("a", "b")]
+    deployment.land("a", rows=5)
+    deployment.score("a")
+    deployment.score("b")
+    assert deployment.tick("prod_data_sensor") == []
+    DeltaTable(uri).restore(2)
+    assert batches_of(deployment.tick("prod_data_sensor")) == [("a", "a")]
+
+
+def test_a_new_champion_is_reported_and_rescored_only_by_setting(home, monkeypatch):
+    deployment = Deployment(home, monkeypatch)
+    deployment.land("a")
+    deployment.score("a")
+    deployment.tick("champion_sensor")
+    deployment.champion = 2
+    deployment.tick("champion_sensor")
+    event = deployment.instance.get_latest_materialization_event(dg.AssetKey("champion_model"))
+    assert event.asset_materialization.tags["dagster/data_version"] == "2"
+    assert deployment.tick("prod_data_sensor") == []
+    everything = Deployment(home, monkeypatch, rescore="all")
+    everything.champion = 2
+    assert batches_of(everything.tick("prod_data_sensor")) == [("a", "a")]
+
+
+def test_a_lake_that_is_out_of_reach_is_a_failed_tick_and_nothing_is_missed(deployment, monkeypatch):
+    deployment.land("a")
+    deployment.score("a")
+    assert deployment.tick("prod_data_sensor") == []
+    deployment.land("b")
+    log = deployment.settings.home / "lake" / "main" / "default" / "m4_1_prod_data"
+    log.rename(log.with_suffix(".away"))
+    log.write_text("no folder")
+    with pytest.raises(Exception, match="m4_1_prod_data"):
+        deployment.tick("prod_data_sensor")
+    log.unlink()
+    log.with_suffix(".away").rename(log)
+    assert batches_of(deployment.tick("prod_data_sensor")) == [("b", "b")]
+
+
+def drop(folder, name: str, *texts: str):
+    return write_json_lines(folder / name, [{"id": str(n), "document": text} for n, text in enumerate(texts)])
+
+
+def take_all(folder: LandingFolder) -> list[str]:
+    """Take what is there, as a sensor would; the batches that are news."""
+    return [group.batch for group in folder.complete(folder.look({}), 0) if folder.take(group)]
+
+
+def landed(folder: LandingFolder, batch: str) -> list[str]:
+    return [record.fields["document"] for record in folder.dataset_of(batch).records(batch)]
+
+
+def test_files_are_taken_when_they_have_settled_and_a_changed_file_is_a_new_version_of_its_batch(tmp_path):
+    folder = LandingFolder(str(tmp_path), 100, archives=False)
+    first = drop(tmp_path, "a.jsonl", "one", "two")
+    drop(tmp_path, ".hidden.jsonl", "no")
+    (tmp_path / "b.jsonl.part").write_text("no")
+    seen = folder.look({})
+    assert list(seen) == ["a.jsonl"]
+    assert folder.complete(seen, 5) == []
+    old = {key: replace(file, since=file.since - 6) for key, file in seen.items()}
+    assert [group.batch for group in folder.complete(folder.look(old), 5)] == ["a"]
+    os.utime(first, ns=(1, 1))
+    assert folder.complete(folder.look(old), 5) == []  # it has changed meanwhile
+    assert take_all(folder) == ["a"]
+    assert landed(folder, "a") == ["one", "two"]
+    assert take_all(folder) == []
+    drop(tmp_path, "a.jsonl", "one", "three")
+    assert take_all(folder) == ["a"]
+    assert landed(folder, "a") == ["one", "three"]
+
+
+def test_a_folder_names_one_batch_files_of_one_look_join_and_large_ones_are_cut(tmp_path):
+    folder = LandingFolder(str(tmp_path), 2)
+    drop(tmp_path / "reviews", "x.jsonl", "1", "2")
+    drop(tmp_path / "reviews", "y.jsonl", "3")
+    drop(tmp_path, "p.jsonl", "4")
+    drop(tmp_path, "q.jsonl", "5", "6", "7")
+    reviews, joined = take_all(folder)
+    assert reviews == "reviews"
+    assert folder.keys_of("reviews") == ["reviews-0001", "reviews-0002"]
+    assert [text for batch in folder.keys_of(joined) for text in landed(folder, batch)] == ["4", "5", "6", "7"]
+    assert not (tmp_path / "p.jsonl").exists()  # archived
+    assert take_all(folder) == []
+    # A file that joined others belongs to their batch for good.
+    drop(tmp_path, "p.jsonl", "eight")
+    assert take_all(folder) == [joined]
+    assert [text for batch in folder.keys_of(joined) for text in landed(folder, batch)] == ["eight", "5", "6", "7"]
+
+
+def test_what_a_batch_is_cut_into_keeps_its_names_when_it_grows_and_shrinks(tmp_path):
+    folder = LandingFolder(str(tmp_path), 2)
+    drop(tmp_path, "a.jsonl", "1")
+    take_all(folder)
+    drop(tmp_path, "a.jsonl", "1", "2", "3", "4", "5")
+    take_all(LandingFolder(str(tmp_path), 100))
+    assert folder.keys_of("a") == ["a", "a-0002", "a-0003"]
+    assert [landed(folder, batch) for batch in folder.keys_of("a")] == [["1", "2"], ["3", "4"], ["5"]]
+    drop(tmp_path, "a.jsonl", "1", "2")
+    take_all(folder)
+    assert [landed(folder, batch) for batch in folder.keys_of("a")] == [["1", "2"], [], []]
+
+
+def test_files_of_the_same_name_but_for_their_ending_are_batches_of_their_own(tmp_path):
+    folder = LandingFolder(str(tmp_path), 100)
+    drop(tmp_path, "a.jsonl", "json")
+    assert take_all(folder) == ["a"]
+    write_csv(tmp_path / "a.csv", [{"id": "1", "document": "csv"}])
+    (other,) = take_all(folder)
+    assert (landed(folder, "a"), landed(folder, other)) == (["json"], ["csv"])
+    write_csv(tmp_path / "a.csv", [{"id": "1", "document": "changed"}])
+    assert take_all(folder) == [other]
+
+
+ODD_NAMES = [
+    "o'neil & s\u00f6hne ..jsonl",
+    "\u30c7\u30fc\u30bf.jsonl",
+    "a%20b#c?.jsonl",
+    '"..".jsonl',
+    " spaces .jsonl",
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_file_may_be_called_anything(tmp_path, name):
+    folder = LandingFolder(str(tmp_path), 100)
+    drop(tmp_path, name, "text")
+    (batch,) = take_all(folder)
+    assert landed(folder, batch) == ["text"]
+    drop(tmp_path, name, "other")
+    assert take_all(folder) == [batch]
+
+
+def test_every_record_lands_or_is_rejected_whatever_the_file_is(tmp_path, lake):
+    folder = LandingFolder(str(tmp_path), 1000)
+    good = {"id": "1", "document": "fine"}
+    (tmp_path / "broken.jsonl").write_text(json.dumps(good) + "\n{half\n[1]\n" + json.dumps({"id": "2"}) + "\n")
+    (tmp_path / "bom.csv").write_bytes('id,document\n3,"two\nlines, ""quoted"""\n'.encode("utf-8-sig"))
+    (tmp_path / "latin.csv").write_bytes("id,document\n4,caf\u00e9\n5,tea\n".encode("latin-1"))
+    (tmp_path / "latin.jsonl").write_bytes('{"id": "4b", "document": "caf\u00e9"}\n'.encode("latin-1"))
+    (tmp_path / "wide.jsonl").write_bytes('{"id": "6", "document": "\u00fcber\u2028all"}\n'.encode("utf-16"))
+    (tmp_path / "wide.csv").write_bytes("id,document\n6b,wide\n".encode("utf-16"))
+    (tmp_path / "odd.jsonl").write_bytes('{"id": "6c", "document": "half"}'.encode("utf-16")[:-1])
+    (tmp_path / "empty.jsonl").write_text("")
+    with gzip.open(tmp_path / "zipped.jsonl.gz", "wt") as file:
+        file.write(json.dumps({"document": "no id"}) + "\n")
+    cut = (tmp_path / "zipped.jsonl.gz").read_bytes()
+    (tmp_path / "half.jsonl.gz").write_bytes(cut[: len(cut) // 2])
+    pq.write_table(pa.table({"id": ["7"], "document": ["p"]}), tmp_path / "cut.parquet")
+    whole = (tmp_path / "cut.parquet").read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
+    pq.write_table(pa.table({"text": ["other columns"]}), tmp_path / "other.parquet")
+    take_all(folder)
+    (batch,) = (batch for name in folder.news() for batch in folder.keys_of(name))
+    dataset = folder.dataset_of(batch)
+    done = land_batch(dataset, lake, batch, "run")
+    rejected = [row for part in lake.open(PROD_DATA_REJECTED).read(batch) for row in part.to_pylist()]
+    documents = [row for part in lake.open(PROD_DATA).read(batch) for row in part.to_pylist()]
+    assert (done.rows, done.rejected) == (len(documents), len(rejected))
+    texts = {"fine", 'two\nlines, "quoted"', "tea", "no id", "\u00fcber\u2028all", "wide"}
+    assert {row["document"] for row in documents} == texts
+    assert done.rows + done.rejected == sum(part.records for part in dataset.parts())
+    assert Counter(row["source"] for row in rejected) == {
+        "broken.jsonl": 3, "latin.csv": 1, "latin.jsonl": 1, "odd.jsonl": 1, "half.jsonl.gz": 1, "cut.parquet": 1,
+        "other.parquet": 1,
+    }  # fmt: skip
+    assert land_batch(dataset, lake, batch, "run").changed is False
+
+
+def test_a_line_without_an_end_and_a_gzip_bomb_are_set_aside_in_bounded_memory(tmp_path):
+    folder = tmp_path / "landing"
+    folder.mkdir()
+    line = {"id": "1", "document": "fine"}
+    with (folder / "long.jsonl").open("w") as file:
+        file.write('{"id": "0", "document": "')
+        for _ in range(200):
+            file.write("x" * 1_000_000)
+        file.write('"}\n' + json.dumps(line) + "\n")
+    with (folder / "long.csv").open("w") as file:
+        file.write("id,document\n1,fine\n2,")
+        for _ in range(200):
+            file.write("x" * 1_000_000)
+    with gzip.open(folder / "bomb.jsonl.gz", "wb", compresslevel=9) as bomb:
+        bomb.write(json.dumps(line).encode() + b"\n")
+        for _ in range(500):
+            bomb.write(b" " * 1_000_000)
+    script = f"""
+import resource
+from batch_assets.sources.landing_folder import LandingFolder
+folder = LandingFolder({str(folder)!r}, 1000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+(group,) = folder.complete(folder.look({{}}), 0)
+folder.take(group)
+for record in folder.dataset_of(group.batch).records(group.batch):
+    print(record.source, record.problem or record.fields["document"])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    *records, grown = run.stdout.splitlines()
+    assert records == [
+        "bomb.jsonl.gz fine",
+        f"bomb.jsonl.gz the file can't be read from here on: {records[1].partition('here on: ')[2]}",
+        "long.csv fine",
+        f"long.csv the file can't be read from here on: {records[3].partition('here on: ')[2]}",
+        "long.jsonl line 1 is longer than 16777216 characters",
+        "long.jsonl fine",
+    ]
+    assert "unpacks to more than 200 times its size" in records[1]
+    assert int(grown) < 200_000  # KiB
+
+
+def test_the_landing_sensor_asks_for_new_batches_and_for_those_that_changed(deployment):
+    root = Path(deployment.settings.landing_folder)
+    assert deployment.tick("landing_sensor") == []
+    drop(root, "a.jsonl", "one")
+    (request,) = deployment.tick("landing_sensor")
+    assert (batches_of([request]), request.job_name) == ([("a", "a")], "land_batches")
+    assert "a" in deployment.instance.get_dynamic_partitions("batch_assets/batch")
+    assert deployment.tick("landing_sensor") == []
+    drop(root, "a.jsonl", "two")
+    (changed,) = deployment.tick("landing_sensor")
+    assert (batches_of([changed]), changed.run_key != request.run_key) == ([("a", "a")], True)
+    # A tick that dies after it took the files: the next one asks for them, from the cursor of the one before.
+    drop(root, "b.jsonl", "three")
+    cursor = deployment.cursors["landing_sensor"]
+    assert batches_of(deployment.tick("landing_sensor")) == [("b", "b")]
+    deployment.cursors["landing_sensor"] = cursor
+    assert batches_of(deployment.tick("landing_sensor")) == [("b", "b")]
+
+
+def test_a_file_that_is_too_large_for_a_tick_is_taken_by_a_run(deployment, monkeypatch):
+    monkeypatch.setattr(sensors, "_LARGE_BYTES", 10)
+    root = Path(deployment.settings.landing_folder)
+    drop(root, "a.jsonl", "one")
+    (request,) = deployment.tick("landing_sensor")
+    assert request.job_name == "take_files"
+    assert [again.run_key for again in deployment.tick("landing_sensor")] == [request.run_key]
+    job = build_defs(settings=deployment.settings).get_job_def("take_files")
+    assert job.execute_in_process(instance=deployment.instance, run_config=request.run_config).success
+    assert batches_of(deployment.tick("landing_sensor")) == [("a", "a")]
+
+
+def test_a_run_whose_process_was_killed_with_everything_else_is_closed_and_one_that_lives_is_not(deployment):
+    from dagster._core.events import EngineEventData
+
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for run_id, pid in (("dead", gone.pid), ("alive", os.getpid())):
+        run = dg.DagsterRun(
+            "score_batches", run_id=run_id, status=dg.DagsterRunStatus.STARTED, tags=range_tags(["a", "a"])
+        )
+        deployment.instance.add_run(run)
+        noted = EngineEventData({"pid": dg.MetadataValue.text(str(pid))})
+        deployment.instance.report_engine_event("Executing steps in process", run, noted)
+    assert close_orphaned_runs(deployment.instance) == ["dead"]
+    assert deployment.instance.get_run_by_id("dead").status == dg.DagsterRunStatus.FAILURE
+    assert deployment.instance.get_run_by_id("alive").status == dg.DagsterRunStatus.STARTED
+
+
+def test_sensors_and_schedules_are_on_unless_a_setting_stops_them(home, monkeypatch):
+    on = Deployment(home, monkeypatch).repository
+    off = Deployment(home, monkeypatch, sensors=False).repository
+    names = ["landing_sensor", "prod_data_sensor", "champion_sensor", "alert_sensor"]
+    assert {on.get_sensor_def(name).default_status for name in names} == {dg.DefaultSensorStatus.RUNNING}
+    assert {off.get_sensor_def(name).default_status for name in names} == {dg.DefaultSensorStatus.STOPPED}
+    assert off.get_schedule_def("nightly_scoring").default_status == dg.DefaultScheduleStatus.STOPPED
+
+
+def test_what_is_told_of_a_run_that_failed_for_good(tmp_path):
+    told = tmp_path / "told.json"
+    tell(f"tee {told}", {"run_id": "1", "job": "score_batches", "message": "no champion"})
+    assert json.loads(told.read_text())["job"] == "score_batches"
+    with pytest.raises(subprocess.CalledProcessError):
+        tell("false", {})
