@@ -3,14 +3,17 @@
 import gzip
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -259,6 +262,50 @@ def test_files_of_the_same_name_but_for_their_ending_are_batches_of_their_own(tm
     assert (landed(folder, "a"), landed(folder, other)) == (["json"], ["csv"])
     write_csv(tmp_path / "a.csv", [{"id": "1", "document": "changed"}])
     assert take_all(folder) == [other]
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """Address of a bucket, on a server in a process of its own: delta-rs holds Python's lock while it waits."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            httpx.put(f"{url}/drop").raise_for_status()
+            break
+        except httpx.TransportError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    for name, value in {"ENDPOINT_URL": url, "ALLOW_HTTP": "true", "ACCESS_KEY_ID": "somebody",
+                        "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}.items():  # fmt: skip
+        monkeypatch.setenv(f"AWS_{name}", value)
+    yield f"{url}/drop"
+    server.kill()
+    server.wait()
+
+
+def test_files_in_a_bucket_are_taken_like_those_in_a_folder(bucket):
+    folder = LandingFolder("s3://drop/landing", 100)
+
+    def put(key: str, content: bytes) -> None:
+        httpx.put(f"{bucket}/landing/{key}", content=content).raise_for_status()
+
+    put("reviews/x.csv", b"id,document\n1,csv\n")
+    assert take_all(folder) == ["reviews"]
+    put("a.jsonl.gz", gzip.compress(b'{"id": "1", "document": "one"}\n'))
+    assert take_all(folder) == ["a"]
+    assert (landed(folder, "reviews"), landed(folder, "a")) == (["csv"], ["one"])
+    assert set(folder.news()) == {"a", "reviews"}
+    folder.forget("reviews")
+    assert (set(folder.news()), folder.look({})) == ({"a"}, {})
+    put("a.jsonl.gz", gzip.compress(b'{"id": "1", "document": "two"}\n'))
+    assert take_all(folder) == ["a"]
+    assert landed(folder, "a") == ["two"]
 
 
 ODD_NAMES = [

@@ -32,6 +32,7 @@ _BATCHES, _NEW, _TAKEN, _JOINED = ".batches", ".new", ".taken", ".joined"
 _HIDDEN = (".", "_")
 # For -0001 to -9999999.
 _SUFFIX_ROOM = 8
+_BUFFER = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ class LandingFolder:
         digest = hashlib.sha256()
         size = 0
         with self._files.open_input_stream(path, compression=None) as stream:
-            while chunk := stream.read(1024 * 1024):
+            while chunk := stream.read(_BUFFER):
                 digest.update(chunk)
                 size += len(chunk)
         count = sum(1 for _ in self._readable(path))
@@ -272,7 +273,8 @@ class LandingFolder:
         folder, _, name = path.rpartition("/")
         files.create_dir(folder)
         part = f"{folder}/.{name}.part"
-        with files.open_output_stream(part, compression=None) as stream:
+        # Buffered: delta-rs takes bytes, but not the buffers that Arrow would hand it.
+        with files.open_output_stream(part, compression=None, buffer_size=_BUFFER) as stream:
             stream.write(content.encode())
         files.move(part, path)
 
