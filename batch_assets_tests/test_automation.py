@@ -17,13 +17,16 @@ import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from deltalake import DeltaTable, write_deltalake
 
 from batch_assets.automation import sensors
 from batch_assets.automation.alert import tell
 from batch_assets.automation.launch import close_orphaned_runs
+from batch_assets.automation.rescoring import expectation, wanted_batches
 from batch_assets.automation.runs import busy_batches, range_tags, register_batches
 from batch_assets.automation.stale import input_of
+from batch_assets.cli import main
 from batch_assets.definitions import build_defs
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.staging import stage
@@ -451,6 +454,49 @@ def test_a_run_whose_process_was_killed_with_everything_else_is_closed_and_one_t
     assert close_orphaned_runs(deployment.instance) == ["dead"]
     assert deployment.instance.get_run_by_id("dead").status == dg.DagsterRunStatus.FAILURE
     assert deployment.instance.get_run_by_id("alive").status == dg.DagsterRunStatus.STARTED
+
+
+def test_files_are_landed_by_hand_and_a_changed_one_replaces_its_batch(tmp_path, home, monkeypatch):
+    monkeypatch.setenv("BATCH_ASSETS_HOME", str(home))
+    monkeypatch.setenv("DAGSTER_HOME", str(home / "dagster"))
+
+    def land(*arguments: str):
+        return CliRunner().invoke(main, ["land", *arguments])
+
+    def texts(batch: str) -> list[str]:
+        read = Lake(str(home / "lake")).open(PROD_DATA).read(batch)
+        return sorted(row["document"] for part in read for row in part.to_pylist())
+
+    file = drop(tmp_path, "a.jsonl", "one", "two")
+    other = write_csv(tmp_path / "b.csv", [{"id": "9", "document": "three"}])
+    assert "landed: both" in land(str(file), str(other), "--batch", "both").output
+    assert texts("both") == ["one", "three", "two"]
+    drop(tmp_path, "a.jsonl", "one", "changed")
+    assert "landed: a" in land(str(file)).output
+    assert "landed: both" in land(str(file), "--batch", "both").output
+    assert (texts("a"), texts("both")) == (["changed", "one"], ["changed", "one"])
+    assert LandingFolder(str(home / "landing"), 1000).news() == {}
+    (tmp_path / "a.txt").write_text("no")
+    refused = land(str(tmp_path / "a.txt"))
+    assert (refused.exit_code, "files end in .jsonl" in refused.stderr) == (2, True)
+    unknown = CliRunner().invoke(main, ["rescore", "--batches", "both,nothing"])
+    assert (unknown.exit_code, "has no batch nothing" in unknown.stderr) == (2, True)
+
+
+def test_what_rescoring_takes_is_said_from_what_it_took_before(deployment):
+    for batch in ("a", "b"):
+        deployment.land(batch, rows=120)
+    assert expectation(deployment.instance, deployment.lake, ["a", "b"]) == (
+        "240 documents in 2 batches; nobody knows yet how long that takes"
+    )
+    event = dg.AssetMaterialization("batch_inference", partition="a", metadata={"documents_per_second": 2.0})
+    deployment.instance.report_runless_asset_event(event)
+    assert expectation(deployment.instance, deployment.lake, ["a", "b"]) == (
+        "240 documents in 2 batches; about 2 minutes at 2.0 documents a second"
+    )
+    deployment.score("a")
+    assert wanted_batches(deployment.lake, None, datetime(2026, 1, 31)) == ["a"]
+    assert wanted_batches(deployment.lake, None, None) == ["a", "b"]
 
 
 def test_sensors_and_schedules_are_on_unless_a_setting_stops_them(home, monkeypatch):

@@ -54,7 +54,12 @@ def sensors(settings: Settings) -> list[dg.SensorDefinition]:
             if group.size > _LARGE_BYTES:
                 requests.append(_take_in_a_run(group, seen))
             elif time.monotonic() < deadline:
-                folder.take(group)
+                try:
+                    folder.take(group)
+                except PermissionError as error:
+                    # The next look tries again; other files don't wait for it.
+                    context.log.error(f"{', '.join(group.files)} can't be taken: {error}")
+                    continue
                 seen |= {key: replace(seen[key], is_taken=True) for key in group.files}
         # What was taken by a tick that died before it asked for the batch is asked for by the next one.
         asked = folder.news()
