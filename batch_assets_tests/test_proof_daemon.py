@@ -14,6 +14,7 @@ import dagster as dg
 import psutil
 import pytest
 
+from batch_assets.automation.launch import process_of
 from batch_assets.automation.runs import ALIVE
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, PROD_DATA_REJECTED, SUMMARY_QUALITY
@@ -84,6 +85,21 @@ class Deployment:
         """Kill -9 the first process with a word in its command line, once there is one."""
         wait_until(lambda: bool(self.processes(word)), seconds, f"no process with {word}")
         self.processes(word)[0].kill()
+
+    def kill_run(self) -> None:
+        """Kill -9 the process of a run that is under way, once there is one."""
+        pids: list[int] = []
+
+        def is_found() -> bool:
+            with dg.DagsterInstance.from_config(str(self.home / "dagster")) as instance:
+                for run in instance.get_runs(
+                    dg.RunsFilter(job_name="score_batches", statuses=[dg.DagsterRunStatus.STARTED])
+                ):
+                    pids.extend([pid] if (pid := process_of(instance, run.run_id)) else [])
+            return bool(pids)
+
+        wait_until(is_found, 180, "no run has started")
+        psutil.Process(pids[0]).kill()
 
     def runs(self) -> list[dg.DagsterRun]:
         with dg.DagsterInstance.from_config(str(self.home / "dagster")) as instance:
@@ -203,7 +219,7 @@ def test_nothing_is_lost_or_scored_twice_whatever_is_killed(tmp_path, server, t5
         deployment.start()
         promote_the_other_version(port)
         # A run in the middle of its work, then the MLflow server.
-        deployment.kill("execute_run")
+        deployment.kill_run()
         stop(mlflow.pop())
         time.sleep(20)
         mlflow.append(serve(tmp_path / "mlflow", port))

@@ -63,7 +63,7 @@ def close_orphaned_runs(instance: dg.DagsterInstance) -> list[str]:
     started = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
     orphans = []
     for run in instance.get_runs(dg.RunsFilter(statuses=started)):
-        pid = _process_of(instance, run.run_id)
+        pid = process_of(instance, run.run_id)
         if pid is not None and not _is_alive(pid):
             instance.report_run_failed(run, "The process of this run was killed together with the code server.")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
@@ -71,7 +71,7 @@ def close_orphaned_runs(instance: dg.DagsterInstance) -> list[str]:
     return orphans
 
 
-def _process_of(instance: dg.DagsterInstance, run_id: str) -> int | None:
+def process_of(instance: dg.DagsterInstance, run_id: str) -> int | None:
     """Process that executes a run, as its engine noted it when it began."""
     for entry in reversed(instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)):
         metadata = entry.dagster_event.engine_event_data.metadata if entry.dagster_event else {}
