@@ -36,11 +36,14 @@ def test_a_version_predicts_in_a_new_environment_made_from_its_own_requirements(
         "import json, sys, mlflow; "
         "print(json.dumps(list(mlflow.pyfunc.load_model(sys.argv[1]).predict(json.loads(sys.argv[2])))))"
     )
-    missing = subprocess.run([python, "-c", "import batch_assets"], cwd=tmp_path, capture_output=True)
+    missing = subprocess.run([python, "-I", "-c", "import batch_assets"], cwd=tmp_path, capture_output=True)
     assert missing.returncode != 0
     (tmp_path / "program.py").write_text(program)
     done = subprocess.run(
-        [python, str(tmp_path / "program.py"), folder, json.dumps(texts)], cwd=tmp_path, capture_output=True, text=True
+        [python, "-I", str(tmp_path / "program.py"), folder, json.dumps(texts)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1]) == list(expected)
