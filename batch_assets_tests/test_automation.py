@@ -243,6 +243,23 @@ def test_a_folder_names_one_batch_files_of_one_look_join_and_large_ones_are_cut(
     assert [text for batch in folder.keys_of(joined) for text in landed(folder, batch)] == ["eight", "5", "6", "7"]
 
 
+def test_files_that_were_being_taken_when_the_process_died_are_taken_as_the_same_batch(tmp_path, monkeypatch):
+    folder = LandingFolder(str(tmp_path), 100)
+    drop(tmp_path, "a.jsonl", "one")
+    drop(tmp_path, "b.jsonl", "two")
+    (group,) = folder.complete(folder.look({}), 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(LandingFolder, "_write_down", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            folder.take(group)
+    assert folder.news() == {}
+    assert take_all(folder) == [group.batch]
+    # And once more, after it was written down, and before the files were put away.
+    drop(tmp_path, "a.jsonl", "one")
+    assert take_all(folder) == []
+    assert landed(folder, group.batch) == ["one", "two"]
+
+
 def test_what_a_batch_is_cut_into_keeps_its_names_when_it_grows_and_shrinks(tmp_path):
     folder = LandingFolder(str(tmp_path), 2)
     drop(tmp_path, "a.jsonl", "1")

@@ -86,13 +86,14 @@ class LandingFolder:
         now = time.time()
         settled = {key for key, file in seen.items() if now - file.since >= settle_seconds}
         fresh = sorted(key for key in settled if not seen[key].is_taken)
+        unsettled_folders = {key.rpartition("/")[0] for key in seen.keys() - settled}
         groups: dict[str, list[str]] = {}
         single = []
         for key in fresh:
             folder, _, name = key.rpartition("/")
             if folder:
-                # All files of the folder: of those that were taken before, the record says what they were.
-                if all(other in settled for other in seen if other.startswith(f"{folder}/")):
+                # Of its files that were taken before, the record says what they were.
+                if folder not in unsettled_folders:
                     groups.setdefault(_name_of(folder), []).append(key)
             elif (batch := self._batch_of(name)) is not None:
                 groups.setdefault(batch, []).append(key)
@@ -113,10 +114,11 @@ class LandingFolder:
         before = {file["path"]: file for file in known["files"]}
         is_news = any(before.get(key, {}).get("sha256") != file["sha256"] for key, file in described.items())
         if is_news:
-            self._write_down(group.batch, known, before | described)
+            # Where a file belongs comes first: whoever goes on after a kill must not put it elsewhere.
             for key in group.files:
                 if "/" not in key and group.batch != _name_of(stem(key)):
                     self._write(f"{_JOINED}/{_digest(key)}", group.batch)
+            self._write_down(group.batch, known, before | described)
         if self.archives:
             for key in group.files:
                 archived = f"{_TAKEN}/{group.batch}/{key}"
