@@ -17,7 +17,8 @@ _DAGSTER_YAML = {
     # Two Spark sessions would fight for one machine, two promotions for one alias.
     "concurrency": {"pools": {"granularity": "op", "default_limit": 1}, "runs": {"max_concurrent_runs": 4}},
     "run_retries": {"enabled": True, "max_retries": 1},
-    "run_monitoring": {"enabled": True, "free_slots_after_run_end_seconds": 30},
+    # A run that was killed keeps others waiting until its slots are looked after.
+    "run_monitoring": {"enabled": True, "poll_interval_seconds": 20, "free_slots_after_run_end_seconds": 30},
 }
 
 
