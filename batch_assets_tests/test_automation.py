@@ -96,10 +96,11 @@ def test_what_is_stale_is_asked_for_once_in_ranges_and_what_was_scored_is_not(de
     requests = deployment.tick("prod_data_sensor")
     assert batches_of(requests) == [("a", "a"), ("c", "d")]
     assert {request.job_name for request in requests} == {"score_batches"}
-    # Dagster makes one run of a key, however often it is asked for; a run that failed is not asked for again.
-    again = deployment.tick("prod_data_sensor")
-    assert [request.run_key for request in again] == [request.run_key for request in requests]
-    for batch in ("a", "c", "d"):
+    # A run that failed for good is not asked for again, not even beside a new batch.
+    assert deployment.tick("prod_data_sensor") == []
+    deployment.land("e")
+    assert batches_of(deployment.tick("prod_data_sensor")) == [("e", "e")]
+    for batch in ("a", "c", "d", "e"):
         deployment.score(batch)
     assert deployment.tick("prod_data_sensor") == []
     deployment.land("a", rows=3)
@@ -436,6 +437,9 @@ def test_the_landing_sensor_asks_for_new_batches_and_for_those_that_changed(depl
     drop(root, "a.jsonl", "two")
     (changed,) = deployment.tick("landing_sensor")
     assert (batches_of([changed]), changed.run_key != request.run_key) == ([("a", "a")], True)
+    drop(root, "a.jsonl", "one")
+    (back,) = deployment.tick("landing_sensor")
+    assert back.run_key not in {request.run_key, changed.run_key}
     # A tick that dies after it took the files: the next one asks for them, from the cursor of the one before.
     drop(root, "b.jsonl", "three")
     cursor = deployment.cursors["landing_sensor"]

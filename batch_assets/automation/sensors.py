@@ -84,15 +84,18 @@ def sensors(settings: Settings) -> list[dg.SensorDefinition]:
         documents = look(lake, PROD_DATA)
         output = look(lake, BATCH_INFERENCE)
         register_batches(context.instance, documents.batches())
-        reported: dict[str, int] = json.loads(context.cursor or "{}")
-        _report_foreign(context, documents, reported)
-        cursor = json.dumps(reported)
+        looked: dict[str, Any] = json.loads(context.cursor or '{"reported": {}, "asked": {}}')
+        _report_foreign(context, documents, looked["reported"])
         champion = champion_number(registry, settings)
         if champion is None:
-            return dg.SensorResult(skip_reason="there is no champion yet: materialize champion_model", cursor=cursor)
+            reason = "there is no champion yet: materialize champion_model"
+            return dg.SensorResult(skip_reason=reason, cursor=json.dumps(looked))
         stale = stale_now(context.instance, settings, documents, output, champion)
-        requests = run_requests(context.instance, score_batches.name, stale, settings.batches_per_run)
-        return dg.SensorResult(run_requests=requests, cursor=cursor)
+        # What was asked for and has failed for good is not asked for again because its neighbour is.
+        fresh = {batch: reason for batch, reason in stale.items() if looked["asked"].get(batch) != reason}
+        requests = run_requests(context.instance, score_batches.name, fresh, settings.batches_per_run)
+        looked["asked"] |= fresh
+        return dg.SensorResult(run_requests=requests, cursor=json.dumps(looked))
 
     @dg.sensor(
         name="champion_sensor",

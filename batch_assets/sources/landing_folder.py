@@ -158,7 +158,7 @@ class LandingFolder:
             name = info.base_name
             record = self._record(name)
             if record is not None:
-                found[name] = _digest(record["files"])
+                found[name] = _digest([record["files"], record["version"]])
         return found
 
     def forget(self, name: str) -> None:
@@ -239,7 +239,9 @@ class LandingFolder:
         if not batches:
             batches = [name] if needed <= 1 else [f"{name}-{number:04d}" for number in range(1, needed + 1)]
         batches += [f"{name}-{number:04d}" for number in range(len(batches) + 1, needed + 1)]
-        record = {"files": [files[key] for key in sorted(files)], "batches": batches, "rows": rows}
+        # A file that is as it once was is news, too: without the version, nobody would ask for it again.
+        version = known.get("version", 0) + 1
+        record = {"files": [files[key] for key in sorted(files)], "batches": batches, "rows": rows, "version": version}
         # The mark first: a batch that is written down is always asked for.
         self._write(f"{_NEW}/{name}", "")
         self._write(f"{_BATCHES}/{name}.json", json.dumps(record, indent=1))
