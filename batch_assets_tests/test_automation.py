@@ -28,6 +28,7 @@ from batch_assets.automation.runs import busy_batches, range_tags, register_batc
 from batch_assets.automation.stale import input_of
 from batch_assets.cli import main
 from batch_assets.definitions import build_defs
+from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.staging import stage
 from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA, PROD_DATA_REJECTED
@@ -175,7 +176,15 @@ def test_a_new_champion_is_reported_and_rescored_only_by_setting(home, monkeypat
     assert deployment.tick("prod_data_sensor") == []
     everything = Deployment(home, monkeypatch, rescore="all")
     everything.champion = 2
-    assert batches_of(everything.tick("prod_data_sensor")) == [("a", "a")]
+    (second,) = everything.tick("prod_data_sensor")
+    assert batches_of([second]) == [("a", "a")]
+    everything.score("a")
+    everything.champion = 1
+    (back,) = everything.tick("prod_data_sensor")
+    everything.score("a")
+    everything.champion = 2
+    (forth,) = everything.tick("prod_data_sensor")
+    assert len({second.run_key, back.run_key, forth.run_key}) == 3
 
 
 def test_a_lake_that_is_out_of_reach_is_a_failed_tick_and_nothing_is_missed(deployment, monkeypatch):
@@ -329,6 +338,50 @@ def test_files_in_a_bucket_are_taken_like_those_in_a_folder(bucket):
     assert landed(folder, "a") == ["two"]
 
 
+def test_no_two_batches_have_the_same_name_whatever_files_are_called(tmp_path):
+    folder = LandingFolder(str(tmp_path), 2)
+    drop(tmp_path, "sales-0002.jsonl", "other")
+    assert take_all(folder) == ["sales-0002"]
+    drop(tmp_path, "sales.jsonl", "1", "2", "3")
+    assert take_all(folder) == ["sales"]
+    cuts = folder.keys_of("sales")
+    assert [text for batch in cuts for text in landed(folder, batch)] == ["1", "2", "3"]
+    assert landed(folder, "sales-0002") == ["other"]
+    drop(tmp_path / "a b", "x.jsonl", "spaced")
+    drop(tmp_path / "a-b", "x.jsonl", "dashed")
+    found = take_all(folder)
+    assert sorted(landed(folder, batch)[0] for batch in found) == ["dashed", "spaced"]
+    drop(tmp_path / "a b", "x.jsonl", "changed")
+    (again,) = take_all(folder)
+    assert (again in found, landed(folder, again)) == (True, ["changed"])
+
+
+def test_a_version_that_is_being_put_away_is_not_read_as_the_one_before(tmp_path, monkeypatch):
+    folder = LandingFolder(str(tmp_path), 100)
+    drop(tmp_path, "a.jsonl", "old")
+    take_all(folder)
+    drop(tmp_path, "a.jsonl", "new")
+    (group,) = folder.complete(folder.look({}), 0)
+    LandingFolder(str(tmp_path), 100, archives=False).take(group)  # as far as a process comes that dies before it moves
+    assert landed(folder, "a") == ["new"]
+    drop(tmp_path, "a.jsonl", "newest")
+    with pytest.raises(BatchAssetsError, match="as it was when it was taken"):
+        landed(folder, "a")
+
+
+def test_a_stray_quote_or_a_value_that_python_cannot_read_costs_one_record(tmp_path):
+    (tmp_path / "a.csv").write_text('id,document,,\n1,one,,\n2,"he said "hi"",,\n3,three,,\n')
+    days = pa.array([0, 2**30, 1], pa.int32()).cast(pa.date32())
+    pq.write_table(pa.table({"id": days, "document": ["x", "y", "z"]}), tmp_path / "b.parquet")
+    table = pa.table({"document": pa.array([b"fine", b"\xff", b"too"]).cast(pa.string(), safe=False)})
+    pq.write_table(table, tmp_path / "c.parquet")
+    folder = LandingFolder(str(tmp_path), 100)
+    (batch,) = take_all(folder)
+    records = list(folder.dataset_of(batch).records(batch))
+    assert [record.problem is None for record in records] == [True, False, True, True, False, True, True, False, True]
+    assert "is not CSV" in records[1].problem
+
+
 ODD_NAMES = [
     "o'neil & s\u00f6hne ..jsonl",
     "\u30c7\u30fc\u30bf.jsonl",
@@ -455,6 +508,10 @@ def test_a_file_that_is_too_large_for_a_tick_is_taken_by_a_run(deployment, monke
     (request,) = deployment.tick("landing_sensor")
     assert request.job_name == "take_files"
     assert [again.run_key for again in deployment.tick("landing_sensor")] == [request.run_key]
+    # What settles meanwhile is another batch: the files of the run are spoken for.
+    drop(root, "b.jsonl", "two")
+    assert request.run_key in {again.run_key for again in deployment.tick("landing_sensor")}
+    (root / "b.jsonl").unlink()
     job = build_defs(settings=deployment.settings).get_job_def("take_files")
     assert job.execute_in_process(instance=deployment.instance, run_config=request.run_config).success
     assert batches_of(deployment.tick("landing_sensor")) == [("a", "a")]

@@ -9,6 +9,7 @@ import dagster as dg
 from batch_assets.assets._tables import column_schema, each_batch, markdown_sample, sample_rows, table_metadata
 from batch_assets.assets.external import SOURCE_DATASET
 from batch_assets.automation.partitions import BATCHES
+from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import PROD_DATA
 from batch_assets.settings import Settings
@@ -33,8 +34,14 @@ def prod_data(
     folder = landing_folder(settings)
 
     def land(batch: str) -> Mapping[str, Any]:
-        dataset = folder.dataset_of(batch) or configured()
+        dropped = folder.dataset_of(batch)
+        dataset = dropped or configured()
         landed = land_batch(dataset, lake, batch, context.run.run_id)
+        if landed.observed and dropped is not None:
+            raise BatchAssetsError(
+                f"the batch {batch} holds rows of another writer, which are never replaced: drop the files of "
+                f"{dropped.name} under another name"
+            )
         if landed.observed:
             state = "written by somebody else, only observed"
         elif landed.changed:

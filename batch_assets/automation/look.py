@@ -34,7 +34,13 @@ def stale_now(
     known = known_batches(instance)
     rescored = {"all": set(known), "latest": set(known[-1:]), "none": set[str]()}[settings.rescore]
     stale = stale_batches(documents, output, busy_batches(instance), rescored, champion)
-    return {batch: [input_version(documents, batch), champion if batch in rescored else None] for batch in stale}
+    tables = [documents.table_id, output.table_id]
+    reasons: dict[str, object] = {}
+    for batch in stale:
+        last = output.last_commit(batch)
+        wanted = [input_version(documents, batch), champion if batch in rescored else None]
+        reasons[batch] = [*tables, *wanted, last.version if last else None]
+    return reasons
 
 
 def champion_number(registry: ModelRegistry, settings: Settings) -> int | None:

@@ -23,7 +23,7 @@ from batch_assets.sources.landing_folder import Group, Seen
 # A tick should be over in two seconds. Reading a file of this size takes half of one; a larger one is left to a run.
 _SECONDS_OF_TAKING = 1.0
 _SECONDS_OF_REPORTING = 0.5
-_LARGE_BYTES = 16 * 1024 * 1024
+_LARGE_BYTES, _MANY_FILES = 16 * 1024 * 1024, 100
 _DATA_VERSION_TAG = "dagster/data_version"
 
 
@@ -51,7 +51,8 @@ def sensors(settings: Settings) -> list[dg.SensorDefinition]:
         requests = []
         deadline = time.monotonic() + _SECONDS_OF_TAKING
         for group in folder.complete(seen, settings.settle_seconds):
-            if group.size > _LARGE_BYTES:
+            if group.size > _LARGE_BYTES or len(group.files) > _MANY_FILES:
+                folder.claim(group)
                 requests.append(_take_in_a_run(group, seen))
             elif time.monotonic() < deadline:
                 try:

@@ -154,7 +154,8 @@ class BatchSnapshot:
             self._oldest = commit.version
             self._note(commit)
             if commit.unknown_partitions:
-                self._last.setdefault(batch, commit)
+                for one in {batch, *self.batches()}:
+                    self._last.setdefault(one, commit)
         if batch not in self._last and self.files(batch):
             # Its commit has been cleaned up; the oldest version that is left is later than it.
             return Commit(self._oldest, {})
@@ -168,8 +169,10 @@ class BatchSnapshot:
     def is_ours(self, batch: str) -> bool:
         """Whether this package wrote all rows of a batch, or it has none."""
         commit = self.last_commit(batch)
-        return commit is None or (
-            commit.metadata.get("table") == self.table.name and commit.metadata["rows"] == self.rows(batch)
+        return (
+            commit is None
+            or not self.files(batch)
+            or (commit.metadata.get("table") == self.table.name and commit.metadata["rows"] == self.rows(batch))
         )
 
     def staging_area(self, batch: str) -> StagingArea:

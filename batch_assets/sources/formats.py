@@ -7,6 +7,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +24,8 @@ LONGEST_RECORD = 16 * 1024 * 1024
 # Text that is compressed well becomes a hundredth; gzip can do a thousandth, which only files made for it reach.
 _MOST_UNPACKED, _ALWAYS_UNPACKED = 200, 64 * 1024 * 1024
 _BUFFER = 1024 * 1024
+_ROWS_AT_ONCE = 10
+_COLUMNS = ("id", "document", "summary")
 # Of UTF-32 first, which begins as UTF-16 does.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -83,12 +86,12 @@ class _Bytes(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count = int(self._source.readinto(buffer))
+        read = int(self._source.readinto(buffer))
         if self._left is not None:
-            self._left -= count
+            self._left -= read
             if self._left < 0:
                 raise OSError(f"it unpacks to more than {_MOST_UNPACKED} times its size")
-        return count
+        return read
 
 
 def _text(source: Any, size: int, *, is_packed: bool) -> io.TextIOWrapper:
@@ -137,10 +140,19 @@ def _csv(name: str, text: io.TextIOWrapper) -> Iterator[Record]:
     # Strict: a quote that is never closed would swallow the rest of the file without a word.
     reader = csv.DictReader(_csv_lines(text), strict=True)
     names = list(reader.fieldnames or [])
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted({name for name in _COLUMNS if names.count(name) > 1})
     if twice:
         raise csv.Error(f"it names the column(s) {', '.join(twice)} twice")
-    for position, row in enumerate(reader):
+    for position in count():
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "field larger" in str(error):
+                raise  # where the next record begins can't be told
+            yield Record(name, position, None, "", f"the record after line {reader.line_num} is not CSV: {error}")
+            continue
         problem = None
         if None in row:
             problem = f"there are {len(names)} columns, but more fields"
@@ -153,15 +165,26 @@ def _csv_lines(text: io.TextIOWrapper) -> Iterator[str]:
     while line := text.readline(LONGEST_RECORD):
         if len(line) == LONGEST_RECORD:
             # Where the next record begins can't be told: the line may be in the middle of quotes.
-            raise csv.Error(f"a line is longer than {LONGEST_RECORD} characters")
+            raise OSError(f"a line is longer than {LONGEST_RECORD} characters")
         yield line
 
 
 def _parquet(name: str, source: pa.NativeFile) -> Iterator[Record]:
     position = 0
-    with pq.ParquetFile(source, pre_buffer=False) as file:
-        columns = [name for name in ("id", "document", "summary") if name in file.schema_arrow.names]
-        for rows in file.iter_batches(batch_size=100, columns=columns or None, use_threads=False):
-            for fields in rows.to_pylist():
-                yield Record(name, position, fields, json.dumps(fields, default=str))
+    with pq.ParquetFile(source, pre_buffer=False, buffer_size=_BUFFER) as file:
+        columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
+        for rows in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns or None, use_threads=False):
+            for place in range(rows.num_rows):
+                yield _parquet_row(name, position, rows.slice(place, 1))
                 position += 1
+
+
+def _parquet_row(name: str, position: int, row: pa.RecordBatch) -> Record:
+    try:
+        (fields,) = row.to_pylist()
+    except Exception as error:  # bytes that are no text, a date that Python has not, a time zone that nobody knows
+        return Record(name, position, None, "", f"a value can't be read: {type(error).__name__}: {error}")
+    longest = max((len(value) for value in fields.values() if isinstance(value, str)), default=0)
+    problem = f"a value is longer than {LONGEST_RECORD} characters" if longest > LONGEST_RECORD else None
+    raw = "" if problem else json.dumps(fields, default=str)
+    return Record(name, position, None if problem else fields, raw, problem)

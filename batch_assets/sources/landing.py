@@ -111,11 +111,15 @@ def _chunks(items: Iterator[Document | Rejected]) -> Iterator[list[Document | Re
     characters = 0
     for item in items:
         chunk.append(item)
-        characters += len(item.record.raw if isinstance(item, Rejected) else item.document or "")
+        characters += len(item.record.raw) if isinstance(item, Rejected) else _characters(item)
         if len(chunk) == _ROWS_AT_ONCE or characters > _CHARACTERS_AT_ONCE:
             yield chunk
             chunk, characters = [], 0
     yield chunk
+
+
+def _characters(item: Document) -> int:
+    return len(item.id) + len(item.document or "") + len(item.summary or "")
 
 
 def _digest(items: Iterator[Document | Rejected]) -> str:

@@ -10,9 +10,10 @@ stays until the batch has been asked for. A file that differs from what is writt
 
 import hashlib
 import json
-import re
+import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -28,10 +29,13 @@ from batch_assets.sources.dataset import Dataset, Part, Slice
 from batch_assets.sources.formats import SUFFIXES, is_readable, records_of, stem
 from batch_assets.sources.records import Record
 
-_BATCHES, _NEW, _TAKEN, _JOINED = ".batches", ".new", ".taken", ".joined"
+_BATCHES, _KEYS, _PLACES, _NEW, _TAKEN = ".batches", ".keys", ".places", ".new", ".taken"
+_log = logging.getLogger(__name__)
 _HIDDEN = (".", "_")
 # For -0001 to -9999999.
 _SUFFIX_ROOM = 8
+# For what a joined name and such a suffix take.
+_ROOM_FOR_JOINED = 55
 _BUFFER = 1024 * 1024
 
 
@@ -87,24 +91,28 @@ class LandingFolder:
         settled = {key for key, file in seen.items() if now - file.since >= settle_seconds}
         fresh = sorted(key for key in settled if not seen[key].is_taken)
         unsettled_folders = {key.rpartition("/")[0] for key in seen.keys() - settled}
+        places: dict[str, list[str]] = {}
+        for key in fresh:
+            # Of the files of a folder that were taken before, the record says what they were.
+            if key.rpartition("/")[0] not in unsettled_folders or "/" not in key:
+                places.setdefault(_place(key), []).append(key)
         groups: dict[str, list[str]] = {}
         single = []
-        for key in fresh:
-            folder, _, name = key.rpartition("/")
-            if folder:
-                # Of its files that were taken before, the record says what they were.
-                if folder not in unsettled_folders:
-                    groups.setdefault(_name_of(folder), []).append(key)
-            elif (batch := self._batch_of(name)) is not None:
-                groups.setdefault(batch, []).append(key)
+        for place, keys in places.items():
+            batch = self._batch_of(place)
+            if batch is None and "/" not in keys[0]:
+                single += keys
             else:
-                single.append(key)
+                groups.setdefault(batch or self._free_name(_name_of(place), groups), []).extend(keys)
         if single:
             name = _name_of(stem(single[0])) if len(single) == 1 else _joined_name()
-            # A file of that name with another ending was here before.
-            name = name if self._record(name) is None else f"{name[:60]}-{_joined_name()}"
-            groups.setdefault(name, []).extend(single)
+            groups[self._free_name(name, groups)] = single
         return [Group(batch, tuple(keys), sum(seen[key].size for key in keys)) for batch, keys in groups.items()]
+
+    def claim(self, group: Group) -> None:
+        """Write down which batch the files belong to, whoever takes them, and when."""
+        for place in {_place(key) for key in group.files}:
+            self._write(f"{_PLACES}/{_digest(place)}", group.batch)
 
     def take(self, group: Group) -> bool:
         """Write down what the files hold, and put them away; whether that is news."""
@@ -114,10 +122,8 @@ class LandingFolder:
         before = {file["path"]: file for file in known["files"]}
         is_news = any(before.get(key, {}).get("sha256") != file["sha256"] for key, file in described.items())
         if is_news:
-            # Where a file belongs comes first: whoever goes on after a kill must not put it elsewhere.
-            for key in group.files:
-                if "/" not in key and group.batch != _name_of(stem(key)):
-                    self._write(f"{_JOINED}/{_digest(key)}", group.batch)
+            # First: whoever goes on after a kill must not put them elsewhere.
+            self.claim(group)
             self._write_down(group.batch, known, before | described)
         if self.archives:
             for key in group.files:
@@ -163,7 +169,8 @@ class LandingFolder:
 
     def forget(self, name: str) -> None:
         """The batch was asked for, and is no news any more."""
-        self._files.delete_file(f"{_NEW}/{name}")
+        with suppress(FileNotFoundError):  # a sensor and a person may be at it
+            self._files.delete_file(f"{_NEW}/{name}")
 
     def keys_of(self, name: str) -> list[str]:
         """The batches that a taken one was cut into."""
@@ -172,22 +179,24 @@ class LandingFolder:
 
     def dataset_of(self, batch: str) -> "LandedDataset | None":
         """The data set of one taken batch, None if the batch doesn't come from this folder."""
-        for name in dict.fromkeys([batch, re.sub(r"-\d{4,7}$", "", batch)]):
-            record = self._record(name)
-            if record is not None and batch in record["batches"]:
-                return LandedDataset(self, name, record)
-        return None
+        name = self._content(f"{_KEYS}/{batch}")
+        record = None if name is None else self._record(name)
+        return None if name is None or record is None else LandedDataset(self, name, record)
 
     def records(self, name: str, file: Mapping[str, Any]) -> Iterator[Record]:
         """The records of a file that was taken.
 
         Raises:
-            BatchAssetsError: the file is gone.
+            BatchAssetsError: the file is gone, or not what it was when it was taken.
         """
+        # In both places while a new version is being put away: what was written down is one of them.
         for path in (f"{_TAKEN}/{name}/{file['path']}", file["path"]):
-            if self._files.get_file_info(path).type == pafs.FileType.File:
+            is_there = self._files.get_file_info(path).type == pafs.FileType.File
+            if is_there and self._size_and_digest(path) == (file["bytes"], file["sha256"]):
                 return self._readable(path)
-        raise BatchAssetsError(f"{file['path']} of the batch {name} is not in {self.root} any more")
+        raise BatchAssetsError(
+            f"{file['path']} of the batch {name} is not in {self.root} as it was when it was taken: drop it again"
+        )
 
     @property
     def _files(self) -> pafs.FileSystem:
@@ -202,28 +211,26 @@ class LandingFolder:
 
     def _dropped(self) -> Iterator[pafs.FileInfo]:
         for info in self._list(""):
-            if info.base_name.startswith(_HIDDEN):
+            if _name(info).startswith(_HIDDEN):
                 continue
             inside = self._list(info.path) if info.type == pafs.FileType.Directory else [info]
             for file in inside:
-                is_hidden = file.base_name.startswith(_HIDDEN)
+                is_hidden = _name(file).startswith(_HIDDEN)
                 if file.type == pafs.FileType.File and not is_hidden and is_readable(file.base_name):
                     yield file
 
-    def _batch_of(self, key: str) -> str | None:
-        """The batch that a file without a folder belongs to since it was first taken."""
-        path = f"{_JOINED}/{_digest(key)}"
-        if self._files.get_file_info(path).type == pafs.FileType.File:
-            return self._read(path)
-        name = _name_of(stem(key))
-        record = self._record(name)
-        return name if record and key in {file["path"] for file in record["files"]} else None
+    def _batch_of(self, place: str) -> str | None:
+        """The batch that a folder, or a file without one, belongs to since it was first taken."""
+        return self._content(f"{_PLACES}/{_digest(place)}")
+
+    def _free_name(self, name: str, others: Collection[str]) -> str:
+        """A name that neither a batch has, nor what a batch was cut into, nor one of the others."""
+        is_taken = name in others or self._record(name) is not None or self._content(f"{_KEYS}/{name}") is not None
+        return f"{name[:_ROOM_FOR_JOINED]}-{_joined_name()}" if is_taken else name
 
     def _record(self, name: str) -> dict[str, Any] | None:
-        path = f"{_BATCHES}/{name}.json"
-        if self._files.get_file_info(path).type != pafs.FileType.File:
-            return None
-        record: dict[str, Any] = json.loads(self._read(path))
+        content = self._content(f"{_BATCHES}/{name}.json")
+        record: dict[str, Any] | None = None if content is None else json.loads(content)
         return record
 
     def _write_down(self, name: str, known: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> None:
@@ -236,25 +243,39 @@ class LandingFolder:
         records = sum(file["records"] for file in files.values())
         batches = list(known["batches"])
         needed = -(-records // rows)
-        if not batches:
-            batches = [name] if needed <= 1 else [f"{name}-{number:04d}" for number in range(1, needed + 1)]
-        batches += [f"{name}-{number:04d}" for number in range(len(batches) + 1, needed + 1)]
+        if not batches and needed <= 1:
+            batches = [name]
+        batches += self._cuts(name, range(len(batches) + 1, needed + 1))
         # A file that is as it once was is news, too: without the version, nobody would ask for it again.
         version = known.get("version", 0) + 1
         record = {"files": [files[key] for key in sorted(files)], "batches": batches, "rows": rows, "version": version}
+        for batch in set(batches) - set(known["batches"]):
+            self._write(f"{_KEYS}/{batch}", name)
         # The mark first: a batch that is written down is always asked for.
         self._write(f"{_NEW}/{name}", "")
         self._write(f"{_BATCHES}/{name}.json", json.dumps(record, indent=1))
 
+    def _cuts(self, name: str, numbers: Sequence[int]) -> list[str]:
+        """Batches that a large one is cut into, by names that no other one has."""
+        cuts = [f"{name}-{number:04d}" for number in numbers]
+        if all(self._content(f"{_KEYS}/{cut}") in {None, name} for cut in cuts):
+            return cuts
+        other = f"{name[:_ROOM_FOR_JOINED]}-{_joined_name()}"
+        return [f"{other}-{number:04d}" for number in numbers]
+
     def _describe(self, key: str, path: str) -> dict[str, Any]:
+        size, digest = self._size_and_digest(path)
+        count = sum(1 for _ in self._readable(path))
+        return {"path": key, "bytes": size, "sha256": digest, "records": count}
+
+    def _size_and_digest(self, path: str) -> tuple[int, str]:
         digest = hashlib.sha256()
         size = 0
         with self._files.open_input_stream(path, compression=None) as stream:
             while chunk := stream.read(_BUFFER):
                 digest.update(chunk)
                 size += len(chunk)
-        count = sum(1 for _ in self._readable(path))
-        return {"path": key, "bytes": size, "sha256": digest.hexdigest(), "records": count}
+        return size, digest.hexdigest()
 
     def _readable(self, path: str) -> Iterator[Record]:
         """The records of a file; what can't be read of it is one more record, with the reason."""
@@ -267,7 +288,10 @@ class LandingFolder:
             name = PurePosixPath(path).name
             yield Record(name, position, None, "", f"the file can't be read from here on: {error}")
 
-    def _read(self, path: str) -> str:
+    def _content(self, path: str) -> str | None:
+        """What a small file holds, None if there is none."""
+        if self._files.get_file_info(path).type != pafs.FileType.File:
+            return None
         with self._files.open_input_stream(path, compression=None) as stream:
             return bytes(stream.read()).decode()
 
@@ -312,6 +336,21 @@ class LandedDataset(Dataset):
         """Every record, file by file."""
         for file in part.provenance["files"]:
             yield from self._folder.records(self._batch, file)
+
+
+def _place(key: str) -> str:
+    """What a batch is made of: a folder, or a file without one."""
+    folder, _, name = key.rpartition("/")
+    return f"{folder}/" if folder else name
+
+
+def _name(info: pafs.FileInfo) -> str:
+    """The name of a file; that of one which can't be named is hidden, and logged."""
+    try:
+        return str(info.base_name)
+    except UnicodeDecodeError as error:
+        _log.warning("a file in the landing folder is left alone, its name is not UTF-8: %r", error.object)
+        return _HIDDEN[0]
 
 
 def _name_of(text: str) -> str:
