@@ -70,9 +70,12 @@ class Deployment:
         written = pa.Table.from_pylist(texts, schema=PROD_DATA.file_schema)
         table.replace(batch, stage([written], table.staging_area(batch)), {"documents": rows})
 
-    def score(self, batch: str) -> None:
+    def score(self, batch: str, rows: int = 0) -> None:
         documents, output = self.lake.open(PROD_DATA), self.lake.open(BATCH_INFERENCE)
-        output.replace(batch, [], {**input_of(documents, batch), "model_version": self.champion})
+        texts = [{"id": str(n), "generated_summary": "short"} for n in range(rows)]
+        written = [pa.Table.from_pylist(texts, schema=BATCH_INFERENCE.file_schema)] if rows else []
+        staged = stage(written, output.staging_area(batch))
+        output.replace(batch, staged, {**input_of(documents, batch), "model_version": self.champion})
 
     def append_by_somebody_else(self, batch: str) -> None:
         row = {"id": ["x"], "document": ["theirs"], "summary": pa.array([None], pa.string()), "batch": [batch]}
@@ -142,6 +145,11 @@ def test_commits_of_another_writer_are_seen_and_reported_and_upkeep_is_not(deplo
     assert deployment.tick("prod_data_sensor") == []
     DeltaTable(deployment.lake.table_uri(PROD_DATA)).delete("id = 'x' and batch = 'a'")
     assert batches_of(deployment.tick("prod_data_sensor")) == [("a", "a")]
+    deployment.score("a", rows=2)
+    DeltaTable(deployment.lake.table_uri(PROD_DATA)).delete("batch = 'a'")
+    assert batches_of(deployment.tick("prod_data_sensor")) == [("a", "a")]
+    deployment.score("a")
+    assert deployment.tick("prod_data_sensor") == []
 
 
 def test_a_table_that_was_made_anew_or_set_back_is_recognized(deployment, tmp_path):

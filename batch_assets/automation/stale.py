@@ -76,7 +76,10 @@ def stale_batches(
         champion: number of the champion's version.
     """
     stale = []
-    for batch in documents.batches():
+    there = documents.batches()
+    # Of a batch that was deleted as a whole, the summaries are still there.
+    deleted = [batch for batch in sorted({*output.batches()} - {*there}) if documents.last_commit(batch) is not None]
+    for batch in [*there, *deleted]:
         if batch in busy:
             continue
         expected = input_of(documents, batch)
