@@ -100,11 +100,16 @@ def _run(settings: Settings, started: float) -> None:
         for batch in left_over_batches(dataset, lake):
             click.echo(f"batch {batch} is not made from {dataset.name} any more with these settings; it stays as it is")
         failures = materialize(build_defs(settings=settings), instance, "materialize_all", batches)
-    if failures:
-        click.echo(f"failed: {', '.join(failures)}; the tables are as they were. The reasons are above.", err=True)
-        sys.exit(1)
+    _end_if(failures)
     _summarize(settings, batches)
     click.echo(f"Done in {time.monotonic() - started:.0f} seconds.")
+
+
+def _end_if(failures: list[str]) -> None:
+    """End with exit status 1 where an asset failed."""
+    if failures:
+        click.echo(f"failed: {', '.join(failures)}; their batches are as they were. The reasons are above.", err=True)
+        sys.exit(1)
 
 
 def _summarize(settings: Settings, batches: list[str]) -> None:
@@ -207,9 +212,7 @@ def land(files: tuple[Path, ...], batch: str | None) -> None:
     with dg.DagsterInstance.get() as instance:
         register_batches(instance, batches)
         failures = materialize(build_defs(settings=settings), instance, "land_batches", batches)
-    if failures:
-        click.echo(f"failed: {', '.join(failures)}; the reasons are above", err=True)
-        sys.exit(1)
+    _end_if(failures)
     folder.forget(name)
     click.echo(f"landed: {', '.join(batches)}")
 
@@ -241,9 +244,7 @@ def rescore(batches: str | None, everything: bool, since: Any, yes: bool) -> Non
         if not yes:
             click.confirm("Start?", abort=True)
         failures = materialize(build_defs(settings=settings), instance, "score_batches", wanted)
-    if failures:
-        click.echo(f"failed: {', '.join(failures)}; the reasons are above", err=True)
-        sys.exit(1)
+    _end_if(failures)
 
 
 @main.command()

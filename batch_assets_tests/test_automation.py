@@ -556,6 +556,9 @@ def test_files_are_landed_by_hand_and_a_changed_one_replaces_its_batch(tmp_path,
     assert "landed: both" in command("land", str(file), "--batch", "both").stdout
     assert texts("both") == ["changed", "one"]
     assert LandingFolder(str(home / "landing"), 1000).news() == {}
+    taken = command("land", str(drop(tmp_path, "both.jsonl", "another")))
+    assert (taken.returncode, "say --batch both to replace it" in taken.stderr) == (2, True)
+    assert texts("both") == ["changed", "one"]
     (tmp_path / "a.txt").write_text("no")
     refused = command("land", str(tmp_path / "a.txt"))
     assert (refused.returncode, "files end in .jsonl" in refused.stderr) == (2, True)

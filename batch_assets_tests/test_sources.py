@@ -182,6 +182,27 @@ def test_a_source_that_changed_replaces_its_batch_and_one_that_is_gone_is_an_err
     assert lake.open(PROD_DATA).rows("a") == 2
 
 
+def test_a_source_is_read_once_for_all_its_batches_and_twice_where_they_have_changed(tmp_path, lake):
+    opened = []
+
+    class Counted(FileDataset):
+        def read(self, part):
+            opened.append(part.name)
+            return super().read(part)
+
+    path = tmp_path / "a.jsonl"
+    for offset, times in ((0, 1), (0, 1), (50, 2)):
+        write_json_lines(path, [{"id": str(n), "document": str(n + offset)} for n in range(7)])
+        opened.clear()
+        dataset = Counted(str(path), 2)
+        assert sum(land_batch(dataset, lake, batch, "run").rows for batch in dataset.batches()) == 7
+        assert len(opened) == times
+        stored = [
+            row for batch in dataset.batches() for part in lake.open(PROD_DATA).read(batch) for row in part.to_pylist()
+        ]
+        assert sorted(int(row["document"]) - offset for row in stored) == list(range(7))
+
+
 def test_a_batch_is_never_replaced_from_another_file_of_the_same_name(tmp_path, lake):
     january = write_json_lines(tmp_path / "jan" / "data.jsonl", [{"id": "1", "document": "january"}])
     february = write_json_lines(tmp_path / "feb" / "data.jsonl", [{"id": "1", "document": "february"}])

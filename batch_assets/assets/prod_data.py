@@ -15,6 +15,7 @@ from batch_assets.lake.tables import PROD_DATA
 from batch_assets.settings import Settings
 from batch_assets.sources.configured import landing_folder, scored_dataset
 from batch_assets.sources.landing import land_batch
+from batch_assets.sources.landing_folder import LandedDataset
 
 
 @dg.asset(
@@ -32,9 +33,11 @@ def prod_data(
     """Land each batch of the run, or find that it is there already."""
     configured = cache(lambda: scored_dataset(settings))
     folder = landing_folder(settings)
+    dropped: LandedDataset | None = None
 
     def land(batch: str) -> Mapping[str, Any]:
-        dropped = folder.dataset_of(batch)
+        nonlocal dropped
+        dropped = folder.dataset_of(batch, dropped)
         dataset = dropped or configured()
         landed = land_batch(dataset, lake, batch, context.run.run_id)
         if landed.observed and dropped is not None:

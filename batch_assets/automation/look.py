@@ -17,7 +17,7 @@ def look(lake: Lake, table: Table) -> BatchSnapshot:
     """The table as it is now; of its log, only what is new since the last look is read."""
     now = lake.open(table)
     earlier = _seen.get(now.uri)
-    if earlier is None or now.since(earlier) is None:
+    if earlier is None or not now.take_over(earlier):
         now.know_all()
     _seen[now.uri] = now
     return now

@@ -112,7 +112,7 @@ def sensors(settings: Settings) -> list[dg.SensorDefinition]:
             return dg.SkipReason("there is no champion yet")
         if context.cursor == str(number):
             return dg.SkipReason(f"version {number} is still the champion")
-        if not _is_reported(context, "champion_model", None, str(number)):
+        if _reported_version(context, "champion_model") != str(number):
             page = registry.version_page(settings.registered_model, number)
             metadata = {"version": number, "version_page": dg.MetadataValue.url(page)}
             _report(context, dg.AssetKey("champion_model"), None, str(number), metadata)
@@ -164,6 +164,6 @@ def _report(context: Any, key: dg.AssetKey, batch: str | None, version: str, met
     context.instance.report_runless_asset_event(event)
 
 
-def _is_reported(context: Any, asset: str, batch: str | None, version: str) -> bool:
+def _reported_version(context: Any, asset: str) -> str | None:
     last = context.instance.get_latest_materialization_event(dg.AssetKey(asset))
-    return bool(last and (last.asset_materialization.tags or {}).get(_DATA_VERSION_TAG) == version)
+    return None if last is None else (last.asset_materialization.tags or {}).get(_DATA_VERSION_TAG)

@@ -100,26 +100,24 @@ class BatchSnapshot:
         """What tells the table from another one that was made in its place."""
         return self.delta.table_id
 
-    def since(self, earlier: "BatchSnapshot") -> list[Commit] | None:
+    def take_over(self, earlier: "BatchSnapshot") -> bool:
         """Take over what an earlier snapshot knows of each batch, and read only the commits after it.
 
         Returns:
-            The commits after the earlier snapshot, from the newest; None where they can't be had, because the table was
-            made anew, or set back, or its log no longer has them.
+            False where that can't be done, because the table was made anew, or set back, or its log no longer has them,
+            or one of them doesn't say which batches it changed.
         """
         if not self.delta.follows(earlier.delta):
-            return None
+            return False
         commits = list(self.delta.commits(after=earlier.version))
-        if len(commits) != self.version - earlier.version:
-            return None
+        if len(commits) != self.version - earlier.version or any(commit.unknown_partitions for commit in commits):
+            return False
         for commit in commits:
             self._note(commit)
-        if any(commit.unknown_partitions for commit in commits):
-            return None
         for batch, commit in earlier._last.items():
             self._last.setdefault(batch, commit)
         self._oldest, self._unread = earlier._oldest, earlier._unread
-        return commits
+        return True
 
     def know_all(self) -> None:
         """Read the log until the last commit of each batch is known."""

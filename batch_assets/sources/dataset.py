@@ -17,6 +17,8 @@ from batch_assets.sources.records import Document, Record, Rejected, validate
 _SUFFIX_ROOM = 8
 # One odd record must not condemn a file; it will be set aside.
 _LOOKED_AT = 100
+# A changed batch is read twice, once to see that it has changed.
+_READERS = 2
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Dataset(ABC):
         self.name = name
         self._batch_rows = batch_rows
         self._limit = limit
+        self._readers: list[tuple[Part, int, Iterator[Record]]] = []
 
     @abstractmethod
     def parts(self) -> list[Part]:
@@ -94,9 +97,17 @@ class Dataset(ABC):
         return list(self._slices)
 
     def records(self, batch: str) -> Iterator[Record]:
-        """Records of one batch, in order."""
-        part = self._slices[batch]
-        return islice(self.read(part.part), part.start, part.stop)
+        """Records of one batch, in order; who reads batch after batch goes through each part once."""
+        wanted = self._slices[batch]
+        place = (wanted.part, wanted.start)
+        reader = next((reader for reader in self._readers if reader[:2] == place), None)
+        if reader is None:
+            reader = (*place, islice(self.read(wanted.part), wanted.start, None))
+        else:
+            self._readers.remove(reader)
+        records = reader[2]
+        yield from islice(records, wanted.stop - wanted.start)
+        self._readers = [*self._readers, (wanted.part, wanted.stop, records)][-_READERS:]
 
     def provenance(self, batch: str) -> dict[str, Any]:
         """What the batch is made from: names, sizes and digests."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -50,8 +50,7 @@ def land_batch(dataset: Dataset, lake: Lake, batch: str, run_id: str) -> LandedB
             f"the batch {batch} is not in the data set {dataset.name} (its batches: {_some(dataset.batches())}): "
             "set BATCH_ASSETS_DATASET to the one that it came from"
         )
-    digest = _digest(_items(dataset, batch))
-    if commit is not None and commit.metadata.get("digest") == digest:
+    if commit is not None and commit.metadata.get("digest") == _digest_of(_items(dataset, batch)):
         return LandedBatch(commit.version, table.rows(batch), rejected_table.rows(batch), changed=False)
 
     provenance = dataset.provenance(batch)
@@ -64,7 +63,9 @@ def land_batch(dataset: Dataset, lake: Lake, batch: str, run_id: str) -> LandedB
     documents = TableWriter(table.staging_area(batch))
     rejected = TableWriter(rejected_table.staging_area(batch))
     counts = {"documents": 0, "rejected": 0}
+    digest = hashlib.sha256()
     for items in _chunks(_items(dataset, batch)):
+        _add_to(digest, items)
         landed = [
             {"id": i.id, "document": i.document, "summary": i.summary, "source": i.source, "landed_at": now}
             for i in items
@@ -75,7 +76,7 @@ def land_batch(dataset: Dataset, lake: Lake, batch: str, run_id: str) -> LandedB
         rejected.write(pa.Table.from_pylist(aside, schema=PROD_DATA_REJECTED.file_schema))
         counts["documents"] += len(landed)
         counts["rejected"] += len(aside)
-    metadata = {"run_id": run_id, "digest": digest, "provenance": provenance, **counts}
+    metadata = {"run_id": run_id, "digest": digest.hexdigest(), "provenance": provenance, **counts}
     # The rejected records first: a run that dies in between finds the batch unlanded and does both again.
     staged_rejected = rejected.close()
     if staged_rejected or rejected_table.files(batch):
@@ -122,15 +123,19 @@ def _characters(item: Document) -> int:
     return len(item.id) + len(item.document or "") + len(item.summary or "")
 
 
-def _digest(items: Iterator[Document | Rejected]) -> str:
-    total = hashlib.sha256()
+def _digest_of(items: Iterator[Document | Rejected]) -> str:
+    digest = hashlib.sha256()
+    _add_to(digest, items)
+    return digest.hexdigest()
+
+
+def _add_to(digest: "hashlib._Hash", items: Iterable[Document | Rejected]) -> None:
     for item in items:
         if isinstance(item, Document):
             parts: list[Any] = [item.id, item.document, item.summary, item.source]
         else:
             parts = [item.record.source, item.record.position, item.reason, item.record.raw]
-        total.update(json.dumps(parts).encode() + b"\n")
-    return total.hexdigest()
+        digest.update(json.dumps(parts).encode() + b"\n")
 
 
 def _rejected_row(item: Rejected, now: datetime) -> Mapping[str, Any]:

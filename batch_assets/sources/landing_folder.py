@@ -5,7 +5,8 @@ A file is complete when its size and time of modification have not changed for a
 files are. Files that are complete at the same look join one batch.
 
 What was taken is written down in ``.batches/<batch>.json`` before anything else happens to it, and a mark in ``.new/``
-stays until the batch has been asked for. A file that differs from what is written down is a new version of its batch.
+stays until the batch has been asked for. A file that differs from what is written down is a new version of its batch:
+``.places/`` says which batch a file or subfolder belongs to, ``.keys/`` which one a batch of the table was cut from.
 """
 
 import hashlib
@@ -29,8 +30,9 @@ from batch_assets.sources.dataset import Dataset, Part, Slice
 from batch_assets.sources.formats import SUFFIXES, is_readable, records_of, stem
 from batch_assets.sources.records import Record
 
-_BATCHES, _KEYS, _PLACES, _NEW, _TAKEN = ".batches", ".keys", ".places", ".new", ".taken"
 _log = logging.getLogger(__name__)
+
+_BATCHES, _KEYS, _PLACES, _NEW, _TAKEN = ".batches", ".keys", ".places", ".new", ".taken"
 _HIDDEN = (".", "_")
 # For -0001 to -9999999.
 _SUFFIX_ROOM = 8
@@ -94,13 +96,13 @@ class LandingFolder:
         places: dict[str, list[str]] = {}
         for key in fresh:
             # Of the files of a folder that were taken before, the record says what they were.
-            if key.rpartition("/")[0] not in unsettled_folders or "/" not in key:
+            if not _is_folder(_place(key)) or key.rpartition("/")[0] not in unsettled_folders:
                 places.setdefault(_place(key), []).append(key)
         groups: dict[str, list[str]] = {}
         single = []
         for place, keys in places.items():
             batch = self._batch_of(place)
-            if batch is None and "/" not in keys[0]:
+            if batch is None and not _is_folder(place):
                 single += keys
             else:
                 groups.setdefault(batch or self._free_name(_name_of(place), groups), []).extend(keys)
@@ -118,7 +120,7 @@ class LandingFolder:
         """Write down what the files hold, and put them away; whether that is news."""
         files = self._files
         described = {key: self._describe(key, key) for key in group.files}
-        known = self._record(group.batch) or {"files": [], "batches": [], "rows": self.batch_rows}
+        known = self._known(group.batch)
         before = {file["path"]: file for file in known["files"]}
         is_news = any(before.get(key, {}).get("sha256") != file["sha256"] for key, file in described.items())
         if is_news:
@@ -139,7 +141,8 @@ class LandingFolder:
             What the batch is called before it is cut to size.
 
         Raises:
-            BatchAssetsError: a file has none of the formats, or two have the same name.
+            BatchAssetsError: a file has none of the formats, two have the same name, or, where no ``batch`` is named,
+                the batch would replace one that was made from other files.
         """
         for path in paths:
             if not is_readable(path.name):
@@ -147,13 +150,21 @@ class LandingFolder:
         if len({path.name for path in paths}) < len(paths):
             raise BatchAssetsError("two files have the same name: land them one by one, or rename one")
         name = _name_of(batch or (stem(paths[0].name) if len(paths) == 1 else _joined_name()))
+        known = self._known(name)
+        if self._content(f"{_KEYS}/{name}") not in {None, name}:
+            raise BatchAssetsError(f"the batch {name} is part of another one: say --batch with another name")
+        others = {PurePosixPath(file["path"]).name for file in known["files"]} - {path.name for path in paths}
+        if batch is None and others:
+            raise BatchAssetsError(
+                f"the batch {name} was made from {', '.join(sorted(others))}: say --batch {name} to replace it, or "
+                "--batch with another name"
+            )
         self._files.create_dir(f"{_TAKEN}/{name}")
         described = {}
         for path in paths:
             target = f"{_TAKEN}/{name}/{path.name}"
             pafs.copy_files(str(path), target, pafs.LocalFileSystem(), self._files, use_threads=False)
             described[path.name] = self._describe(path.name, target)
-        known = self._record(name) or {"files": [], "batches": [], "rows": self.batch_rows}
         self._write_down(name, known, described)
         return name
 
@@ -177,11 +188,19 @@ class LandingFolder:
         record = self._record(name)
         return list(record["batches"]) if record else []
 
-    def dataset_of(self, batch: str) -> "LandedDataset | None":
-        """The data set of one taken batch, None if the batch doesn't come from this folder."""
+    def dataset_of(self, batch: str, before: "LandedDataset | None" = None) -> "LandedDataset | None":
+        """The data set of one taken batch, None if the batch doesn't come from this folder.
+
+        Args:
+            batch: key of the batch in the table.
+            before: the data set of another batch, which is read on where it holds both.
+        """
         name = self._content(f"{_KEYS}/{batch}")
         record = None if name is None else self._record(name)
-        return None if name is None or record is None else LandedDataset(self, name, record)
+        if name is None or record is None:
+            return None
+        found = LandedDataset(self, name, record)
+        return before if before is not None and before.is_same(found) else found
 
     def records(self, name: str, file: Mapping[str, Any]) -> Iterator[Record]:
         """The records of a file that was taken.
@@ -233,6 +252,9 @@ class LandingFolder:
         record: dict[str, Any] | None = None if content is None else json.loads(content)
         return record
 
+    def _known(self, name: str) -> dict[str, Any]:
+        return self._record(name) or {"files": [], "batches": [], "rows": self.batch_rows, "version": 0}
+
     def _write_down(self, name: str, known: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> None:
         """Note what a batch is made from, and the batches of the table that it is cut into.
 
@@ -247,7 +269,7 @@ class LandingFolder:
             batches = [name]
         batches += self._cuts(name, range(len(batches) + 1, needed + 1))
         # A file that is as it once was is news, too: without the version, nobody would ask for it again.
-        version = known.get("version", 0) + 1
+        version = known["version"] + 1
         record = {"files": [files[key] for key in sorted(files)], "batches": batches, "rows": rows, "version": version}
         for batch in set(batches) - set(known["batches"]):
             self._write(f"{_KEYS}/{batch}", name)
@@ -314,6 +336,10 @@ class LandedDataset(Dataset):
         super().__init__(f"{folder.root}/{_BATCHES}/{name}.json", record["rows"])
         self._folder, self._batch, self._record = folder, name, record
 
+    def is_same(self, other: "LandedDataset") -> bool:
+        """Whether both are the same batch, made from the same files."""
+        return (self._batch, self._record) == (other._batch, other._record)
+
     def parts(self) -> list[Part]:
         """The one part."""
         return [self._part]
@@ -342,6 +368,10 @@ def _place(key: str) -> str:
     """What a batch is made of: a folder, or a file without one."""
     folder, _, name = key.rpartition("/")
     return f"{folder}/" if folder else name
+
+
+def _is_folder(place: str) -> bool:
+    return place.endswith("/")
 
 
 def _name(info: pafs.FileInfo) -> str:
