@@ -150,7 +150,7 @@ def _summarize(settings: Settings, batches: list[str]) -> None:
         if lake.exists(name):
             click.echo(f"table    {lake.table_uri(name)}")
     click.echo(f"MLflow   {redacted(settings.tracking_uri)}")
-    click.echo(f"report   {settings.home / 'reports' / 'quality_report.md'}")
+    click.echo(f"report   {settings.home / 'reports' / 'quality_report.html'}")
     click.echo(f"UIs      make ui, then http://127.0.0.1:{settings.ui_port} and {settings.mlflow_ui}")
 
 

@@ -19,6 +19,7 @@ from batch_assets.automation.promotion import PROMOTION_JOBS
 from batch_assets.automation.schedules import schedules
 from batch_assets.automation.sensors import sensors
 from batch_assets.checks.models import beats_lead_baseline, promotion
+from batch_assets.checks.quality import quality_checks
 from batch_assets.checks.tables import TABLE_CHECKS
 from batch_assets.hub import keep_off_the_hub
 from batch_assets.lake.configured import configured_lake
@@ -55,13 +56,15 @@ def build_defs(
         "endpoints": EndpointsResource(file=str(settings.endpoints) if settings.endpoints else None),
         **(resource_overrides or {}),
     }
+    assets: list[Any] = [
+        *external_assets(settings),
+        *(asset.with_attributes(backfill_policy=policy) for asset in _PARTITIONED),
+        *_WHOLE,
+    ]
+    owners = [owner.strip() for owner in settings.owners.split(",")]
     return dg.Definitions(
-        assets=[
-            *external_assets(settings),
-            *(asset.with_attributes(backfill_policy=policy) for asset in _PARTITIONED),
-            *_WHOLE,
-        ],
-        asset_checks=[*TABLE_CHECKS, beats_lead_baseline, promotion],
+        assets=dg.map_asset_specs(lambda spec: spec.replace_attributes(owners=owners), assets),
+        asset_checks=[*TABLE_CHECKS, *quality_checks(settings), beats_lead_baseline, promotion],
         jobs=[*JOBS, *PROMOTION_JOBS],
         sensors=sensors(settings),
         schedules=schedules(settings),

@@ -82,7 +82,12 @@ class Settings(BaseSettings):
     promotion_margin: float = Field(
         0.02, ge=0, description="How much worse than the champion a candidate may be, in its main score (ROUGE-1)."
     )
-    error_rate: float = Field(0.05, ge=0, le=1, description="Share of held-out documents that a candidate may fail on.")
+    error_rate: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Share of documents that may fail: held-out ones of a candidate, those of a batch.",
+    )
     beat_baseline: bool = Field(False, description="Promote only what is better than the document's first sentences.")
     new_model: bool = Field(False, description="Log a new model although nothing has changed.")
 
@@ -98,6 +103,19 @@ class Settings(BaseSettings):
     )
     batches_per_run: int = Field(20, ge=1, description="Batches that one run of a backfill covers.")
     rescore: Literal["none", "latest", "all"] = Field("none", description="Batches that a new champion makes stale.")
+
+    empty_rate: float = Field(0.01, ge=0, le=1, description="A check warns of more empty summaries in a batch.")
+    cut_rate: float = Field(
+        0.5, ge=0, le=1, description="A check warns of more summaries of a batch that end at the length limit."
+    )
+    truncated_rate: float = Field(
+        0.2, ge=0, le=1, description="A check warns of more documents of a batch that the model didn't take whole."
+    )
+    repetition: float = Field(0.2, ge=0, le=1, description="A check warns of more trigrams that repeat an earlier one.")
+    drift: float = Field(
+        0.25, gt=0, description="A check warns of a larger population stability index against the batches before."
+    )
+    fresh_hours: float = Field(24, gt=0, description="A check warns of batches that wait longer for their summaries.")
 
     vacuum_hours: int = Field(
         168, ge=1, description="Upkeep removes unneeded data files older than this; longer than the longest run."
@@ -120,6 +138,9 @@ class Settings(BaseSettings):
         None, description="Command, or http(s) address, that is told when a run has failed for good."
     )
 
+    owners: str = Field(
+        "team:batch-inference", description="Owners of the assets, team:name or an address, with commas between them."
+    )
     samples: int = Field(3, ge=0, description="Rows of text shown in metadata and artifacts; 0 = none.")
     ui_port: int = Field(3000, ge=1, le=65535, description="Port of the Dagster UI.")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="Port of the MLflow UI.")
@@ -140,6 +161,14 @@ class Settings(BaseSettings):
     @classmethod
     def _names(cls, name: str) -> str:
         return check_name(name)
+
+    @field_validator("owners")
+    @classmethod
+    def _owners(cls, owners: str) -> str:
+        for owner in owners.split(","):
+            if not re.fullmatch(r"team:[\w-]+|[^@\s]+@[^@\s]+", owner.strip()):
+                raise ValueError(f"{owner.strip()!r} is neither team:name nor an address")
+        return owners
 
     @field_validator("lake")
     @classmethod

@@ -1,8 +1,10 @@
 """What tests share: one Spark session, one trained T5, one converted SmolLM2, one set of documents."""
 
 import csv
+import hashlib
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -37,9 +39,20 @@ def spark(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def t5_folder(tmp_path_factory) -> Path:
-    """A small trained encoder-decoder in a local folder."""
-    return small_t5.build(tmp_path_factory.mktemp("models") / "small-t5")
+def t5_folder(pytestconfig, tmp_path_factory) -> Path:
+    """A small trained encoder-decoder in a local folder; training it takes a minute, so it is kept in pytest's cache."""
+    import torch
+    import transformers
+
+    recipe = Path(small_t5.__file__).read_bytes() + f"{torch.__version__} {transformers.__version__}".encode()
+    kept = pytestconfig.cache.mkdir("small-t5") / hashlib.sha256(recipe).hexdigest()[:16]
+    if not kept.exists():
+        built = small_t5.build(tmp_path_factory.mktemp("models") / "small-t5")
+        part = kept.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(built, part)
+        part.rename(kept)
+    return kept
 
 
 @pytest.fixture(scope="session")

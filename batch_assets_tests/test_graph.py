@@ -6,6 +6,8 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
 
 from batch_assets.automation.launch import materialize
 from batch_assets.automation.runs import register_batches
@@ -59,6 +61,14 @@ class Graph:
 
     def versions(self) -> dict[str, int]:
         return {table.name: self.lake.open(table).version for table in TABLES}
+
+    def stale(self, asset: str) -> list[str]:
+        """Batches that the UI marks, as Dagster reckons it for the UI."""
+        graph = build_defs(settings=self.settings).resolve_asset_graph()
+        resolver = CachingStaleStatusResolver(self.instance, graph, LoadingContextForTest(self.instance))
+        key = dg.AssetKey(asset)
+        batches = self.lake.open(PROD_DATA).batches()
+        return [batch for batch in batches if resolver.get_status(key, batch) == StaleStatus.STALE]
 
     def metadata(self, asset: str, batch: str | None = None) -> dict:
         records = self.instance.fetch_materializations(
@@ -121,7 +131,17 @@ def test_the_graph_runs_end_to_end_on_local_files_with_a_local_encoder_decoder(g
             )
     same = [row for row in scored["b"] if row["id"] != "null"]
     assert same[0]["generated_summary"] == same[1]["generated_summary"]
-    assert graph.metadata("batch_inference", "b")["rows_scored"] == 1
+    shown = graph.metadata("batch_inference", "b")
+    assert {name: shown[name] for name in ("rows_scored", "rows_reused", "errors", "alias")} == {
+        "rows_scored": 1,
+        "rows_reused": 2,
+        "errors": 0,
+        "alias": "champion",
+    }
+    assert shown["output_tokens"] == sum(row["output_tokens"] or 0 for row in scored["b"])
+    (made_from,) = shown["dagster/column_lineage"].deps_by_column["generated_summary"]
+    assert (made_from.asset_key.to_user_string(), made_from.column_name) == ("prod_data", "document")
+    assert len(shown["dagster/column_schema"].columns) == len(BATCH_INFERENCE.columns)
 
     # the talk's prompt, the first ten rows of each batch by id, one request for each different document
     answered = {batch: graph.rows(AI_QUERY_INFERENCE, batch) for batch in ("a", "b", "c")}
@@ -136,7 +156,19 @@ def test_the_graph_runs_end_to_end_on_local_files_with_a_local_encoder_decoder(g
     assert quality["m4_1_batch_inference"]["documents"] == 12
     assert quality["ai_query_inference"]["documents"] == 10
     assert 0 < quality["m4_1_batch_inference"]["rouge1"] < 1
-    assert "m4_1_batch_inference" in (graph.settings.home / "reports" / "quality_report.md").read_text()
+    assert sum(json.loads(quality["m4_1_batch_inference"]["words_histogram"])) == 12
+    best, worst = (json.loads(quality["m4_1_batch_inference"][name]) for name in ("best", "worst"))
+    scores = [one["rouge1"] for one in (*best, *reversed(worst))]
+    assert scores == sorted(scores, reverse=True)
+    assert {one["id"] for one in best} <= originals.keys()
+    report = (graph.settings.home / "reports" / "quality_report.html").read_text()
+    assert report.count("<svg") >= 4
+    assert originals[best[0]["id"]]["document"][:200].split("<")[0].split("'")[0] in report
+    for outside in ("src=", "<script", "@import", "url("):
+        assert outside not in report.replace("url(#", "")
+    shown = graph.metadata("quality_report")
+    assert "data:image/png;base64," in shown["plots"]
+    assert shown["mlflow_report"].endswith("/artifacts/reports/quality_report.html")
 
     assert "single_node_inference" in graph.metadata("champion_model")
     assert "sample" in graph.metadata("logged_model")
@@ -172,9 +204,26 @@ def test_only_what_changed_is_scored_again(graph, data, documents):
     write_csv(data / "a.csv", changed)
     assert graph.run() == []
     assert graph.metadata("batch_inference", "a")["rows_scored"] == 1
+    assert graph.metadata("batch_inference", "a")["rows_reused"] == 3
     assert len(graph.server.requests) == asked + 1
     after = graph.tables()
     assert {key for key in before if before[key] != after[key]} == {(table.name, "a") for table in TABLES}
+
+
+def test_a_batch_shows_as_stale_when_its_own_input_has_changed_and_only_then(graph, data, documents):
+    def land(*batches: str) -> None:
+        assert materialize(build_defs(settings=graph.settings), graph.instance, "land_batches", [*batches]) == []
+
+    followers = ("batch_inference", "ai_query_inference")
+    assert graph.run() == []
+    assert [graph.stale(asset) for asset in (*followers, "summary_quality")] == [[], [], []]
+    land("a", "b", "c")
+    assert [graph.stale(asset) for asset in followers] == [[], []]
+    write_csv(data / "a.csv", [{**documents[0], "document": "Whales."}, *documents[1:4]])
+    land("a", "b", "c")
+    assert [graph.stale(asset) for asset in followers] == [["a"], ["a"]]
+    assert materialize(build_defs(settings=graph.settings), graph.instance, "score_batches", ["a"]) == []
+    assert [graph.stale(asset) for asset in (*followers, "summary_quality")] == [[], [], []]
 
 
 def test_a_new_champion_rescores_history_only_when_asked_to(own_graph):
@@ -185,7 +234,10 @@ def test_a_new_champion_rescores_history_only_when_asked_to(own_graph):
     assert champion(client, own_graph.settings).number == 2
     assert with_alias(client, "main.default.summarizer", "previous").number == 1
     assert own_graph.tables() == before
+    assert own_graph.stale("batch_inference") == ["a", "b", "c"]
+    assert own_graph.stale("ai_query_inference") == []
     assert own_graph.run(max_length=30, rescore="all") == []
+    assert own_graph.stale("batch_inference") == []
     rows = [row for batch in ("a", "b", "c") for row in own_graph.rows(BATCH_INFERENCE, batch)]
     assert {row["model_version"] for row in rows} == {2}
     versions = {row["model_version"] for row in own_graph.rows(SUMMARY_QUALITY, "a") if row["model_version"]}

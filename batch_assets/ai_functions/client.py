@@ -20,7 +20,7 @@ import aiohttp
 from batch_assets.ai_functions.endpoints import Endpoint
 from batch_assets.ai_functions.limits import Breaker, Budget, BudgetUsedUpError, Pace, Share
 from batch_assets.ai_functions.protocols import PROTOCOLS, SchemaError, UnreadableResponseError
-from batch_assets.ai_functions.requests import AiFunctionError, Answer, Request
+from batch_assets.ai_functions.requests import NO_ANSWER, AiFunctionError, Answer, Request
 
 _RETRIED = {408, 409, 425, 429}
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
@@ -227,7 +227,7 @@ class Client:
             AiFunctionError: no other is: it is the endpoint that doesn't answer.
         """
         message = (
-            f"[{error.name}] the endpoint {self._endpoint.name} gave no answer within "
+            f"[{error.name}] the endpoint {self._endpoint.name} {NO_ANSWER} "
             f"{self._endpoint.deadline_seconds:g} seconds: {self._masked(str(error))}"
         )
         if self._breaker.is_open or self._last_answer < time.monotonic() - self._endpoint.deadline_seconds / 2:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from batch_assets.ai_functions.endpoints import Endpoint
 from batch_assets.errors import BatchAssetsError
 
+# In the message of a row whose endpoint was out of reach, which is not the row's fault.
+NO_ANSWER = "gave no answer within"
+
 
 class AiFunctionError(BatchAssetsError):
     """An ai function can't go on; the message starts with the error's name where it has one."""

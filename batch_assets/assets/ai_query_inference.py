@@ -8,18 +8,19 @@ from typing import Any
 import dagster as dg
 
 from batch_assets.assets._tables import (
+    DoneBatch,
+    column_lineage,
     column_schema,
     each_batch,
-    markdown_sample,
     pinned_documents,
-    sample_rows,
+    sample,
     table_metadata,
 )
 from batch_assets.assets.external import CHAT_ENDPOINT
 from batch_assets.assets.prod_data import prod_data
 from batch_assets.automation.partitions import BATCHES
 from batch_assets.automation.stale import input_of, input_version, is_stale
-from batch_assets.lake.lake import Lake
+from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.lake.tables import AI_QUERY_INFERENCE, PROD_DATA
 from batch_assets.resources.endpoints import EndpointsResource
 from batch_assets.resources.spark import SparkResource
@@ -34,6 +35,21 @@ FROM (
   WHERE batch = '{batch}'
   ORDER BY id{limit}
 )"""
+
+_ANSWERED = (
+    "generated_summary",
+    "error_message",
+    "prompt_tokens",
+    "completion_tokens",
+    "finish_reason",
+    "request_hash",
+)
+_LINEAGE = column_lineage(
+    {
+        **{name: [(prod_data.key, name)] for name in ("id", "batch")},
+        **{name: [(prod_data.key, "document")] for name in _ANSWERED},
+    }
+)
 
 
 @dg.asset(
@@ -58,7 +74,7 @@ def ai_query_inference(
     documents = pinned_documents(context, lake)
     limit = f"\n  LIMIT {settings.ai_query_limit}" if settings.ai_query_limit else ""
 
-    def ask(batch: str) -> Mapping[str, Any]:
+    def ask(batch: str) -> DoneBatch:
         from batch_assets.ai_functions.statement import answer_batch
 
         statement = STATEMENT.format(endpoint=settings.endpoint, batch=batch, limit=limit)
@@ -69,7 +85,7 @@ def ai_query_inference(
             commit = output.last_commit(batch)
             assert commit is not None
             context.log.info(f"batch {batch}: up to date, {output.rows(batch)} rows")
-            return {**_metadata(output, batch, commit.version, statement), "requests": 0}
+            return _done(output, batch, commit.version, statement, {"requests": 0})
         answered = answer_batch(
             spark.session,
             lake,
@@ -87,25 +103,33 @@ def ai_query_inference(
             f"batch {batch}: {answered.rows} rows committed in {answered.seconds:.0f} s, {usage.requests} requests, "
             f"{answered.errors} errors"
         )
-        return {
-            **_metadata(lake.open(AI_QUERY_INFERENCE), batch, answered.version, statement),
+        figures = {
+            "rows_reused": answered.rows - usage.requests,
             "errors": answered.errors,
             "requests": usage.requests,
+            "documents_per_second": round(usage.requests / answered.seconds, 2),
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
             "median_seconds": usage.median_seconds,
             "slowest_seconds": usage.slowest_seconds,
         }
+        return _done(lake.open(AI_QUERY_INFERENCE), batch, answered.version, statement, figures)
 
-    def _metadata(snapshot: Any, batch: str, version: int, statement: str) -> dict[str, Any]:
-        columns = ["id", "generated_summary", "prompt_tokens", "completion_tokens"]
-        return {
-            **table_metadata(lake, snapshot, batch, version),
-            "input_version": input_version(documents, batch),
+    def _done(
+        snapshot: BatchSnapshot, batch: str, version: int, statement: str, figures: Mapping[str, Any]
+    ) -> DoneBatch:
+        made_from = input_version(documents, batch)
+        metadata = {
+            **table_metadata(lake, snapshot, batch, version, _LINEAGE),
+            "input_version": made_from,
             "endpoint": settings.endpoint,
             "model": endpoints.describe(settings.endpoint)["model"],
             "statement": dg.MetadataValue.md(f"```sql\n{statement}\n```"),
-            "sample": markdown_sample(sample_rows(snapshot, batch, columns, settings.samples), columns),
+            **figures,
+            **sample(
+                snapshot, batch, ["id", "generated_summary", "prompt_tokens", "completion_tokens"], settings.samples
+            ),
         }
+        return DoneBatch(version, metadata, {prod_data.key: made_from})
 
     return each_batch(context, ask)

@@ -5,14 +5,16 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+import pyarrow.compute as pc
 
 from batch_assets.assets._tables import (
+    DoneBatch,
+    column_lineage,
     column_schema,
     each_batch,
-    markdown_sample,
     pinned,
     pinned_documents,
-    sample_rows,
+    sample,
     table_metadata,
 )
 from batch_assets.assets.champion_model import champion_model
@@ -20,7 +22,7 @@ from batch_assets.assets.prod_data import prod_data
 from batch_assets.automation.partitions import BATCHES
 from batch_assets.automation.stale import input_of, input_version, is_stale
 from batch_assets.inference.completions import CompletionStore
-from batch_assets.lake.lake import Lake
+from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.resources.spark import SparkResource
@@ -30,6 +32,22 @@ if TYPE_CHECKING:
     from batch_assets.inference.scorer import ScoredBatch
 
 CHAMPION_TAG = "batch_assets/champion_version"
+
+_WRITTEN = (
+    "generated_summary",
+    "error_message",
+    "finish_reason",
+    "input_tokens",
+    "output_tokens",
+    "input_truncated",
+    "request_hash",
+)
+_LINEAGE = column_lineage(
+    {
+        **{name: [(prod_data.key, name)] for name in PROD_DATA.column_names},
+        **{name: [(prod_data.key, "document")] for name in _WRITTEN},
+    }
+)
 
 
 @dg.asset(
@@ -51,7 +69,7 @@ def batch_inference(
 ) -> dg.MaterializeResult[None]:
     """Score the batches of the run that are stale, with one version of the model for all of them."""
     from batch_assets.inference.scorer import score_batch
-    from batch_assets.models.registry import champion, get_version, scoring_model
+    from batch_assets.models.registry import CHAMPION, champion, get_version, scoring_model
 
     output = lake.open(BATCH_INFERENCE)
     number = pinned(context, CHAMPION_TAG, lambda: champion(registry.client, settings).number)
@@ -60,23 +78,24 @@ def batch_inference(
     known = context.instance.get_dynamic_partitions(str(BATCHES.name))
     rescored = {"all": known, "latest": known[-1:], "none": []}[settings.rescore]
 
-    def score(batch: str) -> Mapping[str, Any]:
+    def score(batch: str) -> DoneBatch:
         expected = input_of(documents, batch)
         if batch in rescored:
             expected |= {"model_version": number, "fingerprint": model().fingerprint}
         if not is_stale(output, batch, expected, lake.open(PROD_DATA).version):
             commit = output.last_commit(batch)
             assert commit is not None
-            by = commit.metadata.get("model_version")
+            by = commit.metadata["model_version"]
             hint = "" if by == number else f" (the champion is {number}; BATCH_ASSETS_RESCORE=all scores again)"
             context.log.info(f"batch {batch}: up to date, scored by version {by}{hint}")
-            return _metadata(output, batch, commit.version, scored=0, errors=None, by=by)
+            return _done(output, batch, commit.version, by, {"rows_scored": 0, "rows_reused": output.rows(batch)})
         store = CompletionStore.of(lake, BATCH_INFERENCE, batch, model().fingerprint)
         recorded = {
             **expected,
             "model_version": number,
             "fingerprint": model().fingerprint,
             "engine": model().engine,
+            "engine_reason": model().engine_reason,
             "dtype": model().dtype,
             "run_id": context.run.run_id,
         }
@@ -85,28 +104,43 @@ def batch_inference(
             f"batch {batch}: {scored.rows} rows committed in {scored.seconds:.0f} s, {scored.scored} scored with "
             f"version {number}, {scored.errors} errors"
         )
-        return {
-            **_metadata(lake.open(BATCH_INFERENCE), batch, scored.version, scored.scored, scored.errors, number),
-            "engine_reason": model().engine_reason,
+        figures = {
+            "rows_scored": scored.scored,
+            "rows_reused": scored.rows - scored.scored,
             "documents_per_second": round(scored.scored / scored.seconds, 2),
             **_workers(scored),
         }
+        return _done(lake.open(BATCH_INFERENCE), batch, scored.version, number, figures)
 
-    def _metadata(snapshot: Any, batch: str, version: int, scored: int, errors: int | None, by: Any) -> dict[str, Any]:
-        columns = ["id", "document", "summary", "generated_summary"]
-        return {
-            **table_metadata(lake, snapshot, batch, version),
-            "input_version": input_version(documents, batch),
+    def _done(snapshot: BatchSnapshot, batch: str, version: int, by: int, figures: Mapping[str, Any]) -> DoneBatch:
+        commit = snapshot.last_commit(batch)
+        recorded = {} if commit is None else commit.metadata
+        made_from = input_version(documents, batch)
+        metadata = {
+            **table_metadata(lake, snapshot, batch, version, _LINEAGE),
+            "input_version": made_from,
             "model": settings.registered_model,
             "model_version": by,
+            **({"alias": CHAMPION} if by == number else {}),
             "version_page": dg.MetadataValue.url(registry.version_page(settings.registered_model, by)),
-            **{key: snapshot.last_commit(batch).metadata.get(key) for key in ("engine", "dtype")},
-            "rows_scored": scored,
-            **({} if errors is None else {"errors": errors}),
-            "sample": markdown_sample(sample_rows(snapshot, batch, columns, settings.samples), columns),
+            **{key: recorded[key] for key in ("engine", "engine_reason", "dtype") if key in recorded},
+            **figures,
+            **_totals(snapshot, batch),
+            **sample(snapshot, batch, ["id", "document", "summary", "generated_summary"], settings.samples),
         }
+        return DoneBatch(version, metadata, {prod_data.key: made_from, champion_model.key: by})
 
     return each_batch(context, score)
+
+
+def _totals(snapshot: BatchSnapshot, batch: str) -> dict[str, int]:
+    """Errors and tokens of all rows of a batch, whichever run made them."""
+    totals = {"errors": 0, "input_tokens": 0, "output_tokens": 0}
+    for rows in snapshot.read(batch, ["error_message", "input_tokens", "output_tokens"]):
+        totals["errors"] += rows.num_rows - rows.column("error_message").null_count
+        for name in ("input_tokens", "output_tokens"):
+            totals[name] += pc.sum(rows.column(name)).as_py() or 0
+    return totals
 
 
 def _workers(scored: "ScoredBatch") -> dict[str, Any]:

@@ -1,12 +1,10 @@
 """The documents: one Delta partition a batch, from the source data set."""
 
-from collections.abc import Mapping
 from functools import cache
-from typing import Any
 
 import dagster as dg
 
-from batch_assets.assets._tables import column_schema, each_batch, markdown_sample, sample_rows, table_metadata
+from batch_assets.assets._tables import DoneBatch, column_lineage, column_schema, each_batch, sample, table_metadata
 from batch_assets.assets.external import SOURCE_DATASET
 from batch_assets.automation.partitions import BATCHES
 from batch_assets.errors import BatchAssetsError
@@ -16,6 +14,8 @@ from batch_assets.settings import Settings
 from batch_assets.sources.configured import landing_folder, scored_dataset
 from batch_assets.sources.landing import land_batch
 from batch_assets.sources.landing_folder import LandedDataset
+
+_LINEAGE = column_lineage({name: [(SOURCE_DATASET, name)] for name in ("id", "document", "summary")})
 
 
 @dg.asset(
@@ -35,7 +35,7 @@ def prod_data(
     folder = landing_folder(settings)
     dropped: LandedDataset | None = None
 
-    def land(batch: str) -> Mapping[str, Any]:
+    def land(batch: str) -> DoneBatch:
         nonlocal dropped
         dropped = folder.dataset_of(batch, dropped)
         dataset = dropped or configured()
@@ -53,12 +53,12 @@ def prod_data(
             state = f"up to date with its source, {landed.rows} documents"
         context.log.info(f"batch {batch}: {state}")
         snapshot = lake.open(PROD_DATA)
-        columns = ["id", "document", "summary"]
-        return {
-            **table_metadata(lake, snapshot, batch, landed.version),
+        metadata = {
+            **table_metadata(lake, snapshot, batch, landed.version, _LINEAGE),
             "rejected": landed.rejected,
             "changed": landed.changed,
-            "sample": markdown_sample(sample_rows(snapshot, batch, columns, settings.samples), columns),
+            **sample(snapshot, batch, ["id", "document", "summary"], settings.samples),
         }
+        return DoneBatch(landed.version, metadata)
 
     return each_batch(context, land)

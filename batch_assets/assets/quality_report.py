@@ -1,46 +1,110 @@
 """The report over all batches and model versions."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
 
+from batch_assets.assets.batch_inference import batch_inference
 from batch_assets.assets.summary_quality import summary_quality
 from batch_assets.lake.lake import Lake
-from batch_assets.lake.tables import SUMMARY_QUALITY
-from batch_assets.quality.report import markdown, totals
+from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
+from batch_assets.quality import plots
+from batch_assets.quality.examples import examples
+from batch_assets.quality.report import Facts, draw, markdown, page, totals
+from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import Settings
+
+_ARTIFACTS = "reports"
+# Reports of older materializations are removed beyond that many.
+_KEPT = 50
+# Batches whose throughput is shown: each takes a look into Dagster's storage.
+_LOOKED_AT, _EVENTS_LOOKED_AT = 50, 5
+_SHOWN = 5
 
 
 @dg.asset(
     deps=[summary_quality],
     group_name="summaries",
-    kinds={"python", "markdown"},
-    code_version="1",
-    description="What every table and model version came to, over all batches; also a file in <home>/reports.",
+    kinds={"python", "html"},
+    code_version="2",
+    description="What every table and model version came to, over all batches: an HTML page in <home>/reports, also "
+    "kept with the champion's MLflow run.",
 )
 def quality_report(
-    context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], lake: dg.ResourceParam[Lake]
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    lake: dg.ResourceParam[Lake],
+    registry: dg.ResourceParam[ModelRegistry],
 ) -> dg.MaterializeResult[None]:
-    """Write the report from ``summary_quality`` as it is now."""
+    """Write the report from ``summary_quality`` and the registry as they are now."""
+    from batch_assets.models.overview import champion_against, main_scores, overview
+    from batch_assets.models.registry import CHAMPION, with_alias
+    from batch_assets.models.task import task_of
+
     snapshot = lake.open(SUMMARY_QUALITY)
+    batches = lake.open(PROD_DATA).in_order(snapshot.batches())
+    rows = [row for batch in batches for table in snapshot.read(batch) for row in table.to_pylist()]
+    scores, baseline = main_scores(registry.client, settings)
+    compared, pairs = champion_against(registry.client, settings)
+    champion = with_alias(registry.client, settings.registered_model, CHAMPION)
+    links = {"Dagster": f"http://127.0.0.1:{settings.ui_port}/assets/quality_report", "MLflow": settings.mlflow_ui}
+    if champion is not None:
+        links[f"version {champion.number}, the champion"] = registry.version_page(champion.name, champion.number)
+    facts = Facts(
+        model=settings.registered_model,
+        rows=rows,
+        versions=overview(registry.client, settings, lake, []),
+        score=task_of(settings).main_score,
+        scores=scores,
+        baseline=baseline,
+        compared=compared,
+        pairs=pairs,
+        rates=_rates(context.instance, batches[-_LOOKED_AT:]),
+        links=links,
+    )
+    figures = draw(facts)
+    now = datetime.now(UTC)
+    shown = examples(lake.open(BATCH_INFERENCE), rows, min(settings.samples, _SHOWN))
+    written = page(facts, figures, shown, now)
 
-    def rows() -> Iterator[dict[str, Any]]:
-        for batch in snapshot.batches():
-            for table in snapshot.read(batch):
-                yield from table.to_pylist()
-
-    report = markdown(totals(rows()))
     folder = settings.home / "reports"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "quality_report.md"
-    path.write_text(f"# Quality of the summaries\n\n{report}\n")
-    context.log.info(f"{len(snapshot.batches())} batches, written to {path}")
-    return dg.MaterializeResult(
-        metadata={
-            "report": dg.MetadataValue.md(report),
-            "path": dg.MetadataValue.path(str(path)),
-            "delta_version": snapshot.version,
-        },
-        data_version=dg.DataVersion(str(snapshot.version)),
-    )
+    path = folder / f"quality_report-{now:%Y%m%dT%H%M%S%f}.html"
+    for place in (path, folder / "quality_report.html"):
+        part = place.with_suffix(".part")
+        part.write_text(written, encoding="utf-8")
+        part.replace(place)
+    for old in sorted(folder.glob("quality_report-*.html"))[:-_KEPT]:
+        old.unlink(missing_ok=True)
+    metadata: dict[str, Any] = {
+        "report": dg.MetadataValue.md(markdown(totals(rows))),
+        "plots": dg.MetadataValue.md("\n\n".join(plots.markdown(figure, title) for title, figure in figures.items())),
+        "path": dg.MetadataValue.path(str(path)),
+        "delta_version": snapshot.version,
+    }
+    if champion is not None and champion.run_id:
+        registry.client.log_text(champion.run_id, written, f"{_ARTIFACTS}/quality_report.html")
+        metadata["mlflow_report"] = dg.MetadataValue.url(
+            f"{registry.run_page(champion.run_id)}/artifacts/{_ARTIFACTS}/quality_report.html"
+        )
+        metadata["version_page"] = dg.MetadataValue.url(registry.version_page(champion.name, champion.number))
+    context.log.info(f"{len(batches)} batches, written to {path}")
+    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(str(snapshot.version)))
+
+
+def _rates(instance: dg.DagsterInstance, batches: Sequence[str]) -> dict[str, float]:
+    """Documents a second of the last materialization of each batch that scored something."""
+    rates: dict[str, float] = {}
+    for batch in batches:
+        records = instance.fetch_materializations(
+            dg.AssetRecordsFilter(batch_inference.key, asset_partitions=[batch]), limit=_EVENTS_LOOKED_AT
+        ).records
+        for record in records:
+            event = record.asset_materialization
+            rate = None if event is None else event.metadata.get("documents_per_second")
+            if rate is not None and isinstance(rate.value, int | float) and rate.value > 0:
+                rates[batch] = rate.value
+                break
+    return rates

@@ -1,18 +1,36 @@
 """ROUGE and reference-free measures of the summaries, for each batch, table and model version."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import dagster as dg
 
-from batch_assets.assets._tables import column_schema, each_batch, pinned_documents, table_metadata
+from batch_assets.assets._tables import (
+    DoneBatch,
+    column_lineage,
+    column_schema,
+    each_batch,
+    pinned_documents,
+    table_metadata,
+)
 from batch_assets.assets.ai_query_inference import ai_query_inference
 from batch_assets.assets.batch_inference import batch_inference
 from batch_assets.automation.partitions import BATCHES
 from batch_assets.automation.stale import input_of, input_version, is_stale
-from batch_assets.lake.lake import Lake
+from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, SUMMARY_QUALITY
+from batch_assets.quality.batches import FIGURES
 from batch_assets.resources.spark import SparkResource
+
+_BOTH = (batch_inference.key, ai_query_inference.key)
+_OF_TEXTS = (*FIGURES, "words_histogram", "compression_histogram", "coverage_histogram", "summaries", "empty")
+_LINEAGE = column_lineage(
+    {
+        "batch": [(key, "batch") for key in _BOTH],
+        "errors": [(key, "error_message") for key in _BOTH],
+        "cut": [(key, "finish_reason") for key in _BOTH],
+        "truncated": [(batch_inference.key, "input_truncated")],
+        **{name: [(key, "generated_summary") for key in _BOTH] for name in _OF_TEXTS},
+        **{name: [(key, "id") for key in _BOTH] for name in ("best", "worst")},
+    }
+)
 
 
 @dg.asset(
@@ -33,7 +51,7 @@ def summary_quality(
     scored, answered = lake.open(BATCH_INFERENCE), lake.open(AI_QUERY_INFERENCE)
     documents = pinned_documents(context, lake)
 
-    def measure(batch: str) -> Mapping[str, Any]:
+    def measure(batch: str) -> DoneBatch:
         from batch_assets.quality.batches import measure_tables
 
         expected = {**input_of(scored, batch), "ai_query_version": input_version(answered, batch)}
@@ -41,13 +59,13 @@ def summary_quality(
             commit = output.last_commit(batch)
             assert commit is not None
             context.log.info(f"batch {batch}: up to date")
-            return _metadata(output, batch, commit.version)
+            return _done(output, batch, commit.version)
         metadata = {**expected, "run_id": context.run.run_id}
         version = measure_tables(spark.session, documents, scored, answered, output, batch, metadata)
         context.log.info(f"batch {batch}: measured")
-        return _metadata(lake.open(SUMMARY_QUALITY), batch, version)
+        return _done(lake.open(SUMMARY_QUALITY), batch, version)
 
-    def _metadata(snapshot: Any, batch: str, version: int) -> dict[str, Any]:
+    def _done(snapshot: BatchSnapshot, batch: str, version: int) -> DoneBatch:
         rows = [row for table in snapshot.read(batch) for row in table.to_pylist()]
         figures = {
             f"{row['table_name']} {row['model_version'] or row['model_name']} {name}": round(row[name], 4)
@@ -55,6 +73,11 @@ def summary_quality(
             for name in ("rouge1", "rougeL", "compression")
             if row[name] is not None
         }
-        return {**table_metadata(lake, snapshot, batch, version), **figures}
+        inputs = {
+            batch_inference.key: input_version(scored, batch),
+            ai_query_inference.key: input_version(answered, batch),
+        }
+        metadata = {**table_metadata(lake, snapshot, batch, version, _LINEAGE), **figures}
+        return DoneBatch(version, metadata, inputs)
 
     return each_batch(context, measure)

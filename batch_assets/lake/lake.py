@@ -128,6 +128,11 @@ class BatchSnapshot:
         """Keys of the batches that hold rows, sorted; values that can't name a batch are left out."""
         return sorted(batch for (batch,) in self.delta.partitions() if batch is not None and is_batch(batch))
 
+    def in_order(self, batches: Sequence[str]) -> list[str]:
+        """Batches in the order in which they were last changed here; those that are not here come first."""
+        commits = {batch: self.last_commit(batch) for batch in batches}
+        return sorted(batches, key=lambda batch: (-1 if (commit := commits[batch]) is None else commit.version, batch))
+
     def files(self, batch: str) -> list[DataFile]:
         """Data files of one batch."""
         return self.delta.files({PARTITION: batch})

@@ -199,6 +199,11 @@ def evaluated(client: Any, run_id: str) -> dict[str, str]:
     return {digest: row["generated_summary_sha256"] for digest, row in _rows(client, run_id).items()}
 
 
+def evaluated_scores(client: Any, run_id: str, task: Task) -> dict[str, float]:
+    """Main scores of a run's model on the documents that it was evaluated on, by their SHA-256."""
+    return {digest: _main(task, row, "") for digest, row in _rows(client, run_id).items()}
+
+
 def _rows(client: Any, run_id: str) -> dict[str, dict[str, Any]]:
     """Figures of all documents that a run's model was evaluated on, by SHA-256 of the document."""
     import mlflow

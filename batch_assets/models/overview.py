@@ -6,8 +6,9 @@ from typing import Any
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import BATCH_INFERENCE, SUMMARY_QUALITY
+from batch_assets.models.evaluation import evaluated_scores
 from batch_assets.models.promotion import recorded
-from batch_assets.models.registry import versions
+from batch_assets.models.registry import CHALLENGER, CHAMPION, PREVIOUS, Version, versions, with_alias
 from batch_assets.models.task import task_of
 from batch_assets.quality.report import totals
 from batch_assets.settings import Settings
@@ -27,14 +28,11 @@ def overview(client: Any, settings: Settings, lake: Lake, tags: Sequence[str]) -
     """
     name = settings.registered_model
     wanted = dict(_parsed(tag) for tag in tags)
-    registered = client.search_registered_models(f"name = '{name}'")
-    aliases: dict[str, list[str]] = {}
-    for alias, number in (client.get_registered_model(name).aliases if registered else {}).items():
-        aliases.setdefault(str(number), []).append(alias)
+    aliases = aliases_of(client, settings)
     written = _written(lake, name)
     score = task_of(settings).main_score
     rows = []
-    for version in versions(client, name) if registered else []:
+    for version in _registered(client, settings):
         if any(version.tags.get(key) != value for key, value in wanted.items()):
             continue
         metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
@@ -44,7 +42,7 @@ def overview(client: Any, settings: Settings, lake: Lake, tags: Sequence[str]) -
         rows.append(
             {
                 "version": str(version.number),
-                "aliases": ", ".join(sorted(aliases.get(str(version.number), []))),
+                "aliases": ", ".join(aliases.get(version.number, [])),
                 "checkpoint": version.tags.get("checkpoint", ""),
                 "scores": ", ".join(scores),
                 "decision": ": ".join(decision),
@@ -52,6 +50,22 @@ def overview(client: Any, settings: Settings, lake: Lake, tags: Sequence[str]) -
             }
         )
     return rows
+
+
+def aliases_of(client: Any, settings: Settings) -> dict[int, list[str]]:
+    """Aliases of the registered versions, by number."""
+    if not _registered(client, settings):
+        return {}
+    aliases: dict[int, list[str]] = {}
+    for alias, number in sorted(client.get_registered_model(settings.registered_model).aliases.items()):
+        aliases.setdefault(int(number), []).append(alias)
+    return aliases
+
+
+def _registered(client: Any, settings: Settings) -> list[Version]:
+    """Versions, the newest first; none where nothing is registered yet."""
+    name = settings.registered_model
+    return versions(client, name) if client.search_registered_models(f"name = '{name}'") else []
 
 
 def _parsed(tag: str) -> tuple[str, str]:
@@ -72,3 +86,44 @@ def _written(lake: Lake, name: str) -> dict[str, str]:
         total["model_version"]: f"{total['summaries']} summaries in {total['batches']} batches"
         for total in totals(ours)
     }
+
+
+def main_scores(client: Any, settings: Settings) -> tuple[dict[str, tuple[float, float, float]], float | None]:
+    """The main score of every version on held-out documents, and that of the baseline.
+
+    Returns:
+        By version with its aliases, the oldest first: mean, low and high of the 95 % interval; and the baseline's mean,
+        None where there is none.
+    """
+    score = task_of(settings).main_score
+    names = (score, f"{score}_low", f"{score}_high")
+    scores: dict[str, tuple[float, float, float]] = {}
+    baseline = None
+    for version in reversed(_registered(client, settings)):
+        metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
+        if set(names) <= metrics.keys():
+            label = " ".join([str(version.number), *aliases_of(client, settings).get(version.number, [])])
+            scores[label] = (metrics[names[0]], metrics[names[1]], metrics[names[2]])
+            baseline = metrics.get(f"lead_{score}", baseline)
+    return scores, baseline
+
+
+def champion_against(client: Any, settings: Settings) -> tuple[tuple[str, str] | None, list[tuple[float, float]]]:
+    """Main scores of the champion and of the challenger, or else of the champion before it, on the same documents.
+
+    Returns:
+        What the two are called, None where there are no two; and their scores, document by document.
+    """
+    name = settings.registered_model
+    if not _registered(client, settings):
+        return None, []
+    champion = with_alias(client, name, CHAMPION)
+    for alias in (CHALLENGER, PREVIOUS):
+        other = with_alias(client, name, alias)
+        if champion is None or other is None or not champion.run_id or not other.run_id:
+            continue
+        task = task_of(settings)
+        left, right = (evaluated_scores(client, version.run_id, task) for version in (champion, other))
+        pairs = [(left[document], right[document]) for document in left if document in right]
+        return (f"champion {champion.number}", f"{alias} {other.number}"), pairs
+    return None, []

@@ -143,15 +143,21 @@ def predict(version: Version, documents: list[str]) -> list[str]:
     return [str(summary) for summary in model.predict(documents)]
 
 
+def digest_of(client: Any, version: Version) -> str | None:
+    """The digest of a version's model, None if this package didn't log it."""
+    digest: str | None = version.tags.get(DIGEST_TAG)
+    if digest is None and version.run_id:
+        digest = client.get_run(version.run_id).data.tags.get(DIGEST_TAG)
+    return digest
+
+
 def scoring_model(client: Any, version: Version, settings: Settings) -> ScoringModel:
     """Fetch a version and describe it for the workers.
 
     Raises:
         BatchAssetsError: the version was not made from a model that this package logged.
     """
-    digest = version.tags.get(DIGEST_TAG)
-    if digest is None and version.run_id:
-        digest = client.get_run(version.run_id).data.tags.get(DIGEST_TAG)
+    digest = digest_of(client, version)
     if digest is None:
         raise BatchAssetsError(
             f"version {version.number} of {version.name} has no tag {DIGEST_TAG}, so it was not logged by "

@@ -1,5 +1,6 @@
 """Measure the summaries of one batch on Spark: per-document figures on the workers, their means here."""
 
+import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ import pyarrow as pa
 
 from batch_assets.lake.lake import BatchSnapshot
 from batch_assets.lake.staging import stage
+from batch_assets.quality.histograms import BINNED, bin_of, histogram
 from batch_assets.quality.measures import measure_names, per_document
 from batch_assets.quality.rouge import ROUGE_TYPES
 
@@ -22,9 +24,24 @@ _COUNTS = {
     "errors": "error_message IS NOT NULL",
     "empty": "generated_summary IS NOT NULL AND trim(generated_summary) = ''",
     "cut": "finish_reason = 'length'",
+    "truncated": "input_truncated = 'true'",
     "references": "rouge1 IS NOT NULL",
 }
-_INPUT = "document, summary, generated_summary, error_message, finish_reason, model_name, model_version"
+_INPUT = (
+    "id",
+    "document",
+    "summary",
+    "generated_summary",
+    "error_message",
+    "finish_reason",
+    "input_truncated",
+    "model_name",
+    "model_version",
+)
+_KEPT = tuple(name for name in _INPUT if name not in ("document", "summary"))
+_VERSION = "model_name, model_version"
+# Documents at either end that people are shown.
+_SHOWN = 5
 
 
 def measure_batch(batch: str, table_name: str, summaries: "DataFrame") -> list[dict[str, Any]]:
@@ -33,12 +50,12 @@ def measure_batch(batch: str, table_name: str, summaries: "DataFrame") -> list[d
     Args:
         batch: key of the batch.
         table_name: table that the summaries are from.
-        summaries: one row a document, with ``document``, ``summary`` (the reference),
-            ``generated_summary``, ``error_message``, ``finish_reason``, ``model_name`` and
-            ``model_version`` (text).
+        summaries: one row a document, with ``id``, ``document``, ``summary`` (the reference), ``generated_summary``,
+            ``error_message``, ``finish_reason``, ``input_truncated``, ``model_name`` and ``model_version``.
     """
-    names = [name.strip() for name in _INPUT.split(",")]
-    schema = pa.schema([(name, pa.string()) for name in names] + [(name, pa.float64()) for name in FIGURES])
+    figures_schema = [(name, pa.float64()) for name in FIGURES] + [(f"{name}_bin", pa.int64()) for name in BINNED]
+    kept = ("document", *_KEPT)
+    schema = pa.schema([(name, pa.string()) for name in kept] + figures_schema)
 
     def figures(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for rows in batches:
@@ -47,21 +64,60 @@ def measure_batch(batch: str, table_name: str, summaries: "DataFrame") -> list[d
                 text = row["generated_summary"]
                 if row["document"] is not None and text is not None:
                     row |= per_document(row["document"], row["summary"], text)
+                row |= {f"{name}_bin": None if row.get(name) is None else bin_of(name, row[name]) for name in BINNED}
+                # The texts themselves have been measured.
+                row["document"] = row["document"] and ""
                 measured.append(row)
             yield pa.RecordBatch.from_pylist(measured, schema=schema)
 
-    ddl = ", ".join([f"{name} string" for name in names] + [f"{name} double" for name in FIGURES])
-    measured = summaries.select(*names).mapInArrow(figures, ddl)
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    texts = summaries.selectExpr(*(f"CAST({name} AS STRING) AS {name}" for name in _INPUT))
+    measured = texts.mapInArrow(figures, from_arrow_schema(schema)).where("model_name IS NOT NULL").persist()
+    try:
+        return [
+            {"batch": batch, "table_name": table_name, **row, "measured_at": datetime.now(UTC)}
+            for row in _by_version(measured)
+        ]
+    finally:
+        measured.unpersist()
+
+
+def _by_version(measured: "DataFrame") -> list[dict[str, Any]]:
+    """Counts, means, distributions and extremes of each model version."""
+    spark = measured.sparkSession
     measured.createOrReplaceTempView("_measured")
     aggregates = [f"count_if({condition}) AS {name}" for name, condition in _COUNTS.items()]
     # Rounded, because the order in which Spark adds up differs from run to run, and with it the last digits.
     aggregates += [f"round(avg({name}), 6) AS {name}" for name in FIGURES]
-    rows = measured.sparkSession.sql(
-        f"SELECT model_name, model_version, {', '.join(aggregates)} FROM _measured "
-        "WHERE model_name IS NOT NULL GROUP BY model_name, model_version ORDER BY model_name, model_version"
-    ).collect()
-    now = datetime.now(UTC)
-    return [{"batch": batch, "table_name": table_name, **row.asDict(), "measured_at": now} for row in rows]
+    rows = [
+        row.asDict()
+        for row in spark.sql(
+            f"SELECT {_VERSION}, {', '.join(aggregates)} FROM _measured GROUP BY {_VERSION} ORDER BY {_VERSION}"
+        ).collect()
+    ]
+    of_version = {(row["model_name"], row["model_version"]): row for row in rows}
+    for name in BINNED:
+        counted: dict[tuple[str, str | None], dict[int, int]] = {key: {} for key in of_version}
+        for row in spark.sql(
+            f"SELECT {_VERSION}, {name}_bin AS bin, count(*) AS count FROM _measured WHERE {name} IS NOT NULL "
+            f"GROUP BY {_VERSION}, {name}_bin"
+        ).collect():
+            counted[row["model_name"], row["model_version"]][row["bin"]] = row["count"]
+        for key, counts in counted.items():
+            of_version[key][f"{name}_histogram"] = histogram(name, counts)
+    for name, order in (("best", "DESC"), ("worst", "ASC")):
+        shown: dict[tuple[str, str | None], list[dict[str, Any]]] = {key: [] for key in of_version}
+        for row in spark.sql(
+            f"SELECT {_VERSION}, id, rouge1 FROM (SELECT *, row_number() OVER (PARTITION BY {_VERSION} "
+            f"ORDER BY rouge1 {order}, id) AS place FROM _measured WHERE rouge1 IS NOT NULL) "
+            f"WHERE place <= {_SHOWN} ORDER BY place"
+        ).collect():
+            one = {"id": row["id"], "rouge1": round(row["rouge1"], 4)}
+            shown[row["model_name"], row["model_version"]].append(one)
+        for key, documents in shown.items():
+            of_version[key][name] = json.dumps(documents)
+    return rows
 
 
 def measure_tables(
@@ -84,9 +140,9 @@ def measure_tables(
 
     originals = read_batch(spark, documents, batch).select("id", "document", "summary")
     by_model = read_batch(spark, scored, batch)
-    by_model = by_model.withColumn("model_version", by_model["model_version"].cast("string"))
     by_endpoint = read_batch(spark, answered, batch).drop("batch").withColumnRenamed("model", "model_name")
-    by_endpoint = originals.join(by_endpoint, "id").selectExpr("*", "CAST(NULL AS STRING) AS model_version")
+    unknown = (f"CAST(NULL AS STRING) AS {name}" for name in ("model_version", "input_truncated"))
+    by_endpoint = originals.join(by_endpoint, "id").selectExpr("*", *unknown)
     new = measure_batch(batch, scored.table.name, by_model) + measure_batch(batch, answered.table.name, by_endpoint)
     measured = {_key(row) for row in new}
     kept = [row for table in output.read(batch) for row in table.to_pylist() if _key(row) not in measured]

@@ -1,14 +1,23 @@
-"""Plots of an evaluation, where people would rather look than read."""
+"""Plots where people would rather look than read."""
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from batch_assets.quality.histograms import edges
 
 # Told apart by people who see few colours, on white, which is legible on dark pages too.
 # https://jfly.uni-koeln.de/color/
 _BLUE, _ORANGE = "#0072b2", "#e69f00"
+_COLOURS = (_BLUE, _ORANGE, "#009e73", "#cc79a7")
+# Names of batches that fit below a plot.
+_NAMED = 12
+
+Scores = Mapping[str, tuple[float, float, float]]
 
 
-def scores(figures: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> Any:
+def scores(figures: Mapping[str, Scores]) -> Any:
     """Bars of scores with their intervals.
 
     Args:
@@ -17,29 +26,34 @@ def scores(figures: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> A
     Returns:
         A ``matplotlib.figure.Figure``.
     """
-    figure, axes = _figure("Score", "share, 95 % interval")
+    figure, axes = _figure("score", "share, 95 % interval")
     names = list(next(iter(figures.values())))
     width = 0.8 / len(figures)
     for place, (system, values) in enumerate(figures.items()):
-        means = [values[name][0] for name in names]
-        errors = [
-            [max(values[name][0] - values[name][1], 0) for name in names],
-            [max(values[name][2] - values[name][0], 0) for name in names],
-        ]
         at = [index + (place - (len(figures) - 1) / 2) * width for index in range(len(names))]
-        shade = _BLUE if place == 0 else _ORANGE
-        axes.bar(
-            at,
-            means,
-            width * 0.9,
-            yerr=errors,
-            capsize=3,
-            label=system,
-            color=shade,
-            alpha=1 - 0.35 * max(place - 1, 0),
-        )
+        _bars(axes, at, [values[name] for name in names], width * 0.9, _COLOURS[place % len(_COLOURS)], system)
     axes.set_xticks(range(len(names)), names)
     axes.legend(frameon=False)
+    return figure
+
+
+def by_version(versions: Scores, score: str, baseline: float | None) -> Any:
+    """One score of each version, with its interval, beside a baseline.
+
+    Args:
+        versions: by the version's name: mean, low, high.
+        score: name of the score.
+        baseline: mean score of what takes no model.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
+    """
+    figure, axes = _figure("version", f"{score} on held-out documents, 95 % interval")
+    _bars(axes, list(range(len(versions))), list(versions.values()), 0.6, _BLUE, None)
+    axes.set_xticks(range(len(versions)), list(versions))
+    if baseline is not None:
+        axes.axhline(baseline, color=_ORANGE, label="the document's first sentences")
+        axes.legend(frameon=False)
     return figure
 
 
@@ -54,12 +68,108 @@ def distribution(values: Sequence[float], what: str) -> Any:
     return figure
 
 
+def distributions(counts: Mapping[str, Mapping[str, Sequence[int]]], titles: Mapping[str, str]) -> Any:
+    """Kept histograms of several groups of summaries, one panel a figure, as shares.
+
+    Args:
+        counts: by group and figure: summaries by bin.
+        titles: what each figure is called.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
+    """
+    figure, panels = _panels(len(titles))
+    for axes, (name, title) in zip(panels, titles.items(), strict=True):
+        _label(axes, title, "share of summaries")
+        filled = [place for group in counts.values() for place, count in enumerate(group[name]) if count]
+        for place, (label, group) in enumerate(counts.items()):
+            total = sum(group[name]) or 1
+            shares = [count / total for count in group[name]]
+            axes.step(edges(name), shares, where="post", color=_COLOURS[place % len(_COLOURS)], label=label)
+        if filled:
+            begins = [*edges(name), edges(name)[-1] * 1.2]
+            axes.set_xlim(begins[max(min(filled) - 1, 0)], begins[min(max(filled) + 2, len(begins) - 1)])
+    panels[0].legend(frameon=False)
+    return figure
+
+
+def over_batches(series: Mapping[str, Mapping[str, float]], what: str) -> Any:
+    """One figure over batches, a line for each series.
+
+    Args:
+        series: by series and batch; the batches in the order of the first series that has them.
+        what: name of the figure.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
+    """
+    figure, axes = _figure("batch", what)
+    batches = list(dict.fromkeys(batch for values in series.values() for batch in values))
+    places = {batch: place for place, batch in enumerate(batches)}
+    for number, (label, values) in enumerate(series.items()):
+        at = [places[batch] for batch in values]
+        axes.plot(at, list(values.values()), marker="o", color=_COLOURS[number % len(_COLOURS)], label=label)
+    step = -(-len(batches) // _NAMED) or 1
+    axes.set_xticks(range(0, len(batches), step), batches[::step], rotation=30, ha="right")
+    axes.set_ylim(bottom=0)
+    if series:
+        axes.legend(frameon=False)
+    return figure
+
+
+def against(pairs: Sequence[tuple[float, float]], across: str, up: str) -> Any:
+    """Scores of two systems on the same documents; above the line, the second is better.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
+    """
+    figure, axes = _figure(across, up)
+    axes.scatter([left for left, _ in pairs], [right for _, right in pairs], color=_BLUE, alpha=0.6)
+    most = max((max(pair) for pair in pairs), default=1.0)
+    axes.plot([0, most], [0, most], color=_ORANGE)
+    axes.set_aspect("equal")
+    return figure
+
+
+def svg(figure: Any) -> str:
+    """A plot as an element of an HTML page."""
+    import matplotlib as mpl
+
+    written = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "batch_assets"}):
+        figure.savefig(written, format="svg", metadata={"Date": None})
+    return written.getvalue()[written.getvalue().index("<svg") :]
+
+
+def markdown(figure: Any, title: str) -> str:
+    """A plot as an image in Markdown that needs no other file."""
+    written = io.BytesIO()
+    figure.savefig(written, format="png", dpi=80)
+    return f"![{title}](data:image/png;base64,{base64.b64encode(written.getvalue()).decode()})"
+
+
+def _bars(
+    axes: Any, at: list[float], values: Sequence[tuple[float, float, float]], width: float, colour: str, label: Any
+) -> None:
+    means = [mean for mean, _, _ in values]
+    errors = [[max(mean - low, 0) for mean, low, _ in values], [max(high - mean, 0) for mean, _, high in values]]
+    axes.bar(at, means, width, yerr=errors, capsize=3, label=label, color=colour)
+
+
 def _figure(across: str, up: str) -> tuple[Any, Any]:
+    figure, (axes,) = _panels(1)
+    _label(axes, across, up)
+    return figure, axes
+
+
+def _panels(count: int) -> tuple[Any, Sequence[Any]]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 3.5), layout="constrained", facecolor="white")
-    axes = figure.subplots()
+    figure = Figure(figsize=(6 if count == 1 else 4 * count, 3.5), layout="constrained", facecolor="white")
+    return figure, figure.subplots(1, count, squeeze=False)[0]
+
+
+def _label(axes: Any, across: str, up: str) -> None:
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes

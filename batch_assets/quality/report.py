@@ -1,7 +1,12 @@
-"""The report over all batches: what each table and model version came to."""
+"""The report over all batches: what each table and model version came to, as a page that needs no other file."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
+
+from batch_assets.quality import plots
+from batch_assets.quality.histograms import add
 
 _COLUMNS = (
     ("table", "table_name"),
@@ -19,8 +24,34 @@ _COLUMNS = (
     ("compression", "compression"),
     ("novel bigrams", "novel_bigrams"),
 )
+_BATCH_COLUMNS = (("batch", "batch"), *(column for column in _COLUMNS if column[0] != "batches"))
 _WEIGHTED_BY_REFERENCES = ("rouge1", "rouge2", "rougeL", "lead_rouge1")
 _WEIGHTED_BY_SUMMARIES = ("words", "compression", "novel_bigrams")
+_DISTRIBUTIONS = {"words": "words of a summary", "compression": "words of the document for one of the summary"}
+# What one page shows of many.
+_MOST_BATCHES, _MOST_LINES = 200, 4
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a report is made from.
+
+    ``rows`` are those of ``summary_quality`` in the order of the batches; ``versions`` those of
+    ``models.overview.overview()``; ``scores`` mean, low and high of the main score by version, ``baseline`` that of
+    the baseline; ``pairs`` the scores of two versions, which ``compared`` names, on the same documents; ``rates``
+    documents a second by batch; ``links`` addresses by title.
+    """
+
+    model: str
+    rows: Sequence[Mapping[str, Any]]
+    versions: Sequence[Mapping[str, str]]
+    score: str
+    scores: Mapping[str, tuple[float, float, float]]
+    baseline: float | None
+    compared: tuple[str, str] | None
+    pairs: Sequence[tuple[float, float]]
+    rates: Mapping[str, float]
+    links: Mapping[str, str]
 
 
 def totals(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -28,12 +59,8 @@ def totals(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Means are weighted by the number of summaries that they were taken over.
     """
-    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        key = (row["table_name"], row["model_name"], row["model_version"] or "")
-        groups.setdefault(key, []).append(row)
     result = []
-    for (table, model, version), group in sorted(groups.items()):
+    for (table, model, version), group in sorted(_by_version(rows).items()):
         total: dict[str, Any] = {"table_name": table, "model_name": model, "model_version": version}
         total["batches"] = len({row["batch"] for row in group})
         for name in ("documents", "summaries", "errors"):
@@ -45,9 +72,65 @@ def totals(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return result
 
 
-def _mean(weighted: list[tuple[float, int]]) -> float | None:
-    weight = sum(count for _, count in weighted)
-    return sum(value * count for value, count in weighted) / weight if weight else None
+def draw(facts: Facts) -> dict[str, Any]:
+    """The plots of a report, by title."""
+    groups = _by_version(facts.rows)
+    figures: dict[str, Any] = {}
+    if facts.scores:
+        figures["Versions on held-out documents"] = plots.by_version(facts.scores, facts.score, facts.baseline)
+    if facts.compared and facts.pairs:
+        title = f"{facts.compared[1]} against {facts.compared[0]}, one point a document"
+        figures[title] = plots.against(facts.pairs, *(f"{facts.score}, {name}" for name in facts.compared))
+    newest = dict(list(groups.items())[-_MOST_LINES:])
+    histograms = {
+        _label(key): {name: add([row[f"{name}_histogram"] for row in group]) for name in _DISTRIBUTIONS}
+        for key, group in newest.items()
+    }
+    if histograms:
+        figures["Length and compression"] = plots.distributions(histograms, _DISTRIBUTIONS)
+    for name, title in (("rouge1", "ROUGE-1"), ("compression", "compression")):
+        series = {
+            _label(key): {row["batch"]: row[name] for row in group[-_MOST_BATCHES:] if row[name] is not None}
+            for key, group in newest.items()
+        }
+        series = {label: values for label, values in series.items() if values}
+        if series:
+            figures[f"{title} by batch"] = plots.over_batches(series, f"mean {title}")
+    if facts.rates:
+        figures["Throughput by batch"] = plots.over_batches({"scoring": facts.rates}, "documents a second")
+    return figures
+
+
+def page(
+    facts: Facts, figures: Mapping[str, Any], examples: Mapping[str, Sequence[Mapping[str, Any]]], now: datetime
+) -> str:
+    """The report as HTML.
+
+    Args:
+        facts: what it is made from.
+        figures: its plots by title, from ``draw()``.
+        examples: documents with their summaries by title; any markup in them shows as text.
+        now: when it is written.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("batch_assets.quality", "."), autoescape=True, undefined=StrictUndefined
+    )
+    newest = list(facts.rows)[-_MOST_BATCHES:][::-1]
+    return environment.get_template("report.html.j2").render(
+        model=facts.model,
+        batches=len({row["batch"] for row in facts.rows}),
+        written=f"{now:%Y-%m-%d %H:%M} UTC",
+        links=facts.links,
+        totals_columns=[title for title, _ in _COLUMNS],
+        totals=[[_cell(row[name]) for _, name in _COLUMNS] for row in totals(facts.rows)],
+        plots={title: plots.svg(figure) for title, figure in figures.items()},
+        versions=facts.versions,
+        examples=examples,
+        batch_columns=[title for title, _ in _BATCH_COLUMNS],
+        newest=[[_cell(row[name]) for _, name in _BATCH_COLUMNS] for row in newest],
+    )
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -58,6 +141,23 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     ]
     lines += ["| " + " | ".join(_cell(row[name]) for _, name in _COLUMNS) + " |" for row in rows]
     return "\n".join(lines)
+
+
+def _by_version(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str], list[Mapping[str, Any]]]:
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["table_name"], row["model_name"], row["model_version"] or ""), []).append(row)
+    return groups
+
+
+def _label(key: tuple[str, str, str]) -> str:
+    table, model, version = key
+    return f"{model.rsplit('.', 1)[-1]} {version}" if version else f"{model} ({table})"
+
+
+def _mean(weighted: list[tuple[float, int]]) -> float | None:
+    weight = sum(count for _, count in weighted)
+    return sum(value * count for value, count in weighted) / weight if weight else None
 
 
 def _cell(value: Any) -> str:
