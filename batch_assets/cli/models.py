@@ -5,15 +5,22 @@ import sys
 
 import click
 
-from batch_assets.cli.common import load, print_table
+from batch_assets.cli.common import json_outcome_option, load, print_json, print_table, progress_aside
 from batch_assets.errors import BatchAssetsError
+from batch_assets.settings import Settings
 
 
 @click.command()
 @click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Only versions with this tag; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print each version as one line of JSON.")
 def models(tags: tuple[str, ...], as_json: bool) -> None:
-    """List the registered versions: aliases, scores, the decision about each, and what they have written."""
+    """List the registered versions: aliases, scores, the decision about each, and what they have written.
+
+    It changes nothing. Exit status: 0 listed, 2 the registry can't be asked.
+
+    \b
+    batch-assets models --tag checkpoint=small-t5
+    """
     from batch_assets.lake.configured import configured_lake
     from batch_assets.models.overview import overview
     from batch_assets.models.tracking import connect
@@ -25,37 +32,68 @@ def models(tags: tuple[str, ...], as_json: bool) -> None:
         return
     columns = ["version", "aliases", "checkpoint", "scores", "decision", "written"]
     if as_json:
-        import json
-
         for row in rows:
-            click.echo(json.dumps(row))
+            print_json(row)
         return
     print_table(columns, [[row[column] for column in columns] for row in rows])
 
 
 @click.command()
 @click.argument("version", type=click.IntRange(min=1))
-def promote(version: int) -> None:
-    """Make a VERSION the champion by hand, whatever its scores. It has to load and to answer first."""
+@json_outcome_option
+def promote(version: int, as_json: bool) -> None:
+    """Make a VERSION the champion by hand, whatever its scores. It has to load and to answer first.
+
+    The champion before it becomes previous. Exit status: 0 done, 2 there is no such version.
+
+    \b
+    batch-assets promote 3
+    """
     from batch_assets.automation.promotion import promote_version
 
     settings = load()
-    click.echo(promote_version(settings, version, click.echo))
+    with progress_aside(as_json):
+        click.echo(promote_version(settings, version, click.echo))
+    _print_champion(settings, as_json)
 
 
 @click.command()
-def rollback() -> None:
-    """Make the version the champion again that was it before; the two swap."""
+@json_outcome_option
+def rollback(as_json: bool) -> None:
+    """Make the version the champion again that was it before; the two swap.
+
+    Exit status: 0 done, 2 there is none to go back to.
+
+    \b
+    batch-assets rollback
+    """
     from batch_assets.automation.promotion import roll_back
 
     settings = load()
-    click.echo(roll_back(settings))
+    with progress_aside(as_json):
+        click.echo(roll_back(settings))
+    _print_champion(settings, as_json)
+
+
+def _print_champion(settings: Settings, as_json: bool) -> None:
+    from batch_assets.models.registry import champion
+    from batch_assets.models.tracking import connect
+
+    if as_json:
+        version = champion(connect(settings), settings)
+        print_json({"model": version.name, "champion": version.number})
 
 
 @click.command(name="try")
 @click.argument("text")
 def try_(text: str) -> None:
-    """Let the champion answer to TEXT, as batch_inference would; - reads it from standard input."""
+    """Let the champion answer to TEXT, as batch_inference would; - reads it from standard input.
+
+    It changes nothing. Exit status: 0 answered, 2 there is no champion, or no answer.
+
+    \b
+    batch-assets try "Some text to be summarized."
+    """
     from batch_assets.inference.contract import generate
     from batch_assets.inference.engines import load_engine
     from batch_assets.models.registry import champion, scoring_model

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from batch_assets.cli.common import load, print_table
+from batch_assets.cli.common import load, print_json, print_table
 
 
 @click.command()
@@ -14,7 +14,7 @@ from batch_assets.cli.common import load, print_table
 @click.option("--resume", is_flag=True, help="Go on with the same statement that was interrupted: ask what is missing.")
 @click.option("--json", "as_json", is_flag=True, help="Print each row as one line of JSON.")
 def query(statement: str, resume: bool, as_json: bool) -> None:
-    r"""Run one SQL statement, in which ai_query and its family ask the configured endpoints.
+    """Run one SQL statement, in which ai_query and its family ask the configured endpoints.
 
     STATEMENT is a query, or CREATE [OR REPLACE] TABLE ... AS; - reads it from standard input. Tables of the lake go by
     one to three names. Progress goes to standard error. Exit status: 0 done, 2 the statement can't be run.
@@ -60,10 +60,8 @@ def query(statement: str, resume: bool, as_json: bool) -> None:
 
 
 def _print_rows(columns: list[str], rows: list[Any], as_json: bool) -> None:
-    import json
-
     if as_json:
         for row in rows:
-            click.echo(json.dumps(row.asDict(recursive=True), ensure_ascii=False, default=str))
+            print_json(row.asDict(recursive=True))
         return
     print_table(columns, rows)
