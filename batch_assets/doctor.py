@@ -60,7 +60,9 @@ def examine(settings: Settings) -> list[Finding]:
         try:
             findings += check(settings)
         except (BatchAssetsError, OSError) as error:
-            findings.append(Finding(PROBLEM, what, " ".join(str(error).split()), remedy))
+            # delta-rs paints its messages.
+            found = re.sub(r"\x1b\[[\d;]*m", "", str(error))
+            findings.append(Finding(PROBLEM, what, " ".join(found.split()), remedy))
     return findings
 
 

@@ -17,7 +17,7 @@ from dagster._core.events import EngineEventData
 from deltalake import write_deltalake
 
 from batch_assets import doctor
-from batch_assets.automation.launch import prepare_dagster_home
+from batch_assets.automation.launch import held_pools, prepare_dagster_home
 from batch_assets.automation.runs import range_tags, register_batches
 from batch_assets.cli import main
 from batch_assets.lake.tables import PROD_DATA
@@ -201,6 +201,14 @@ def test_a_tracking_server_that_is_out_of_reach_is_said_soon_and_without_its_pas
     assert KEY not in result.output
 
 
+def test_a_lake_that_is_out_of_reach_is_a_problem_said_soon_and_in_plain_text(invoke, monkeypatch):
+    for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ALLOW_HTTP": "true", "ACCESS_KEY_ID": "somebody",
+                        "SECRET_ACCESS_KEY": KEY, "REGION": "us-east-1"}.items():  # fmt: skip
+        monkeypatch.setenv(f"AWS_{name}", value)
+    level, found = findings(invoke("doctor", "--json", LAKE="s3://nowhere/lake"))["tables"]
+    assert (level, "check BATCH_ASSETS_LAKE" in found, "\x1b" in found) == ("problem", True, False)
+
+
 def test_the_doctor_sees_what_is_needed_of_the_hub(home, invoke):
     result = invoke("doctor", "--json", MODEL="nobody/nothing", DATASET="EdinburghNLP/xsum")
     found = findings(result)
@@ -250,6 +258,8 @@ def test_the_doctor_sees_dead_runs_held_pools_and_a_run_at_work_and_frees_none(h
     assert "run over is over and still holds the pool spark" in found[2]["found"]
     assert instance.get_run_by_id("dead").status == dg.DagsterRunStatus.STARTED
     assert instance.event_log_storage.get_concurrency_info("spark").claimed_slots
+    assert held_pools(instance) == []
+    assert not instance.event_log_storage.get_concurrency_info("spark").claimed_slots
     assert "lock" not in findings(invoke("doctor", "--json"))
 
 

@@ -63,7 +63,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
     table = Table(box=box.SIMPLE, show_lines=True)
     for title in columns:
-        table.add_column(Text(title))
+        table.add_column(Text(title), overflow="fold")
     for row in cells:
         # Text, not markup: a value may hold square brackets.
         table.add_row(*map(Text, row))
