@@ -28,8 +28,11 @@ def _candidates() -> list[Path]:
     return sorted(Path(sys.prefix).glob("java/usr/lib/jvm/*/bin/java"))
 
 
-def check_java() -> None:
+def check_java() -> str:
     """Make sure that Spark will find a Java it can run on; sets JAVA_HOME where make has unpacked one.
+
+    Returns:
+        Which one that is.
 
     Raises:
         BatchAssetsError: there is none, or it is too old.
@@ -51,3 +54,4 @@ def check_java() -> None:
         raise BatchAssetsError(f"{java} is Java {version[1]}, but Spark needs {_OLDEST} or newer: {_REMEDY}")
     if str(java).startswith(sys.prefix):
         os.environ["JAVA_HOME"] = str(java.parent.parent)
+    return f"Java {version[1]}, {java}"

@@ -8,6 +8,18 @@ from pathlib import Path
 from batch_assets.errors import BatchAssetsError
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock file ``path`` now; makes nothing."""
+    if not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 @contextmanager
 def locked(path: Path, *, refusal: str | None = None) -> Iterator[None]:
     """Hold the lock file ``path`` while the block runs, after whoever holds it now.

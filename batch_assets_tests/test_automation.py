@@ -550,10 +550,10 @@ def test_files_are_landed_by_hand_and_a_changed_one_replaces_its_batch(tmp_path,
 
     file = drop(tmp_path, "a.jsonl", "one", "two")
     other = write_csv(tmp_path / "b.csv", [{"id": "9", "document": "three"}])
-    assert "landed: both" in command("land", str(file), str(other), "--batch", "both").stdout
+    assert command("land", str(file), str(other), "--batch", "both").returncode == 0
     assert texts("both") == ["one", "three", "two"]
     drop(tmp_path, "a.jsonl", "one", "changed")
-    assert "landed: both" in command("land", str(file), "--batch", "both").stdout
+    assert command("land", str(file), "--batch", "both").returncode == 0
     assert texts("both") == ["changed", "one"]
     assert LandingFolder(str(home / "landing"), 1000).news() == {}
     taken = command("land", str(drop(tmp_path, "both.jsonl", "another")))

@@ -4,8 +4,10 @@ import os
 
 import dagster as dg
 import yaml
+from sqlalchemy.exc import SQLAlchemyError
 
 from batch_assets.automation.runs import known_batches, range_tags, ranges
+from batch_assets.errors import BatchAssetsError
 from batch_assets.settings import Settings
 
 _LAUNCHED_TAG = "batch_assets/launched_by"
@@ -30,6 +32,34 @@ def prepare_dagster_home(settings: Settings) -> None:
     if not path.exists():
         path.write_text(yaml.safe_dump(_DAGSTER_YAML, sort_keys=False))
     os.environ["DAGSTER_HOME"] = str(folder)
+
+
+def existing_instance(settings: Settings) -> dg.DagsterInstance | None:
+    """Dagster's storage as it is, None where there is none yet; nothing is made.
+
+    Raises:
+        BatchAssetsError: it can't be opened.
+    """
+    folder = settings.dagster_home
+    path = folder / "dagster.yaml"
+    if not path.exists():
+        return None
+    try:
+        configured = yaml.safe_load(path.read_text()) or {}
+        if not isinstance(configured, dict):
+            raise BatchAssetsError(f"{path} is no configuration of Dagster: mend it, or remove it to get a new one")
+        # What the storage under the home folder consists of; opening it makes what is missing.
+        files = [folder / "history" / "runs.db", folder / "history" / "runs" / "index.db"]
+        files.append(folder / "schedules" / "schedules.db")
+        is_elsewhere = any(key.endswith("storage") for key in configured)
+        if not is_elsewhere and not all(file.exists() for file in files):
+            return None
+        return dg.DagsterInstance.from_config(str(folder))
+    except (dg.DagsterError, yaml.YAMLError, SQLAlchemyError, UnicodeDecodeError) as error:
+        raise BatchAssetsError(
+            f"Dagster's storage in {folder} can't be opened ({str(error).strip().splitlines()[0]}): mend {path}, or "
+            "move the folder away to begin a new one, which keeps the tables and forgets the runs"
+        ) from error
 
 
 def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
@@ -61,15 +91,18 @@ def close_orphaned_runs(instance: dg.DagsterInstance) -> list[str]:
     Returns:
         Ids of the runs.
     """
+    orphans = orphaned_runs(instance)
+    for run in orphans:
+        instance.report_run_failed(run, "The process of this run was killed together with the code server.")
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    return [run.run_id for run in orphans]
+
+
+def orphaned_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
+    """Runs of this machine that count as running, and whose process is gone."""
     started = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
-    orphans = []
-    for run in instance.get_runs(dg.RunsFilter(statuses=started)):
-        pid = process_of(instance, run.run_id)
-        if pid is not None and not _is_alive(pid):
-            instance.report_run_failed(run, "The process of this run was killed together with the code server.")
-            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-            orphans.append(run.run_id)
-    return orphans
+    runs = instance.get_runs(dg.RunsFilter(statuses=started))
+    return [run for run in runs if (pid := process_of(instance, run.run_id)) is not None and not _is_alive(pid)]
 
 
 def process_of(instance: dg.DagsterInstance, run_id: str) -> int | None:
@@ -94,14 +127,22 @@ def _is_alive(pid: int) -> bool:
 def held_pools(instance: dg.DagsterInstance) -> list[tuple[str, str]]:
     """Pools that a run holds, with the run's id; pools held by runs that are over are freed."""
     held = []
-    for pool in instance.event_log_storage.get_concurrency_keys():
+    for pool, run_id, is_over in claimed_pools(instance):
+        if is_over:
+            instance.event_log_storage.free_concurrency_slots_for_run(run_id)
+        else:
+            held.append((pool, run_id))
+    return held
+
+
+def claimed_pools(instance: dg.DagsterInstance) -> list[tuple[str, str, bool]]:
+    """Pools that a run has claimed, with the run's id, and whether that run is over."""
+    claimed = []
+    for pool in sorted(instance.event_log_storage.get_concurrency_keys()):
         for slot in instance.event_log_storage.get_concurrency_info(pool).claimed_slots:
             run = instance.get_run_by_id(slot.run_id)
-            if run is None or run.is_finished:
-                instance.event_log_storage.free_concurrency_slots_for_run(slot.run_id)
-            else:
-                held.append((pool, slot.run_id))
-    return held
+            claimed.append((pool, slot.run_id, run is None or run.is_finished))
+    return claimed
 
 
 def materialize(

@@ -36,18 +36,21 @@ def register_batches(instance: dg.DagsterInstance, batches: Sequence[str]) -> No
         instance.add_dynamic_partitions(str(BATCHES.name), new)
 
 
-def busy_batches(instance: dg.DagsterInstance) -> set[str]:
-    """Batches that a run is queued or running for."""
+def busy_batches(instance: dg.DagsterInstance, statuses: Sequence[dg.DagsterRunStatus] = ALIVE) -> set[str]:
+    """Batches that a run is queued or running for, or that a run with one of some statuses is over."""
     known = known_batches(instance)
-    places = {batch: place for place, batch in enumerate(known)}
-    busy: set[str] = set()
-    for run in instance.get_runs(dg.RunsFilter(statuses=ALIVE)):
-        if PARTITION_NAME_TAG in run.tags:
-            busy.add(run.tags[PARTITION_NAME_TAG])
-        first, last = (run.tags.get(tag) for tag in (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG))
-        if first in places and last in places:
-            busy.update(known[places[first] : places[last] + 1])
-    return busy
+    runs = instance.get_runs(dg.RunsFilter(statuses=list(statuses)))
+    return {batch for run in runs for batch in batches_of(run, known)}
+
+
+def batches_of(run: dg.DagsterRun, known: Sequence[str]) -> list[str]:
+    """Batches that a run is over, of those that are known in this order."""
+    if PARTITION_NAME_TAG in run.tags:
+        return [run.tags[PARTITION_NAME_TAG]]
+    first, last = (run.tags.get(tag) for tag in (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG))
+    if first not in known or last not in known:
+        return []
+    return list(known[known.index(first) : known.index(last) + 1])
 
 
 def ranges(known: Sequence[str], wanted: Sequence[str], longest: int) -> list[list[str]]:

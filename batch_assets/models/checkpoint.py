@@ -15,6 +15,9 @@ from batch_assets.settings import EMBEDDED_MODEL, Settings
 # What of a hub repository a checkpoint needs. Weights come as safetensors only: pickled ones can run code.
 _PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
 
+# Of one parameter.
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+
 # How transformers names architectures that generate text.
 _WRITERS = ("ForConditionalGeneration", "ForCausalLM", "LMHeadModel")
 
@@ -93,6 +96,36 @@ def check_checkpoint(settings: Settings) -> None:
                 raise _hub_error(model, error) from error
         except (OSError, ValueError) as error:
             raise _hub_error(model, error) from error
+
+
+def weight_bytes(settings: Settings) -> int | None:
+    """What the weights of the configured model take in the configured precision; None where they aren't here yet.
+
+    Raises:
+        BatchAssetsError: there is no such model.
+    """
+    wanted = _BYTES[settings.dtype]
+    if settings.model == EMBEDDED_MODEL:
+        return smollm2.PARAMETERS * wanted
+    if _is_folder(settings.model):
+        folder = _folder(settings.model)
+    else:
+        import huggingface_hub
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            cached = huggingface_hub.snapshot_download(
+                settings.model, cache_dir=_cache(settings), allow_patterns=_PATTERNS, local_files_only=True
+            )
+        except LocalEntryNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise _hub_error(settings.model, error) from error
+        folder = Path(cached)
+    _check_folder(folder)
+    config = Checkpoint(folder.name, folder, "").config
+    stored = _BYTES.get(str(config.get("dtype") or config.get("torch_dtype")), _BYTES["float32"])
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) * wanted // stored
 
 
 def load_checkpoint(settings: Settings) -> Checkpoint:

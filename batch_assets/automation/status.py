@@ -1,0 +1,248 @@
+"""What there is now: batches, the champion, the last runs. Nothing is made or changed by looking."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import dagster as dg
+
+from batch_assets.automation.launch import existing_instance
+from batch_assets.automation.look import stale_now
+from batch_assets.automation.runs import batches_of, busy_batches, known_batches
+from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.configured import configured_lake
+from batch_assets.lake.lake import BatchSnapshot, Lake
+from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA, PROD_DATA_REJECTED, Table
+from batch_assets.settings import Settings
+
+SCORED = "scored"
+_RUNS_SHOWN = 5
+# Runs that are over that the last one of each batch is looked for in.
+_RUNS_LOOKED_AT = 1000
+_PROMOTIONS_LOOKED_AT = 200
+_OVER = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+_AT_WORK = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch; ``summaries`` and ``errors`` are None where the table's log doesn't tell them.
+
+    ``state`` is the first of these that fits: running, queued; failed (the last run over it failed, and it has not been
+    scored since); landed (never scored), stale (as ``stale_batches`` has it); scored; empty (it has no documents).
+    """
+
+    batch: str
+    state: str
+    documents: int
+    rejected: int
+    summaries: int | None
+    errors: int | None
+    model_version: int | None
+    scored_at: str | None
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The champion; ``since`` is when Dagster first heard of it, None where it has not."""
+
+    model: str
+    version: int
+    score_name: str
+    score: float | None
+    since: str | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of Dagster."""
+
+    run_id: str
+    job: str
+    status: str
+    began: str
+    ended: str | None
+    batches: list[str]
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state as a whole; ``champion_problem`` says why nobody can tell the champion."""
+
+    batches: list[Batch]
+    champion: Champion | None
+    champion_problem: str | None
+    runs: list[Run]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Batches in each state."""
+        return dict(sorted(Counter(batch.state for batch in self.batches).items()))
+
+
+def status_of(settings: Settings) -> Status:
+    """Look at tables, registry and runs.
+
+    Raises:
+        BatchAssetsError: a table or Dagster's storage can't be read.
+    """
+    with existing_instance(settings) or dg.DagsterInstance.ephemeral() as instance:
+        champion, problem = None, None
+        try:
+            champion = champion_of(instance, settings)
+        except BatchAssetsError as error:
+            problem = str(error)
+        batches = batches_in(instance, settings, champion.version if champion else None)
+        return Status(batches, champion, problem, last_runs(instance))
+
+
+@contextmanager
+def tables_of(lake: Lake) -> Iterator[tuple[BatchSnapshot, BatchSnapshot, BatchSnapshot]]:
+    """Documents, rejected records and summaries as they are now; what is not there yet is as if it were empty."""
+    with TemporaryDirectory(prefix="batch_assets-") as nothing:
+
+        def there(table: Table) -> BatchSnapshot:
+            return (lake if lake.exists(table) else Lake(nothing)).open(table)
+
+        yield there(PROD_DATA), there(PROD_DATA_REJECTED), there(BATCH_INFERENCE)
+
+
+def batches_in(instance: dg.DagsterInstance, settings: Settings, champion: int | None) -> list[Batch]:
+    """All batches that a table or Dagster knows, by name."""
+    running, busy = busy_batches(instance, _AT_WORK), busy_batches(instance)
+    failures = _failures(instance)
+    with tables_of(configured_lake(settings)) as (documents, rejected, output):
+        stale = stale_now(instance, settings, documents, output, champion)
+
+        def state(batch: str, scored: float | None) -> str:
+            if batch in busy:
+                return "running" if batch in running else "queued"
+            if batch in failures and (scored is None or scored < failures[batch]):
+                return "failed"
+            if batch in stale:
+                return "landed" if scored is None else "stale"
+            return SCORED if documents.files(batch) else "empty"
+
+        found = []
+        keys = {*documents.batches(), *rejected.batches(), *output.batches(), *known_batches(instance)}
+        written = scored_in(output, keys)
+        for batch in sorted(keys):
+            commit = output.last_commit(batch)
+            scored = None if commit is None else commit.seconds
+            found.append(
+                Batch(
+                    batch=batch,
+                    state=state(batch, scored),
+                    documents=documents.rows(batch),
+                    rejected=rejected.rows(batch),
+                    **written[batch],
+                )
+            )
+        return found
+
+
+def scored_in(output: BatchSnapshot, batches: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What was scored of each batch: summaries, errors, version of the model, and when."""
+    counts = _written(output)
+    found = {}
+    for batch in batches:
+        commit = output.last_commit(batch)
+        found[batch] = {
+            **counts.get(batch, {"summaries": None, "errors": None}),
+            "model_version": None if commit is None else commit.metadata.get("model_version"),
+            "scored_at": None if commit is None else _time(commit.seconds),
+        }
+    return found
+
+
+def _written(output: BatchSnapshot) -> dict[str, dict[str, int | None]]:
+    """Summaries and errors of each batch by the statistics in the table's log; None where a writer left them out."""
+    names = {"summaries": "null_count.generated_summary", "errors": "null_count.error_message"}
+    files = output.delta.add_actions()
+    found: dict[str, dict[str, int | None]] = {}
+    if not set(names.values()) <= set(files.column_names):
+        return found
+    for file in files.select(["partition.batch", "num_records", *names.values()]).to_pylist():
+        counts = found.setdefault(file["partition.batch"], dict.fromkeys(names, 0))
+        for name, nulls in names.items():
+            before = counts[name]
+            known = before is not None and file["num_records"] is not None and file[nulls] is not None
+            counts[name] = before + file["num_records"] - file[nulls] if known else None
+    return found
+
+
+def champion_of(instance: dg.DagsterInstance, settings: Settings) -> Champion | None:
+    """The champion, None where there is none.
+
+    Raises:
+        BatchAssetsError: the registry can't be asked.
+    """
+    from batch_assets.models.registry import CHAMPION, with_alias
+    from batch_assets.models.task import task_of
+    from batch_assets.models.tracking import look
+
+    client = look(settings)
+    if client is None:
+        return None
+    from mlflow.exceptions import MlflowException
+
+    score_name = task_of(settings).main_score
+    try:
+        version = with_alias(client, settings.registered_model, CHAMPION)
+        if version is None:
+            return None
+        metrics: Mapping[str, float] = client.get_run(version.run_id).data.metrics if version.run_id else {}
+    except MlflowException as error:
+        raise BatchAssetsError(f"the model registry can't be asked: {error.message}") from error
+    since = _since(instance, version.number)
+    return Champion(version.name, version.number, score_name, metrics.get(score_name), since)
+
+
+def _since(instance: dg.DagsterInstance, number: int) -> str | None:
+    since = None
+    events = instance.fetch_materializations(dg.AssetKey("champion_model"), limit=_PROMOTIONS_LOOKED_AT)
+    for record in events.records:
+        event = record.asset_materialization
+        if event is None or (event.tags or {}).get("dagster/data_version") != str(number):
+            break
+        since = record.timestamp
+    return _time(since)
+
+
+def last_runs(instance: dg.DagsterInstance) -> list[Run]:
+    """The last runs, the newest first."""
+    known = known_batches(instance)
+    return [
+        Run(
+            run_id=record.dagster_run.run_id,
+            job=record.dagster_run.job_name,
+            status=record.dagster_run.status.value,
+            began=str(_time(_beginning(record))),
+            ended=_time(record.end_time),
+            batches=batches_of(record.dagster_run, known),
+        )
+        for record in instance.get_run_records(limit=_RUNS_SHOWN)
+    ]
+
+
+def _failures(instance: dg.DagsterInstance) -> dict[str, float]:
+    """Batches whose last run failed, and when it began, in seconds since 1970."""
+    known = known_batches(instance)
+    last: dict[str, Any] = {}
+    for record in instance.get_run_records(dg.RunsFilter(statuses=_OVER), limit=_RUNS_LOOKED_AT):
+        for batch in batches_of(record.dagster_run, known):
+            last.setdefault(batch, record)
+    failure = dg.DagsterRunStatus.FAILURE
+    return {batch: _beginning(record) for batch, record in last.items() if record.dagster_run.status == failure}
+
+
+def _beginning(record: Any) -> float:
+    return float(record.start_time or record.create_timestamp.timestamp())
+
+
+def _time(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(" ", "seconds")

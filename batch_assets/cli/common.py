@@ -1,0 +1,77 @@
+"""What the commands have in common: settings, tables, outcomes as JSON, how a command ends."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import click
+
+from batch_assets.settings import PREFIX, Settings, load_settings
+
+# Cells of plain tables are filled up to so many characters; longer ones push the next to the right.
+_PLAIN_WIDTH = 40
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else.")
+json_outcome_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print the outcome as one JSON object; progress goes to standard error."
+)
+
+
+def load() -> Settings:
+    """The settings, in effect for this process and those that it starts."""
+    from batch_assets.hub import keep_off_the_hub
+
+    settings = load_settings()
+    # The code location and the workers must see the same home, wherever they are started.
+    os.environ[f"{PREFIX}HOME"] = str(settings.home)
+    keep_off_the_hub(settings)
+    return settings
+
+
+def end_if(failures: list[str]) -> None:
+    """End with exit status 1 where an asset failed."""
+    if failures:
+        click.echo(f"failed: {', '.join(failures)}; their batches are as they were. The reasons are above.", err=True)
+        sys.exit(1)
+
+
+@contextmanager
+def progress_aside(as_json: bool) -> Iterator[None]:
+    """Within it, what is printed goes to standard error where standard output is for JSON."""
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):
+        yield
+
+
+def print_json(outcome: Any) -> None:
+    """Print an outcome as one line of JSON."""
+    click.echo(json.dumps(outcome, ensure_ascii=False, default=str))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print rows under titles: as a table in a terminal, else as plain lines, one a row."""
+    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        _print_plain([list(columns), *cells])
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE, show_lines=True)
+    for title in columns:
+        table.add_column(Text(title), overflow="fold")
+    for row in cells:
+        # Text, not markup: a value may hold square brackets.
+        table.add_row(*map(Text, row))
+    Console().print(table)
+
+
+def _print_plain(rows: list[list[str]]) -> None:
+    lines = [[" ".join(cell.split()) for cell in row] for row in rows]
+    widths = [min(max(map(len, column)), _PLAIN_WIDTH) for column in zip(*lines, strict=True)]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -1,0 +1,114 @@
+"""Commands about registered versions: models, promote, rollback, try."""
+
+import os
+import sys
+
+import click
+
+from batch_assets.cli.common import json_outcome_option, load, print_json, print_table, progress_aside
+from batch_assets.errors import BatchAssetsError
+from batch_assets.settings import Settings
+
+
+@click.command()
+@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Only versions with this tag; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print each version as one line of JSON.")
+def models(tags: tuple[str, ...], as_json: bool) -> None:
+    """List the registered versions: aliases, scores, the decision about each, and what they have written.
+
+    It changes nothing. Exit status: 0 listed, 2 the registry can't be asked.
+
+    \b
+    batch-assets models --tag checkpoint=small-t5
+    """
+    from batch_assets.lake.configured import configured_lake
+    from batch_assets.models.overview import overview
+    from batch_assets.models.tracking import connect
+
+    settings = load()
+    rows = overview(connect(settings), settings, configured_lake(settings), tags)
+    if not rows and not as_json:
+        click.echo(f"{settings.registered_model} has no versions{' with these tags' if tags else ' yet'}")
+        return
+    columns = ["version", "aliases", "checkpoint", "scores", "decision", "written"]
+    if as_json:
+        for row in rows:
+            print_json(row)
+        return
+    print_table(columns, [[row[column] for column in columns] for row in rows])
+
+
+@click.command()
+@click.argument("version", type=click.IntRange(min=1))
+@json_outcome_option
+def promote(version: int, as_json: bool) -> None:
+    """Make a VERSION the champion by hand, whatever its scores. It has to load and to answer first.
+
+    The champion before it becomes previous. Exit status: 0 done, 2 there is no such version.
+
+    \b
+    batch-assets promote 3
+    """
+    from batch_assets.automation.promotion import promote_version
+
+    settings = load()
+    with progress_aside(as_json):
+        click.echo(promote_version(settings, version, click.echo))
+    _print_champion(settings, as_json)
+
+
+@click.command()
+@json_outcome_option
+def rollback(as_json: bool) -> None:
+    """Make the version the champion again that was it before; the two swap.
+
+    Exit status: 0 done, 2 there is none to go back to.
+
+    \b
+    batch-assets rollback
+    """
+    from batch_assets.automation.promotion import roll_back
+
+    settings = load()
+    with progress_aside(as_json):
+        click.echo(roll_back(settings))
+    _print_champion(settings, as_json)
+
+
+def _print_champion(settings: Settings, as_json: bool) -> None:
+    from batch_assets.models.registry import champion
+    from batch_assets.models.tracking import connect
+
+    if as_json:
+        version = champion(connect(settings), settings)
+        print_json({"model": version.name, "champion": version.number})
+
+
+@click.command(name="try")
+@click.argument("text")
+def try_(text: str) -> None:
+    """Let the champion answer to TEXT, as batch_inference would; - reads it from standard input.
+
+    It changes nothing. Exit status: 0 answered, 2 there is no champion, or no answer.
+
+    \b
+    batch-assets try "Some text to be summarized."
+    """
+    from batch_assets.inference.contract import generate
+    from batch_assets.inference.engines import load_engine
+    from batch_assets.models.registry import champion, scoring_model
+    from batch_assets.models.tracking import connect
+
+    settings = load()
+    client = connect(settings)
+    document = sys.stdin.read() if text == "-" else text
+    model = scoring_model(client, champion(client, settings), settings.model_copy(update={"engine": "transformers"}))
+    (generation,) = generate(load_engine(model, os.cpu_count() or 1), [document])
+    if generation.text is None:
+        raise BatchAssetsError(generation.error_message or "no answer")
+    click.echo(generation.text)
+    click.echo(
+        f"version {model.version} of {model.name}, {generation.input_tokens} + {generation.output_tokens} tokens, "
+        f"{generation.finish_reason}" + (", the text was cut" if generation.input_truncated else ""),
+        err=True,
+    )
