@@ -40,7 +40,7 @@ def spark(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def t5_folder(pytestconfig, tmp_path_factory) -> Path:
-    """A small trained encoder-decoder in a local folder; training it takes a minute, so it is kept in pytest's cache."""
+    """A small trained encoder-decoder; training takes a minute, so it is kept in pytest's cache."""
     import torch
     import transformers
 

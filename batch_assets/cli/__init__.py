@@ -9,7 +9,7 @@ import click
 from batch_assets.cli.batches import land, rescore, run
 from batch_assets.cli.models import models, promote, rollback, try_
 from batch_assets.cli.query import query
-from batch_assets.cli.state import doctor, status, ui, upkeep
+from batch_assets.cli.state import doctor, forget, status, ui, upkeep
 from batch_assets.errors import BatchAssetsError
 
 
@@ -35,5 +35,5 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="dagster")
 
 
-for _command in (run, land, rescore, models, promote, rollback, try_, query, status, doctor, ui, upkeep):
+for _command in (run, land, rescore, models, promote, rollback, try_, query, status, doctor, forget, ui, upkeep):
     main.add_command(_command)

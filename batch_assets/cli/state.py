@@ -1,4 +1,4 @@
-"""Commands about the state as a whole: status, doctor, ui, upkeep."""
+"""Commands about the state as a whole: status, doctor, forget, ui, upkeep."""
 
 import sys
 from collections.abc import Sequence
@@ -100,6 +100,48 @@ def doctor(as_json: bool) -> None:
         print_table(["", "what", "found", "what to do"], [tuple(asdict(finding).values()) for finding in findings])
     if any(finding.level == PROBLEM for finding in findings):
         sys.exit(1)
+
+
+@click.command()
+@click.argument("document_id", metavar="ID")
+@click.option("--yes", is_flag=True, help="Don't ask before it starts.")
+@json_outcome_option
+def forget(document_id: str, yes: bool, as_json: bool) -> None:
+    """Remove the document ID, and what was made from it, from all tables, completions and reports.
+
+    It is kept from being landed again, in whichever batch. Says what it can't reach. Batches that held it are stale
+    then: the next run measures them again. Exit status: 0 done, 1 the answer was no, 2 somebody else was at a batch:
+    call again.
+
+    \b
+    batch-assets forget review-4711
+    """
+    import uuid
+
+    from batch_assets.automation import forgetting
+    from batch_assets.lake.configured import configured_lake
+    from batch_assets.models.tracking import connect
+
+    settings = load()
+    lake = configured_lake(settings)
+    with progress_aside(as_json):
+        found = forgetting.find(lake, settings, document_id)
+        rows = [(table, ", ".join(batches)) for table, batches in found.batches.items()]
+        rows += [("report", report) for report in found.reports]
+        if rows:
+            print_table(["found in", "batches"], rows)
+        else:
+            click.echo(f"no table holds {document_id!r}; it will be kept from being landed")
+        if not yes:
+            click.confirm("Remove it for good?", abort=True)
+        found = forgetting.forget(lake, settings, connect(settings), document_id, f"forget {uuid.uuid4().hex}")
+    left = forgetting.out_of_reach(lake, settings, found)
+    if as_json:
+        print_json({"removed": {**found.batches, "reports": found.reports}, "out of reach": left})
+        return
+    click.echo("Removed. Out of reach, and perhaps still holding it:")
+    for place in left:
+        click.echo(f"- {place}")
 
 
 @click.command()

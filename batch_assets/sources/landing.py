@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.forgotten import digest_of, forgotten
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.staging import TableWriter
 from batch_assets.lake.tables import PROD_DATA, PROD_DATA_REJECTED
@@ -50,7 +51,12 @@ def land_batch(dataset: Dataset, lake: Lake, batch: str, run_id: str) -> LandedB
             f"the batch {batch} is not in the data set {dataset.name} (its batches: {_some(dataset.batches())}): "
             "set BATCH_ASSETS_DATASET to the one that it came from"
         )
-    if commit is not None and commit.metadata.get("digest") == _digest_of(_items(dataset, batch)):
+    away = forgotten(lake)
+
+    def items() -> Iterator[Document | Rejected]:
+        return validate(dataset.records(batch), lambda document_id: bool(away) and digest_of(document_id) in away)
+
+    if commit is not None and commit.metadata.get("digest") == _digest_of(items()):
         return LandedBatch(commit.version, table.rows(batch), rejected_table.rows(batch), changed=False)
 
     provenance = dataset.provenance(batch)
@@ -64,14 +70,14 @@ def land_batch(dataset: Dataset, lake: Lake, batch: str, run_id: str) -> LandedB
     rejected = TableWriter(rejected_table.staging_area(batch))
     counts = {"documents": 0, "rejected": 0}
     digest = hashlib.sha256()
-    for items in _chunks(_items(dataset, batch)):
-        _add_to(digest, items)
+    for chunk in _chunks(items()):
+        _add_to(digest, chunk)
         landed = [
             {"id": i.id, "document": i.document, "summary": i.summary, "source": i.source, "landed_at": now}
-            for i in items
+            for i in chunk
             if isinstance(i, Document)
         ]
-        aside = [_rejected_row(item, now) for item in items if isinstance(item, Rejected)]
+        aside = [_rejected_row(item, now) for item in chunk if isinstance(item, Rejected)]
         documents.write(pa.Table.from_pylist(landed, schema=PROD_DATA.file_schema))
         rejected.write(pa.Table.from_pylist(aside, schema=PROD_DATA_REJECTED.file_schema))
         counts["documents"] += len(landed)
@@ -101,10 +107,6 @@ def left_over_batches(dataset: Dataset, lake: Lake) -> list[str]:
         if batch not in present and commit and commit.metadata.get("provenance", {}).get("source") in sources:
             left.append(batch)
     return left
-
-
-def _items(dataset: Dataset, batch: str) -> Iterator[Document | Rejected]:
-    return validate(dataset.records(batch))
 
 
 def _chunks(items: Iterator[Document | Rejected]) -> Iterator[list[Document | Rejected]]:

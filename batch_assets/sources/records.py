@@ -2,9 +2,11 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
+
+from batch_assets.lake.forgotten import REASON
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,16 @@ class Rejected:
     reason: str
 
 
-def validate(records: Iterable[Record]) -> Iterator[Document | Rejected]:
+def validate(
+    records: Iterable[Record], is_forgotten: Callable[[str], bool] = lambda _: False
+) -> Iterator[Document | Rejected]:
     """Turn every record of one batch into a document or a rejected record.
 
     A record without an id gets one made of its content, the same every time.
+
+    Args:
+        records: of the batch.
+        is_forgotten: whether nothing of the document with an id is to be kept.
     """
     seen: set[str] = set()
     copies: Counter[str] = Counter()
@@ -60,6 +68,9 @@ def validate(records: Iterable[Record]) -> Iterator[Document | Rejected]:
             copies[key] += 1
             identifier = key if copies[key] == 1 else f"{key}-{copies[key]}"
         identifier = str(identifier)
+        if is_forgotten(identifier):
+            yield Rejected(replace(record, fields=None, raw=""), REASON)
+            continue
         if identifier in seen:
             yield Rejected(record, f"the id {identifier[:100]!r} is in this batch already")
             continue

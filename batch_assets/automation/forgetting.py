@@ -1,0 +1,209 @@
+"""Remove a document, and what was made from it, from wherever this deployment can reach."""
+
+import html
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batch_assets.inference.completions import CompletionStore
+from batch_assets.lake.forgotten import REASON, digest_of, note
+from batch_assets.lake.lake import BatchSnapshot, Lake
+from batch_assets.lake.staging import TableWriter
+from batch_assets.lake.tables import (
+    AI_QUERY_INFERENCE,
+    BATCH_INFERENCE,
+    PARTITION,
+    PROD_DATA,
+    PROD_DATA_REJECTED,
+    SUMMARY_QUALITY,
+)
+from batch_assets.settings import Settings
+
+_HOLDING = (PROD_DATA, BATCH_INFERENCE, AI_QUERY_INFERENCE)
+_EXAMPLES = ("best", "worst")
+_REPORT = "reports/quality_report.html"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a document is: by table, the batches that hold it; the sources that it came from; reports that show it."""
+
+    batches: Mapping[str, list[str]]
+    sources: list[str]
+    reports: list[str] = field(default_factory=list)
+
+    @property
+    def all_batches(self) -> list[str]:
+        """Every batch that holds the document in one of the tables."""
+        return sorted({batch for batches in self.batches.values() for batch in batches})
+
+
+def find(lake: Lake, settings: Settings, document_id: str) -> Found:
+    """Look for a document in all tables and reports."""
+    batches = {}
+    sources: set[str] = set()
+    for table in _HOLDING:
+        if not lake.exists(table):
+            continue
+        snapshot = lake.open(table)
+        columns = ["id", "source"] if table is PROD_DATA else ["id"]
+        found = []
+        for batch in snapshot.batches():
+            rows = [row for part in snapshot.read(batch, columns) for row in _with(part, document_id).to_pylist()]
+            if rows:
+                found.append(batch)
+                sources |= {row["source"] for row in rows if row.get("source")}
+        if found:
+            batches[table.name] = found
+    shown = html.escape(document_id)
+    pages = sorted((settings.home / "reports").glob("*.html"))
+    return Found(batches, sorted(sources), [str(page) for page in pages if shown in page.read_text(encoding="utf-8")])
+
+
+def forget(lake: Lake, settings: Settings, client: Any, document_id: str, run_id: str) -> Found:
+    """Remove a document from all tables, completions and reports, and keep it from being landed again.
+
+    Each batch is replaced in one commit. What was measured of its batches is stale then, and measured again from
+    what is left by the next run.
+
+    Args:
+        lake: the tables.
+        settings: where reports are, and the registered model.
+        client: MLflow client; the report that is kept with a version's run is replaced.
+        document_id: in whichever batches it is.
+        run_id: what the commits are to name.
+
+    Returns:
+        Where it was.
+
+    Raises:
+        ConcurrentCommitError: somebody else has replaced a batch meanwhile; another call goes on.
+    """
+    # First: what lands from now on lands without it.
+    note(lake, document_id)
+    found = find(lake, settings, document_id)
+    for batch in found.batches.get(PROD_DATA.name, []):
+        _set_aside(lake, batch, document_id, run_id)
+    for table in (BATCH_INFERENCE, AI_QUERY_INFERENCE):
+        for batch in found.batches.get(table.name, []):
+            snapshot = lake.open(table)
+            _replace(snapshot, batch, _without(snapshot, batch, document_id), {"run_id": run_id})
+    for batch in found.all_batches:
+        for table in (BATCH_INFERENCE, AI_QUERY_INFERENCE):
+            CompletionStore.of(lake, table, batch, "").clear_batch()
+        _remove_example(lake, batch, document_id, run_id)
+    for report in found.reports:
+        (settings.home / "reports" / report).unlink(missing_ok=True)
+    _replace_reports(client, settings, document_id)
+    return found
+
+
+def out_of_reach(lake: Lake, settings: Settings, found: Found) -> list[str]:
+    """What may still hold the document, and what to do about it."""
+    places = [
+        f"older versions of the tables in {lake.uri}, until 'batch-assets upkeep' removes files that are older than "
+        f"{settings.vacuum_hours} hours (BATCH_ASSETS_VACUUM_HOURS)",
+        "tables that SQL statements made, copies and backups",
+    ]
+    places += [f"its source {source}" for source in found.sources]
+    if settings.samples:
+        places.append(
+            "samples in Dagster's event log and in MLflow: wipe the materializations of "
+            f"{', '.join(found.all_batches) or 'its batches'} in the UI, and set BATCH_ASSETS_SAMPLES=0"
+        )
+    return places
+
+
+def _set_aside(lake: Lake, batch: str, document_id: str, run_id: str) -> None:
+    """Take a document out of m4_1_prod_data; a batch of ours counts it among its rejected records from now on."""
+    documents, rejected = lake.open(PROD_DATA), lake.open(PROD_DATA_REJECTED)
+    left = _without(documents, batch, document_id)
+    if not documents.is_ours(batch):
+        # It stays theirs: commits of ours name the table.
+        staged = _staged(documents, batch, left)
+        documents.delta.replace({PARTITION: batch}, staged, {"run_id": run_id})
+        return
+    gone = sum(_with(rows, document_id).num_rows for rows in documents.read(batch, ["id"]))
+    commit = documents.last_commit(batch)
+    # No digest of a source: the next run sees what is to be done about the rest of the batch.
+    recorded = {"run_id": run_id, "digest": f"{REASON} {digest_of(document_id)}"}
+    metadata = {**({} if commit is None else commit.metadata), **recorded}
+    _replace(rejected, batch, _aside(rejected, batch, document_id, gone), metadata)
+    _replace(documents, batch, left, metadata)
+
+
+def _aside(rejected: BatchSnapshot, batch: str, document_id: str, gone: int) -> Iterator[pa.RecordBatch]:
+    """The rejected records of a batch without what another record of the same id says, and those that are new."""
+    schema = rejected.table.arrow_schema
+    for part in rejected.read(batch):
+        rows = part.to_pylist()
+        for row in rows:
+            if _id_in(row["raw"]) == document_id:
+                row |= {"raw": None, "reason": REASON}
+        yield pa.RecordBatch.from_pylist(rows, schema=schema)
+    yield pa.RecordBatch.from_pylist([{PARTITION: batch, "reason": REASON}] * gone, schema=schema)
+
+
+def _id_in(raw: str | None) -> str | None:
+    try:
+        record = json.loads(raw or "null")
+    except ValueError:  # a broken line, which has no id
+        return None
+    return str(record["id"]) if isinstance(record, dict) and record.get("id") is not None else None
+
+
+def _remove_example(lake: Lake, batch: str, document_id: str, run_id: str) -> None:
+    """Take a document out of the examples of a batch."""
+    if not lake.exists(SUMMARY_QUALITY):
+        return
+    quality = lake.open(SUMMARY_QUALITY)
+    rows = [row for part in quality.read(batch) for row in part.to_pylist()]
+    for row in rows:
+        for name in _EXAMPLES:
+            row[name] = json.dumps([one for one in json.loads(row[name] or "[]") if one["id"] != document_id])
+    if rows:
+        left = pa.RecordBatch.from_pylist(rows, schema=SUMMARY_QUALITY.arrow_schema)
+        _replace(quality, batch, iter([left]), {"run_id": run_id})
+
+
+def _replace_reports(client: Any, settings: Settings, document_id: str) -> None:
+    """Replace reports that are kept with versions and show a document; the next run makes a new one."""
+    import mlflow
+
+    from batch_assets.models.registry import versions
+
+    name = settings.registered_model
+    for version in versions(client, name) if client.search_registered_models(f"name = '{name}'") else []:
+        folder = _REPORT.rpartition("/")[0]
+        if not version.run_id or _REPORT not in {file.path for file in client.list_artifacts(version.run_id, folder)}:
+            continue
+        uri = f"{client.get_run(version.run_id).info.artifact_uri}/{_REPORT}"
+        if html.escape(document_id) in mlflow.artifacts.load_text(uri):
+            client.log_text(version.run_id, "<p>Removed: it showed a document that was to be forgotten.</p>", _REPORT)
+
+
+def _replace(snapshot: BatchSnapshot, batch: str, rows: Iterator[pa.RecordBatch], changed: Mapping[str, Any]) -> None:
+    """Replace a batch; what its last commit recorded stays, but for what is changed."""
+    commit = snapshot.last_commit(batch)
+    metadata = {**({} if commit is None else commit.metadata), **changed}
+    snapshot.replace(batch, _staged(snapshot, batch, rows), metadata)
+
+
+def _staged(snapshot: BatchSnapshot, batch: str, rows: Iterator[pa.RecordBatch]) -> Any:
+    writer = TableWriter(snapshot.staging_area(batch))
+    for part in rows:
+        writer.write(part)
+    return writer.close()
+
+
+def _with(rows: pa.RecordBatch, document_id: str) -> pa.RecordBatch:
+    return rows.filter(pc.equal(rows.column("id"), document_id))
+
+
+def _without(snapshot: BatchSnapshot, batch: str, document_id: str) -> Iterator[pa.RecordBatch]:
+    for rows in snapshot.read(batch):
+        yield rows.filter(pc.not_equal(rows.column("id"), document_id))

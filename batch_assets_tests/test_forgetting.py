@@ -1,0 +1,125 @@
+"""Forgetting a document, on real tables that a landed file and another writer filled."""
+
+import json
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from batch_assets.automation.forgetting import find, forget, out_of_reach
+from batch_assets.automation.stale import input_of
+from batch_assets.inference.completions import CompletionStore
+from batch_assets.lake.lake import Lake
+from batch_assets.lake.staging import stage
+from batch_assets.lake.tables import (
+    AI_QUERY_INFERENCE,
+    BATCH_INFERENCE,
+    PROD_DATA,
+    PROD_DATA_REJECTED,
+    SUMMARY_QUALITY,
+    TABLES,
+)
+from batch_assets.models.tracking import connect
+from batch_assets.sources.files import FileDataset
+from batch_assets.sources.landing import land_batch
+from batch_assets_tests.conftest import settings_for, write_json_lines
+
+SECRET = "the text of somebody"
+RECORDS = [
+    {"id": "1", "document": "whales"},
+    {"id": "gone", "document": SECRET},
+    {"id": "3", "document": "seas"},
+    {"id": "gone", "document": f"{SECRET} again"},
+]
+
+
+class Deployment:
+    def __init__(self, home, tmp_path) -> None:
+        self.settings = settings_for(home)
+        self.lake = Lake(self.settings.lake_uri)
+        self.source = write_json_lines(tmp_path / "a.jsonl", RECORDS)
+        self.land()
+        documents = self.lake.open(PROD_DATA)
+        summaries = [{"id": name, "document": "d", "generated_summary": f"of {name}"} for name in ("1", "gone", "3")]
+        self.write(BATCH_INFERENCE, summaries, {**input_of(documents, "a"), "model_version": 1})
+        answers = [{"id": name, "generated_summary": f"of {name}"} for name in ("1", "gone")]
+        self.write(AI_QUERY_INFERENCE, answers, input_of(documents, "a"))
+        examples = json.dumps([{"id": "gone", "rouge1": 1.0}, {"id": "1", "rouge1": 0.5}])
+        row = {"table_name": BATCH_INFERENCE.name, "model_name": "m", "best": examples, "worst": examples}
+        self.write(SUMMARY_QUALITY, [row], {})
+        reports = home / "reports"
+        reports.mkdir(parents=True)
+        (reports / "quality_report.html").write_text("<td>gone</td>")
+        (reports / "quality_report-1.html").write_text("<td>1</td>")
+
+    def land(self):
+        return land_batch(FileDataset(str(self.source), 10), self.lake, "a", "run")
+
+    def write(self, table, rows, metadata) -> None:
+        snapshot = self.lake.open(table)
+        written = [pa.Table.from_pylist(rows, schema=table.file_schema)]
+        snapshot.replace("a", stage(written, snapshot.staging_area("a")), metadata)
+
+    def rows(self, table, batch="a"):
+        return [row for part in self.lake.open(table).read(batch) for row in part.to_pylist()]
+
+    def forget(self, name: str):
+        return forget(self.lake, self.settings, connect(self.settings), name, "forget")
+
+
+@pytest.fixture
+def deployment(home, tmp_path):
+    return Deployment(home, tmp_path)
+
+
+def test_a_document_leaves_every_table_and_report_and_the_others_stay(deployment):
+    store = CompletionStore.of(deployment.lake, BATCH_INFERENCE, "a", "abc")
+    folder = deployment.settings.home / "lake" / store.folder
+    folder.mkdir(parents=True)
+    (folder / "x-1.parquet").write_text("unfinished")
+    found = deployment.forget("gone")
+    assert found.batches == {table.name: ["a"] for table in (PROD_DATA, BATCH_INFERENCE, AI_QUERY_INFERENCE)}
+    assert [row["id"] for row in deployment.rows(PROD_DATA)] == ["1", "3"]
+    assert [row["id"] for row in deployment.rows(BATCH_INFERENCE)] == ["1", "3"]
+    assert [row["id"] for row in deployment.rows(AI_QUERY_INFERENCE)] == ["1"]
+    for table in TABLES:
+        assert SECRET not in str(deployment.rows(table))
+        assert "gone" not in str(deployment.rows(table))
+    assert not list(folder.iterdir())
+    assert [page.name for page in (deployment.settings.home / "reports").iterdir()] == ["quality_report-1.html"]
+    commit = deployment.lake.open(BATCH_INFERENCE).last_commit("a")
+    assert commit.metadata["model_version"] == 1
+    assert find(deployment.lake, deployment.settings, "gone").all_batches == []
+    places = " ".join(out_of_reach(deployment.lake, deployment.settings, found))
+    assert "a.jsonl" in places
+    assert "BATCH_ASSETS_VACUUM_HOURS" in places
+
+
+def test_what_is_forgotten_is_not_landed_again_and_every_record_is_still_accounted_for(deployment):
+    deployment.forget("gone")
+    for _ in range(2):
+        assert deployment.lake.open(PROD_DATA).rows("a") + deployment.lake.open(PROD_DATA_REJECTED).rows("a") == 4
+        assert SECRET not in str(deployment.rows(PROD_DATA_REJECTED))
+        deployment.land()
+    assert not deployment.land().changed
+    assert {row["reason"] for row in deployment.rows(PROD_DATA_REJECTED)} == {"forgotten on request"}
+
+
+def test_a_batch_of_another_writer_stays_theirs(deployment):
+    when = pa.array([datetime.now(UTC)] * 2, pa.timestamp("us", tz="UTC"))
+    theirs = {"id": ["gone", "y"], "document": [SECRET, "theirs"], "summary": pa.array([None] * 2, pa.string())}
+    theirs |= {"batch": ["b"] * 2, "source": ["theirs"] * 2, "landed_at": when}
+    write_deltalake(deployment.lake.table_uri(PROD_DATA), pa.table(theirs), mode="append")
+    assert deployment.forget("gone").batches[PROD_DATA.name] == ["a", "b"]
+    assert [row["id"] for row in deployment.rows(PROD_DATA, "b")] == ["y"]
+    assert not deployment.lake.open(PROD_DATA).is_ours("b")
+    assert deployment.lake.open(PROD_DATA).is_ours("a")
+
+
+def test_an_id_that_no_table_holds_changes_no_table_and_is_kept_away(deployment):
+    versions = {table.name: DeltaTable(deployment.lake.table_uri(table)).version() for table in TABLES}
+    assert deployment.forget("5' OR '1'='1/../x").all_batches == []
+    assert versions == {table.name: DeltaTable(deployment.lake.table_uri(table)).version() for table in TABLES}
+    write_json_lines(deployment.source, [*RECORDS, {"id": "5' OR '1'='1/../x", "document": SECRET}])
+    assert deployment.land().rejected == 2
