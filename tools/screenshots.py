@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,16 +34,24 @@ def served(environment: Mapping[str, str]) -> Iterator[str]:
     port = free_port()
     ports = {"BATCH_ASSETS_UI_PORT": str(port), "BATCH_ASSETS_MLFLOW_PORT": str(free_port())}
     command = [sys.executable, "-m", "batch_assets", "ui"]
-    # Its log goes to standard error, which is the terminal's; a pipe that nobody empties would stop it.
-    ui = subprocess.Popen(command, env={**environment, **ports}, stdout=subprocess.PIPE, text=True)
+    ui = subprocess.Popen(command, env={**environment, **ports}, stdout=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
     try:
-        assert ui.stdout is not None
-        if not any("Ctrl-C" in line for line in ui.stdout):
-            raise RuntimeError(f"the UI ended with status {ui.wait()}; its last lines are above")
-        yield f"http://127.0.0.1:{port}"
+        while not _answers(url):
+            if ui.poll() is not None:
+                raise RuntimeError(f"the UI ended with status {ui.returncode}; its last lines are above")
+            time.sleep(0.5)
+        yield url
     finally:
         ui.terminate()
-        ui.communicate(timeout=60)
+        ui.wait(60)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/server_info", timeout=5).is_success
+    except httpx.TransportError:
+        return False
 
 
 @contextmanager
@@ -111,6 +120,16 @@ def show_text(page: Page, label: str) -> None:
     dialog = page.get_by_role("dialog")
     dialog.locator("table, img").first.wait_for()
     dialog.element_handle().wait_for_element_state("stable")
+
+
+def launch(page: Page, url: str, asset: str) -> None:
+    """Materialize all batches of an asset by clicking."""
+    page.goto(f"{url}/assets/{asset}", wait_until="networkidle")
+    page.get_by_role("button", name="Materialize").first.click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("button", name="All", exact=True).click()
+    dialog.get_by_role("button", name="Launch").last.click()
+    dialog.wait_for(state="hidden")
 
 
 def main() -> None:
