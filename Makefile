@@ -2,6 +2,7 @@
 # make ui     open Dagster and MLflow on that state
 # make test   every promise, at small size
 # make proof  full sizes, many kills, a browser (apt-get install chromium); writes proof-report.xml
+# make screenshots  pictures of the UI for the README (apt-get install chromium), of the state that make run left
 # make bench  scoring against mlflow.pyfunc.spark_udf, Delta tables against Parquet, ai_query against its servers
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run ui test proof bench lint clean
+.PHONY: run ui test proof screenshots bench lint clean
 
 run: $(INSTALLED)
 	@$(BIN)/batch-assets run
@@ -26,6 +27,10 @@ test: $(INSTALLED)
 proof: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,proof]'
 	$(BIN)/python -m pytest -m proof --junitxml proof-report.xml -s
+
+screenshots: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,proof]'
+	@$(BIN)/python -m tools.screenshots
 
 bench: $(INSTALLED)
 	@$(BIN)/python -m tools.bench_scoring

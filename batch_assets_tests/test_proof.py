@@ -4,7 +4,6 @@ import random
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from batch_assets_tests.conftest import BATCH_ASSETS, environment
-from batch_assets_tests.test_system import batch_assets, free_port, graphql, tables
+from batch_assets_tests.test_system import batch_assets, graphql, tables
 
 pytestmark = pytest.mark.proof
 
@@ -77,54 +76,84 @@ def test_a_run_killed_at_any_moment_completes_with_the_same_tables(full_size, tm
 @pytest.fixture(scope="module")
 def dagster(full_size) -> Iterator[str]:
     """Address of the Dagster UI on the full-size state."""
-    ports = {"UI_PORT": str(free_port()), "MLFLOW_PORT": str(free_port())}
-    env = environment(full_size, **ports)
-    ui = subprocess.Popen([*BATCH_ASSETS, "ui"], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    opened = threading.Event()
+    from tools.screenshots import served
 
-    def read() -> None:
-        for line in ui.stdout:
-            if "Ctrl-C" in line:
-                opened.set()
-
-    threading.Thread(target=read, daemon=True).start()
-    assert opened.wait(120)
-    yield f"http://127.0.0.1:{ports['UI_PORT']}"
-    ui.terminate()
-    ui.wait(60)
+    with served(environment(full_size)) as url:
+        yield url
 
 
-def test_a_person_sees_the_graph_and_materializes_batches_by_clicking(dagster, tmp_path, record_property):
-    from playwright.sync_api import expect, sync_playwright
+EDGES = {
+    *(("source_dataset", asset) for asset in ("prod_data", "logged_model", "model_evaluation", "champion_model")),
+    ("base_checkpoint", "logged_model"),
+    ("logged_model", "model_evaluation"),
+    ("model_evaluation", "champion_model"),
+    ("champion_model", "batch_inference"),
+    ("prod_data", "batch_inference"),
+    ("prod_data", "ai_query_inference"),
+    ("chat_endpoint", "ai_query_inference"),
+    ("batch_inference", "summary_quality"),
+    ("ai_query_inference", "summary_quality"),
+    ("summary_quality", "quality_report"),
+}
 
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert chromium, "install a browser first: apt-get install chromium"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
-        page = browser.new_page(viewport={"width": 1700, "height": 1000})
-        page.goto(f"{dagster}/locations/batch_assets/asset-groups/summaries/lineage", wait_until="domcontentloaded")
-        for asset in ("batch_inference", "ai_query_inference", "summary_quality", "quality_report", "champion_model"):
-            expect(page.get_by_text(asset, exact=True).first).to_be_visible(timeout=60_000)
+
+def test_a_person_sees_all_assets_and_how_they_hang_together(dagster, tmp_path, record_property):
+    from playwright.sync_api import expect
+
+    from tools.screenshots import edges, opened, show_graph
+
+    assert edges(dagster) == EDGES
+    with opened() as page:
+        show_graph(page, dagster)
+        for asset in {asset for edge in EDGES for asset in edge}:
+            expect(page.get_by_text(asset, exact=True).last).to_be_visible()
+        assert page.locator("svg path[marker-end]").count() == len(EDGES)
         page.screenshot(path=tmp_path / "graph.png")
-
-        page.goto(f"{dagster}/assets/batch_inference", wait_until="domcontentloaded")
-        page.get_by_role("button", name="Materialize").first.click(timeout=60_000)
-        dialog = page.get_by_role("dialog")
-        dialog.get_by_role("button", name="All", exact=True).click()
-        dialog.get_by_role("button", name="Launch").last.click()
-        query = "{partitionBackfillsOrError{... on PartitionBackfills{results{status numPartitions}}}}"
-        deadline, found = time.monotonic() + 240, []
-        while time.monotonic() < deadline:
-            found = graphql(dagster, query)["partitionBackfillsOrError"]["results"]
-            if found and found[0]["status"].startswith("COMPLETED"):
-                break
-            time.sleep(1)
-        assert found, "no backfill was launched"
-        assert (found[0]["status"], found[0]["numPartitions"]) == ("COMPLETED_SUCCESS", 4)
-        page.goto(f"{dagster}/assets/batch_inference?view=partitions&partition=aclsum-test-0001")
-        expect(page.get_by_text("model_version").first).to_be_visible(timeout=60_000)
-        page.screenshot(path=tmp_path / "materialization.png")
-        browser.close()
     record_property("screenshots", str(tmp_path))
+
+
+def test_a_person_materializes_batches_by_clicking_and_sees_their_metadata(dagster, tmp_path, record_property):
+    from playwright.sync_api import expect
+
+    from tools.screenshots import launch, opened, show_batch, show_text
+
+    runs = "{runsOrError(limit: 1){... on Runs{results{runId status tags{key}}}}}"
+    with opened() as page:
+        launch(page, dagster, "batch_inference")
+        deadline, run = time.monotonic() + 240, {"status": ""}
+        while run["status"] not in {"SUCCESS", "FAILURE"} or {"key": "dagster/backfill"} not in run["tags"]:
+            assert time.monotonic() < deadline, run
+            (run,) = graphql(dagster, runs)["runsOrError"]["results"]
+            time.sleep(1)
+        page.goto(f"{dagster}/runs/{run['runId']}")
+        expect(page.get_by_text("Success", exact=True).first).to_be_visible()
+
+        show_batch(page, dagster, "batch_inference", "aclsum-test-0001")
+        for label in ("model_version", "engine", "dagster/partition_row_count"):
+            expect(page.get_by_text(label, exact=True).first).to_be_visible()
+        show_text(page, "sample")
+        expect(page.get_by_role("dialog").get_by_text("generated_summary")).to_be_visible()
+        page.screenshot(path=tmp_path / "sample.png")
+    record_property("screenshots", str(tmp_path))
+
+
+def test_a_person_sees_the_plot_of_the_quality_report(dagster):
+    from playwright.sync_api import expect
+
+    from tools.screenshots import opened
+
+    with opened() as page:
+        page.goto(f"{dagster}/assets/quality_report?view=events", wait_until="networkidle")
+        image = page.locator("img[src^='data:image']")
+        for text in page.get_by_text("Show Markdown").all():
+            if image.count():
+                break
+            text.click()
+            dialog = page.get_by_role("dialog")
+            dialog.locator("table, img, p").first.wait_for()
+            if not image.count():
+                page.keyboard.press("Escape")
+                dialog.wait_for(state="hidden")
+        expect(image.first).to_be_visible()
+        # It is a picture that the browser could read.
+        assert image.first.evaluate("image => image.decode().then(() => image.naturalWidth)") > 100

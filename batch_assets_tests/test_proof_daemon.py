@@ -238,6 +238,48 @@ def test_nothing_is_lost_or_scored_twice_whatever_is_killed(tmp_path, server, t5
             stop(process)
 
 
+def test_a_failing_batch_of_a_backfill_leaves_the_others_done_and_is_told_of_once(
+    tmp_path, server, t5_folder, documents
+):
+    from playwright.sync_api import expect
+
+    from tools.screenshots import launch, opened
+
+    data, alerts = tmp_path / "data", tmp_path / "alerts"
+    for key, document in zip("abc", documents[:3], strict=True):
+        write_json_lines(data / f"{key}.jsonl", [document])
+    values = {"MODEL": str(t5_folder), "DATASET": str(data), "ALERT": f"tee -a {alerts}", "SENSOR_SECONDS": "2"}
+    deployment = Deployment(tmp_path / "home", server, **values)
+    try:
+        deployment.command("run")
+        before = [deployment.batch(table, "b") for table in (PROD_DATA, BATCH_INFERENCE)]
+        (data / "b.jsonl").unlink()
+        write_json_lines(data / "a.jsonl", [documents[0], documents[3]])
+        write_json_lines(data / "c.jsonl", [documents[2], documents[4]])
+        deployment.start()
+        wait_until(lambda: b"Ctrl-C" in deployment.log.read_bytes(), 120, "the UI doesn't start")
+        url = f"http://127.0.0.1:{deployment.env['BATCH_ASSETS_UI_PORT']}"
+        with opened() as page:
+            launch(page, url, "prod_data")
+            wait_until(alerts.exists, 240, "nobody was told")
+            page.goto(f"{url}/assets/prod_data?view=partitions&partition=b")
+            expect(page.get_by_text("Failed (1)")).to_be_visible()
+            expect(page.get_by_text("Materialized (2)")).to_be_visible()
+            page.get_by_text("View logs").click()
+            expect(page.get_by_text("1 of 3 batches failed (b: the batch b is not in").first).to_be_visible()
+        # The sensor has seen what the others hold now.
+        wait_until(lambda: deployment.is_quiet({row["id"] for row in documents[:5]}), 300, "not all was scored")
+        failed = {run.run_id: run for run in deployment.runs() if run.status is dg.DagsterRunStatus.FAILURE}
+        (last,) = (key for key, run in failed.items() if run.tags.get("dagster/will_retry") != "true")
+        assert len(failed) == 2
+        told = json.loads(alerts.read_text())  # of a second alert there would be more than one object
+        assert told["run_id"] == last
+        assert "b: the batch b is not in the data set" in told["message"]
+        assert [deployment.batch(table, "b") for table in (PROD_DATA, BATCH_INFERENCE)] == before
+    finally:
+        deployment.stop()
+
+
 def promote_the_other_version(port: int) -> None:
     """Move the alias in the registry, as a person would who knows nothing of this package."""
     program = f"""

@@ -1,5 +1,8 @@
+import html
+
 import pytest
 
+from batch_assets.assets._tables import markdown_sample
 from batch_assets.quality.measures import measure
 from batch_assets.quality.report import markdown, totals
 from batch_assets.quality.rouge import lead, mean_rouge, rouge
@@ -62,3 +65,11 @@ def test_totals_weigh_means_by_what_they_were_taken_over():
     assert total["rouge1"] == pytest.approx(0.3)
     assert total["rouge2"] is None
     assert "| t | m | 1 | 2 | 8 |" in markdown([total])
+
+
+def test_any_text_of_a_sample_is_shown_as_it_is():
+    text = r"f(x) = [a|b] * {c}_d #1 + `e` ~ \ ! &amp; <b>bold</b>"
+    row = markdown_sample([{"document": text}], ["document"]).md_str.splitlines()[-1]
+    assert not set("()[]*{}_`<>!~\\") & set(row)
+    # What a reader of Markdown does, once, with character references.
+    assert html.unescape(row) == f"| {text} |"

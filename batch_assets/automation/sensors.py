@@ -130,7 +130,10 @@ def sensors(settings: Settings) -> list[dg.SensorDefinition]:
         run = context.dagster_run
         if settings.alert is None or run.tags.get("dagster/will_retry") == "true":
             return
-        tell(settings.alert, {"run_id": run.run_id, "job": run.job_name, "message": context.failure_event.message})
+        # The event of the run names steps only; theirs name the batches, and why.
+        errors = [event.step_failure_data.error for event in context.get_step_failure_events()]
+        message = "\n".join([str(context.failure_event.message), *(error.message.strip() for error in errors if error)])
+        tell(settings.alert, {"run_id": run.run_id, "job": run.job_name, "message": message})
 
     return [landing_sensor, prod_data_sensor, champion_sensor, alert_sensor]
 

@@ -1,0 +1,156 @@
+"""Pictures of the Dagster UI on the configured home, for the README: ``make screenshots``."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from playwright.sync_api import Page, expect, sync_playwright
+
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
+_MILLISECONDS = 60_000
+_GRAPH, _METADATA = {"width": 1600, "height": 1000}, {"width": 1600, "height": 1240}
+# Dagster's own color is so pale that the edges would vanish where a page scales the picture down.
+_DARKER_EDGES = ":root, body, body * { --color-lineage-edge: #7b839a !important; }"
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def served(environment: Mapping[str, str]) -> Iterator[str]:
+    """Serve ``batch-assets ui`` on free ports: address of Dagster."""
+    port = free_port()
+    ports = {"BATCH_ASSETS_UI_PORT": str(port), "BATCH_ASSETS_MLFLOW_PORT": str(free_port())}
+    command = [sys.executable, "-m", "batch_assets", "ui"]
+    ui = subprocess.Popen(command, env={**environment, **ports}, stdout=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while not _answers(url):
+            if ui.poll() is not None:
+                raise RuntimeError(f"the UI ended with status {ui.returncode}; its last lines are above")
+            time.sleep(0.5)
+        yield url
+    finally:
+        ui.terminate()
+        ui.wait(60)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/server_info", timeout=5).is_success
+    except httpx.TransportError:
+        return False
+
+
+@contextmanager
+def opened(size: Mapping[str, int] = _GRAPH) -> Iterator[Page]:
+    """Open a page in the browser that is installed, with Dagster's navigation folded."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert chromium, "install a browser first: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        page = browser.new_page(viewport={"width": size["width"], "height": size["height"]})
+        page.set_default_timeout(_MILLISECONDS)
+        expect.set_options(timeout=_MILLISECONDS)
+        page.add_init_script(
+            "localStorage['large-screen-nav-open'] = 'false'; localStorage['dagster-nav-collapsed'] = 'true'"
+        )
+        try:
+            yield page
+        finally:
+            browser.close()
+
+
+def graphql(url: str, query: str, **variables: Any) -> Any:
+    """What Dagster answers to a query."""
+    answer = httpx.post(f"{url}/graphql", json={"query": query, "variables": variables}, timeout=60)
+    answer.raise_for_status()
+    return answer.json()["data"]
+
+
+def edges(url: str) -> set[tuple[str, str]]:
+    """Dependencies between assets, as Dagster knows them."""
+    nodes = graphql(url, "{assetNodes{assetKey{path} dependencyKeys{path}}}")["assetNodes"]
+    return {
+        (upstream["path"][-1], node["assetKey"]["path"][-1]) for node in nodes for upstream in node["dependencyKeys"]
+    }
+
+
+def show_graph(page: Page, url: str) -> None:
+    """Show the whole graph, all groups open, all nodes and edges drawn and at rest."""
+    page.goto(f"{url}/asset-groups", wait_until="networkidle")
+    page.keyboard.press("Alt+KeyE")
+    drawn = page.locator("svg path[marker-end]")
+    expect(drawn).to_have_count(len(edges(url)))
+    # The groups stay open, and the assets' states are loaded together with the page.
+    page.reload(wait_until="networkidle")
+    expect(drawn).to_have_count(len(edges(url)))
+    # Without the list of groups the graph has more room, which it takes when it is drawn anew.
+    page.get_by_placeholder("Jump to").locator("xpath=following::button[1]").click()
+    page.keyboard.press("Alt+KeyE")
+    expect(drawn).not_to_have_count(len(edges(url)))
+    page.keyboard.press("Alt+KeyE")
+    expect(drawn).to_have_count(len(edges(url)))
+    page.locator("svg:has(path[marker-end])").element_handle().wait_for_element_state("stable")
+
+
+def show_batch(page: Page, url: str, asset: str, batch: str) -> None:
+    """Show the last materialization of a batch with its metadata."""
+    page.goto(f"{url}/assets/{asset}?view=partitions&partition={batch}", wait_until="networkidle")
+    expect(page.get_by_text("delta_version").first).to_be_visible()
+
+
+def show_text(page: Page, label: str) -> None:
+    """Open a text of the metadata that is on the page; Dagster shows a longer one when it is clicked."""
+    page.get_by_role("row").filter(has_text=label).get_by_text("Show Markdown").first.click()
+    dialog = page.get_by_role("dialog")
+    dialog.locator("table, img").first.wait_for()
+    dialog.element_handle().wait_for_element_state("stable")
+
+
+def launch(page: Page, url: str, asset: str) -> None:
+    """Materialize all batches of an asset by clicking."""
+    page.goto(f"{url}/assets/{asset}", wait_until="networkidle")
+    page.get_by_role("button", name="Materialize").first.click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("button", name="All", exact=True).click()
+    dialog.get_by_role("button", name="Launch").last.click()
+    dialog.wait_for(state="hidden")
+
+
+def main() -> None:
+    """Write the pictures."""
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    # Nothing is to begin, and show as running, while the pictures are taken.
+    with served({**os.environ, "BATCH_ASSETS_SENSORS": "false"}) as url:
+        with opened(_GRAPH) as page:
+            show_graph(page, url)
+            page.add_style_tag(content=_DARKER_EDGES)
+            page.screenshot(path=IMAGES / "graph.png")
+        query = '{assetNodeOrError(assetKey: {path: ["batch_inference"]}){... on AssetNode{partitionKeys}}}'
+        batch = graphql(url, query)["assetNodeOrError"]["partitionKeys"][0]
+        with opened(_METADATA) as page:
+            show_batch(page, url, "batch_inference", batch)
+            page.screenshot(path=IMAGES / "materialization.png")
+            show_text(page, "sample")
+            page.get_by_role("dialog").screenshot(path=IMAGES / "sample.png")
+    for path in sorted(IMAGES.glob("*.png")):
+        print(f"{path}: {path.stat().st_size // 1024} KB")
+
+
+if __name__ == "__main__":
+    main()
