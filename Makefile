@@ -2,6 +2,7 @@
 # make ui     open Dagster and MLflow on that state
 # make test   every promise, at small size
 # make proof  full sizes, many kills, a browser (apt-get install chromium); writes proof-report.xml
+# make docs   write docs/reference from the code
 # make bench  scoring against mlflow.pyfunc.spark_udf, Delta tables against Parquet, ai_query against its servers
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run ui test proof bench lint clean
+.PHONY: run ui test proof bench docs lint clean
 
 run: $(INSTALLED)
 	@$(BIN)/batch-assets run
@@ -31,6 +32,9 @@ bench: $(INSTALLED)
 	@$(BIN)/python -m tools.bench_scoring
 	@$(BIN)/python -m tools.bench_lake
 	@$(BIN)/python -m tools.bench_ai_query
+
+docs: $(INSTALLED)
+	$(BIN)/python -m tools.reference_pages
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check --fix .

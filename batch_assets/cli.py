@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from batch_assets.errors import BatchAssetsError
+from batch_assets.errors import BatchAssetsError, ExitStatus
 from batch_assets.settings import PREFIX, Settings, load_settings, redacted
 
 _CELL = 160
@@ -25,14 +25,14 @@ class _Group(click.Group):
         except (BatchAssetsError, OSError) as error:
             # An OSError says which file or address it is about: a full disk, a folder that may not be written.
             click.echo(f"batch-assets: {' '.join(str(error).split())}", err=True)
-            sys.exit(2)
+            sys.exit(ExitStatus.REFUSED)
 
 
 @click.group(cls=_Group)
 def main() -> None:
     """Turn text in Delta tables into governed summaries.
 
-    Settings are environment variables that start with BATCH_ASSETS_; the README lists them.
+    Settings are environment variables that start with BATCH_ASSETS_; docs/reference/settings.md lists them.
     """
     # Dagster warns of its own beta parameters each time that definitions are loaded.
     warnings.filterwarnings("ignore", module="dagster")
@@ -109,7 +109,7 @@ def _end_if(failures: list[str]) -> None:
     """End with exit status 1 where an asset failed."""
     if failures:
         click.echo(f"failed: {', '.join(failures)}; their batches are as they were. The reasons are above.", err=True)
-        sys.exit(1)
+        sys.exit(ExitStatus.FAILED)
 
 
 def _summarize(settings: Settings, batches: list[str]) -> None:
@@ -319,14 +319,14 @@ def try_(text: str) -> None:
 @click.option("--resume", is_flag=True, help="Go on with the same statement that was interrupted: ask what is missing.")
 @click.option("--json", "as_json", is_flag=True, help="Print each row as one line of JSON.")
 def query(statement: str, resume: bool, as_json: bool) -> None:
-    r"""Run one SQL statement, in which ai_query and its family ask the configured endpoints.
+    """Run one SQL statement, in which ai_query and its family ask the configured endpoints.
 
     STATEMENT is a query, or CREATE [OR REPLACE] TABLE ... AS; - reads it from standard input. Tables of the lake go by
     one to three names. Progress goes to standard error. Exit status: 0 done, 2 the statement can't be run.
 
     \b
     batch-assets query "SELECT id, ai_summarize(document, 20) AS short FROM m4_1_prod_data LIMIT 3"
-    """
+    """  # noqa: D301 - click wants the control character itself
     from batch_assets.ai_functions.sql import endpoints_of
     from batch_assets.ai_functions.statement import run_for_user
     from batch_assets.lake.configured import configured_lake
