@@ -25,7 +25,7 @@ PAGES = pages()
 # A picture that is made in a browser.
 _NOT_THERE_YET = {"docs/images/graph.png"}
 _BLOCK_SECONDS = 3600
-_READY_SECONDS = 300
+_READY_SECONDS, _STOP_SECONDS = 300, 90
 
 
 @pytest.mark.parametrize("name", reference_pages.pages())
@@ -157,17 +157,20 @@ def _running(block: Block, folder: Path, env: dict[str, str]) -> Iterator[None]:
             if block.background in line:
                 up.set()
 
-    threading.Thread(target=read, daemon=True).start()
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
     try:
         assert up.wait(_READY_SECONDS), f"{block} was not up: {said}"
         yield
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
+        # Its output ends with the last of its processes; until then its port is taken.
+        reader.join(_STOP_SECONDS)
+        is_over = not reader.is_alive()
+        if not is_over:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.wait()
+        assert is_over, f"{block} did not end within {_STOP_SECONDS} seconds: {said}"
 
 
 def _run(block: Block, folder: Path, env: dict[str, str], exports: Path) -> None:
