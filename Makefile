@@ -3,6 +3,7 @@
 # make test   every promise, at small size
 # make proof  full sizes, many kills, a browser (apt-get install chromium); writes proof-report.xml
 # make screenshots  pictures of the UI for the README (apt-get install chromium), of the state that make run left
+# make docs   write docs/reference from the code
 # make bench  scoring against mlflow.pyfunc.spark_udf, Delta tables against Parquet, ai_query against its servers
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run ui test proof screenshots bench lint clean
+.PHONY: run ui test proof screenshots docs bench lint clean
 
 run: $(INSTALLED)
 	@$(BIN)/batch-assets run
@@ -36,6 +37,9 @@ bench: $(INSTALLED)
 	@$(BIN)/python -m tools.bench_scoring
 	@$(BIN)/python -m tools.bench_lake
 	@$(BIN)/python -m tools.bench_ai_query
+
+docs: $(INSTALLED)
+	$(BIN)/python -m tools.reference_pages
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -29,7 +29,7 @@ def _absolute(path: Path) -> Path:
 
 
 class Settings(BaseSettings):
-    """The settings of one deployment, read from the environment; see the README for what each does."""
+    """The settings of one deployment, read from the environment; docs/reference/settings.md lists them."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, populate_by_name=True)
 
@@ -306,7 +306,7 @@ def load_settings() -> Settings:
     for variable in sorted(os.environ):
         if variable.startswith(PREFIX) and variable not in names.values():
             near = difflib.get_close_matches(variable, list(names.values()), n=1)
-            hint = f" Did you mean {near[0]}?" if near else " The README lists the settings."
+            hint = f" Did you mean {near[0]}?" if near else " docs/reference/settings.md lists the settings."
             raise BatchAssetsError(f"Unknown setting {variable}.{hint}")
     try:
         return Settings()

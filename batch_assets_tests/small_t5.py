@@ -2,8 +2,11 @@
 
 It carries t5-small's task_specific_params, so that it takes the same way through the pipeline. Random weights
 would do for shapes, but their output distribution is flat: no comparison of two decoders survives the ties.
+
+``python -m batch_assets_tests.small_t5 FOLDER`` saves one, as the tutorial does.
 """
 
+import sys
 from pathlib import Path
 
 # https://huggingface.co/google-t5/t5-small/blob/main/config.json
@@ -84,3 +87,7 @@ def build(folder: Path) -> Path:
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+if __name__ == "__main__":
+    print(build(Path(sys.argv[1])))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batch_assets.inference.completions import CompletionStore
-from batch_assets.lake.forgotten import REASON, digest_of, note
+from batch_assets.lake.forgotten import digest_of, note
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.lake.staging import TableWriter
 from batch_assets.lake.tables import (
@@ -22,6 +22,7 @@ from batch_assets.lake.tables import (
     SUMMARY_QUALITY,
 )
 from batch_assets.settings import Settings
+from batch_assets.sources.reasons import Reason
 
 _HOLDING = (PROD_DATA, BATCH_INFERENCE, AI_QUERY_INFERENCE)
 _EXAMPLES = ("best", "worst")
@@ -130,7 +131,7 @@ def _set_aside(lake: Lake, batch: str, document_id: str, run_id: str) -> None:
     gone = sum(_with(rows, document_id).num_rows for rows in documents.read(batch, ["id"]))
     commit = documents.last_commit(batch)
     # No digest of a source: the next run sees what is to be done about the rest of the batch.
-    recorded = {"run_id": run_id, "digest": f"{REASON} {digest_of(document_id)}"}
+    recorded = {"run_id": run_id, "digest": f"{Reason.FORGOTTEN.value} {digest_of(document_id)}"}
     metadata = {**({} if commit is None else commit.metadata), **recorded}
     _replace(rejected, batch, _aside(rejected, batch, document_id, gone), metadata)
     _replace(documents, batch, left, metadata)
@@ -143,9 +144,9 @@ def _aside(rejected: BatchSnapshot, batch: str, document_id: str, gone: int) -> 
         rows = part.to_pylist()
         for row in rows:
             if _id_in(row["raw"]) == document_id:
-                row |= {"raw": None, "reason": REASON}
+                row |= {"raw": None, "reason": Reason.FORGOTTEN.value}
         yield pa.RecordBatch.from_pylist(rows, schema=schema)
-    yield pa.RecordBatch.from_pylist([{PARTITION: batch, "reason": REASON}] * gone, schema=schema)
+    yield pa.RecordBatch.from_pylist([{PARTITION: batch, "reason": Reason.FORGOTTEN.value}] * gone, schema=schema)
 
 
 def _id_in(raw: str | None) -> str | None:

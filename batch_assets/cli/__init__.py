@@ -10,7 +10,7 @@ from batch_assets.cli.batches import land, rescore, run
 from batch_assets.cli.models import models, promote, rollback, try_
 from batch_assets.cli.query import query
 from batch_assets.cli.state import doctor, forget, status, ui, upkeep
-from batch_assets.errors import BatchAssetsError
+from batch_assets.errors import BatchAssetsError, ExitStatus
 
 
 class _Group(click.Group):
@@ -22,14 +22,14 @@ class _Group(click.Group):
         except (BatchAssetsError, OSError) as error:
             # An OSError says which file or address it is about: a full disk, a folder that may not be written.
             click.echo(f"batch-assets: {' '.join(str(error).split())}", err=True)
-            sys.exit(2)
+            sys.exit(ExitStatus.REFUSED)
 
 
 @click.group(cls=_Group)
 def main() -> None:
     """Turn text in Delta tables into governed summaries.
 
-    Settings are environment variables that start with BATCH_ASSETS_; the README lists them.
+    Settings are environment variables that start with BATCH_ASSETS_; docs/reference/settings.md lists them.
     """
     # Dagster warns of its own beta parameters each time that definitions are loaded.
     warnings.filterwarnings("ignore", module="dagster")

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from batch_assets.errors import ExitStatus
 from batch_assets.settings import PREFIX, Settings, load_settings
 
 # Cells of plain tables are filled up to so many characters; longer ones push the next to the right.
@@ -35,7 +36,7 @@ def end_if(failures: list[str]) -> None:
     """End with exit status 1 where an asset failed."""
     if failures:
         click.echo(f"failed: {', '.join(failures)}; their batches are as they were. The reasons are above.", err=True)
-        sys.exit(1)
+        sys.exit(ExitStatus.FAILED)
 
 
 @contextmanager

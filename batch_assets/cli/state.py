@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from batch_assets.cli.common import json_option, json_outcome_option, load, print_json, print_table, progress_aside
+from batch_assets.errors import ExitStatus
 
 if TYPE_CHECKING:
     from batch_assets.automation.status import Batch, Status
@@ -99,7 +100,7 @@ def doctor(as_json: bool) -> None:
     else:
         print_table(["", "what", "found", "what to do"], [tuple(asdict(finding).values()) for finding in findings])
     if any(finding.level == PROBLEM for finding in findings):
-        sys.exit(1)
+        sys.exit(ExitStatus.FAILED)
 
 
 @click.command()

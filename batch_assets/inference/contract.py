@@ -4,11 +4,21 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cached_property
 from typing import Any, Protocol
 
 # A batch in which that many rows, and all of them, fail is not committed: the rows are hardly the reason.
 SYSTEMIC_ERRORS = 5
+
+
+class RowError(StrEnum):
+    """Why a document has no summary, with braces around what depends on the model."""
+
+    WORKER_DIED = "the worker process died over this document"
+    MARKUP = "the document has text that the tokenizer takes for markup of the prompt"
+    LONG_PROMPT = "the prompt alone is longer than the {tokens} tokens the model takes"
+    FAILED = "{type}: {error}"
 
 
 @dataclass(frozen=True)

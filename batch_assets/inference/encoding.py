@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from batch_assets.inference.contract import Generation, ScoringModel
+from batch_assets.inference.contract import Generation, RowError, ScoringModel
 
 _PLAIN_MARKUP = re.compile(r"\[/?[A-Z_]{2,}\]|<</?[A-Z_]{2,}>>|<\|[^<>|]+\|>|<(?:start|end)_of_turn>")
 
@@ -69,7 +69,7 @@ class Encoding:
         if self._model.template is not None and len(ids) > self._longest_input:
             ids, truncated = self._cut(document, ids), True
         if self._count_markup(ids) > self._own_markup:
-            raise ValueError("the document has text that the tokenizer takes for markup of the prompt")
+            raise ValueError(RowError.MARKUP.value)
         return Encoded(place, ids, truncated, document)
 
     def _cut(self, document: str, ids: list[int]) -> list[int]:
@@ -77,7 +77,7 @@ class Encoding:
         while len(ids) > self._longest_input:
             offsets = self._tokenizer.encode(document, add_special_tokens=False).offsets
             if not offsets:
-                raise ValueError(f"the prompt alone is longer than the {self._longest_input} tokens the model takes")
+                raise ValueError(RowError.LONG_PROMPT.format(tokens=self._longest_input))
             document = document[: offsets[max(len(offsets) - (len(ids) - self._longest_input), 0)][0]]
             ids = self._tokenizer.encode(self._model.render(document)).ids
         return ids
@@ -198,4 +198,4 @@ def generate_each(
 
 def failed(error: Exception) -> Generation:
     """What becomes of a row that an engine can't answer."""
-    return Generation(text=None, error_message=f"{type(error).__name__}: {error}"[:1000])
+    return Generation(text=None, error_message=RowError.FAILED.format(type=type(error).__name__, error=error)[:1000])

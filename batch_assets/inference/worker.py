@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from batch_assets.inference.completions import Completion, CompletionStore
-from batch_assets.inference.contract import Engine, Generation, ScoringModel
+from batch_assets.inference.contract import Engine, Generation, RowError, ScoringModel
 from batch_assets.inference.encoding import texts_of
 
 # From this attempt on (the first is 0) a task goes row by row, and a row that kills the process is found.
@@ -116,7 +116,7 @@ class Scoring:
         for request in requests:
             # Once may have been by chance: Spark kills the workers of all tasks when one of them has failed for good.
             if deaths[request.request_hash] >= _DEADLY:
-                generation = Generation(text=None, error_message="the worker process died over this document")
+                generation = Generation(text=None, error_message=RowError.WORKER_DIED.value)
                 self.store.write([self._completion(request, generation)])
                 continue
             with self.store.trying(self.job, task_attempt, request.request_hash):

@@ -8,7 +8,6 @@ from batch_assets.lake.lake import Lake
 from batch_assets.lake.names import check_name
 from batch_assets.lake.storage import file_system
 
-REASON = "forgotten on request"
 _FOLDER = "_forgotten"
 
 
@@ -27,7 +26,7 @@ def note(lake: Lake, document_id: str) -> None:
     """Keep a document away from now on."""
     # A file for each, so that two people may forget at once. Buffered: delta-rs takes bytes, not buffers of Arrow's.
     with _notes(lake).open_output_stream(digest_of(document_id), compression=None, buffer_size=1024) as file:
-        file.write(REASON.encode())
+        file.write(b"-")
 
 
 def _notes(lake: Lake) -> pafs.FileSystem:

@@ -15,6 +15,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from batch_assets.errors import BatchAssetsError
+from batch_assets.sources.reasons import Reason
 from batch_assets.sources.records import Record
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
@@ -113,14 +114,14 @@ def _json_lines(name: str, text: io.TextIOWrapper) -> Iterator[Record]:
             continue
         fields, problem = None, None
         if not is_whole:
-            problem = f"line {number} is longer than {LONGEST_RECORD} characters"
+            problem = Reason.LONG_LINE.format(line=number, most=LONGEST_RECORD)
         else:
             try:
                 fields = json.loads(line)
             except (ValueError, RecursionError) as error:
-                problem = f"line {number} is not JSON: {error}"
+                problem = Reason.NOT_JSON.format(line=number, error=error)
             if problem is None and not isinstance(fields, dict):
-                fields, problem = None, f"line {number} is not a JSON object"
+                fields, problem = None, Reason.NO_OBJECT.format(line=number)
         yield Record(name, position, fields, line.rstrip("\r\n"), problem)
         position += 1
 
@@ -151,13 +152,13 @@ def _csv(name: str, text: io.TextIOWrapper) -> Iterator[Record]:
         except csv.Error as error:
             if "field larger" in str(error):
                 raise  # where the next record begins can't be told
-            yield Record(name, position, None, "", f"the record after line {reader.line_num} is not CSV: {error}")
+            yield Record(name, position, None, "", Reason.NOT_CSV.format(line=reader.line_num, error=error))
             continue
         problem = None
         if None in row:
-            problem = f"there are {len(names)} columns, but more fields"
+            problem = Reason.MORE_FIELDS.format(columns=len(names))
         elif None in row.values():
-            problem = f"there are {len(names)} columns, but fewer fields"
+            problem = Reason.FEWER_FIELDS.format(columns=len(names))
         yield Record(name, position, None if problem else row, json.dumps(row), problem)
 
 
@@ -183,8 +184,8 @@ def _parquet_row(name: str, position: int, row: pa.RecordBatch) -> Record:
     try:
         (fields,) = row.to_pylist()
     except Exception as error:  # bytes that are no text, a date that Python has not, a time zone that nobody knows
-        return Record(name, position, None, "", f"a value can't be read: {type(error).__name__}: {error}")
+        return Record(name, position, None, "", Reason.UNREADABLE_VALUE.format(type=type(error).__name__, error=error))
     longest = max((len(value) for value in fields.values() if isinstance(value, str)), default=0)
-    problem = f"a value is longer than {LONGEST_RECORD} characters" if longest > LONGEST_RECORD else None
+    problem = Reason.LONG_VALUE.format(most=LONGEST_RECORD) if longest > LONGEST_RECORD else None
     raw = "" if problem else json.dumps(fields, default=str)
     return Record(name, position, None if problem else fields, raw, problem)

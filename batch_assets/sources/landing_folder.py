@@ -28,6 +28,7 @@ from batch_assets.lake.names import batch_from
 from batch_assets.lake.storage import file_system
 from batch_assets.sources.dataset import Dataset, Part, Slice
 from batch_assets.sources.formats import SUFFIXES, is_readable, records_of, stem
+from batch_assets.sources.reasons import Reason
 from batch_assets.sources.records import Record
 
 _log = logging.getLogger(__name__)
@@ -308,7 +309,7 @@ class LandingFolder:
                 yield record
         except BatchAssetsError as error:
             name = PurePosixPath(path).name
-            yield Record(name, position, None, "", f"the file can't be read from here on: {error}")
+            yield Record(name, position, None, "", Reason.UNREADABLE_FILE.format(error=error))
 
     def _content(self, path: str) -> str | None:
         """What a small file holds, None if there is none."""

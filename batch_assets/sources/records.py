@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from batch_assets.lake.forgotten import REASON
+from batch_assets.sources.reasons import Reason
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ def validate(
             identifier = key if copies[key] == 1 else f"{key}-{copies[key]}"
         identifier = str(identifier)
         if is_forgotten(identifier):
-            yield Rejected(replace(record, fields=None, raw=""), REASON)
+            yield Rejected(replace(record, fields=None, raw=""), Reason.FORGOTTEN)
             continue
         if identifier in seen:
-            yield Rejected(record, f"the id {identifier[:100]!r} is in this batch already")
+            yield Rejected(record, Reason.ID_AGAIN.format(id=identifier[:100]))
             continue
         seen.add(identifier)
         yield Document(identifier, document, summary, record.source)
@@ -80,18 +80,18 @@ def validate(
 
 def _problem(fields: Mapping[str, Any]) -> str | None:
     if "document" not in fields:
-        return "there is no field 'document'"
+        return Reason.NO_DOCUMENT.value
     for name in ("document", "summary"):
         value = fields.get(name)
         if value is not None and not isinstance(value, str):
-            return f"{name} is {type(value).__name__}, not text"
+            return Reason.NOT_TEXT.format(field=name, type=type(value).__name__)
     identifier = fields.get("id")
     if identifier is not None and not isinstance(identifier, str | int):
-        return f"id is {type(identifier).__name__}, neither text nor a whole number"
+        return Reason.ODD_ID.format(type=type(identifier).__name__)
     for name in ("id", "document", "summary"):
         value = fields.get(name)
         if isinstance(value, str) and not _is_unicode(value):
-            return f"{name} has characters that are not valid UTF-8"
+            return Reason.NOT_UTF8.format(field=name)
     return None
 
 
