@@ -17,6 +17,7 @@ from batch_assets.settings import PREFIX, Settings
 
 _START_SECONDS = 120.0
 _STOP_SECONDS = 20.0
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def serve(settings: Settings, say: Callable[[str], None]) -> None:
@@ -32,7 +33,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
     check_port(settings.ui_port, f"{PREFIX}UI_PORT")
     check_port(settings.mlflow_port, f"{PREFIX}MLFLOW_PORT")
     connect(settings)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _ENDING:
         signal.signal(number, _interrupt)
     servers = {"Dagster": (_dagster(settings), f"http://127.0.0.1:{settings.ui_port}", "/server_info")}
     if settings.mlflow_ui == f"http://127.0.0.1:{settings.mlflow_port}":
@@ -113,4 +114,8 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _interrupt(number: int, frame: object) -> None:
+    # make hands on a signal that this process has got as well, and people press Ctrl-C twice: a second interrupt would
+    # end the stopping half-way, and leave a server behind.
+    for one in _ENDING:
+        signal.signal(one, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -337,6 +337,10 @@ def test_the_status_names_the_champion_its_score_and_since_when(deployment, invo
     assert f"version 2 of {name}, rouge1 0.250, since {since}" in invoke("status").stdout
     client.set_registered_model_alias(name, "champion", "1")
     assert json.loads(invoke("status", "--json").stdout)["champion"]["since"] is None
+    client.set_registered_model_alias(name, "previous", "2")
+    back = invoke("rollback", "--json")
+    assert json.loads(back.stdout) == {"model": name, "champion": 2}
+    assert back.stderr.startswith(f"version 2 of {name} is the champion again")
 
 
 def test_of_many_batches_those_that_are_scored_are_only_counted(deployment, invoke):

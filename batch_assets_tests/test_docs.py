@@ -156,11 +156,13 @@ def _running(block: Block, folder: Path, env: dict[str, str]) -> Iterator[None]:
             said.append(line)
             if block.background in line:
                 up.set()
+        up.set()  # it has ended
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     try:
-        assert up.wait(_READY_SECONDS), f"{block} was not up: {said}"
+        up.wait(_READY_SECONDS)
+        assert any(block.background in line for line in said), f"{block} was not up: {said}"
         yield
     finally:
         os.killpg(process.pid, signal.SIGTERM)
