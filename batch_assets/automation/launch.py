@@ -6,6 +6,7 @@ import dagster as dg
 import yaml
 from sqlalchemy.exc import SQLAlchemyError
 
+from batch_assets.automation.jobs import materialize_all
 from batch_assets.automation.runs import known_batches, range_tags, ranges
 from batch_assets.errors import BatchAssetsError
 from batch_assets.settings import Settings
@@ -63,9 +64,10 @@ def existing_instance(settings: Settings) -> dg.DagsterInstance | None:
 
 
 def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Mark runs of the command line whose process was killed as failed, and free the pools that they held.
+    """Mark runs of 'batch-assets run' whose process was killed as failed, and free the pools that they held.
 
-    Only to be called by the holder of the home's lock: while it is held, no such run is alive.
+    Only to be called by the holder of the home's lock: while it is held, no such run is alive. Those of other commands
+    may be; where they are not, they are orphaned.
 
     Returns:
         Ids of the runs.
@@ -76,7 +78,8 @@ def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         dg.DagsterRunStatus.STARTED,
         dg.DagsterRunStatus.CANCELING,
     ]
-    dead = instance.get_runs(dg.RunsFilter(tags={_LAUNCHED_TAG: _COMMAND}, statuses=alive))
+    tags = {_LAUNCHED_TAG: _COMMAND}
+    dead = instance.get_runs(dg.RunsFilter(job_name=materialize_all.name, tags=tags, statuses=alive))
     for run in dead:
         instance.report_run_failed(run, "The process of this run ended without a word.")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)

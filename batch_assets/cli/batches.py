@@ -58,6 +58,7 @@ def _run(settings: Settings) -> tuple[list[str], list[str]]:
 
     from batch_assets.automation.launch import (
         close_dead_runs,
+        close_orphaned_runs,
         held_pools,
         materialize,
         prepare_dagster_home,
@@ -75,7 +76,7 @@ def _run(settings: Settings) -> tuple[list[str], list[str]]:
     generation_parameters(load_checkpoint(settings), settings)
     prepare_dagster_home(settings)
     with dg.DagsterInstance.get() as instance:
-        for run_id in close_dead_runs(instance):
+        for run_id in [*close_dead_runs(instance), *close_orphaned_runs(instance)]:
             click.echo(f"run {run_id} was killed; this one goes on where it stopped")
         for pool, run_id in held_pools(instance):
             click.echo(f"run {run_id} holds the pool {pool}; this one waits for it (is it dead? cancel it in the UI)")
