@@ -10,7 +10,7 @@ import dagster as dg
 from batch_assets.ai_functions.requests import NO_ANSWER
 from batch_assets.automation.stale import stale_batches
 from batch_assets.checks.batches import batch_check, result
-from batch_assets.lake.lake import Lake
+from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
 from batch_assets.quality.histograms import add
 from batch_assets.settings import Settings, variables
@@ -26,6 +26,8 @@ _RATES = {
 _DRIFTING = {"words": "length", "compression": "compression", "coverage": "coverage"}
 # Batches that one is compared with: what is older says little of what is usual.
 _LOOKED_BACK = 50
+# The checks of a run ask for the same figures, one after the other.
+_read: dict[tuple[str, int, str, int], list[Mapping[str, Any]]] = {}
 
 
 def quality_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
@@ -121,9 +123,18 @@ def quality_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
 
 def newest(lake: Lake) -> Sequence[Mapping[str, Any]]:
     """Of each batch and table, the figures of the version that wrote it last, in the order in which batches landed."""
-    quality = lake.open(SUMMARY_QUALITY)
+    quality, documents = lake.open(SUMMARY_QUALITY), lake.open(PROD_DATA)
+    state = (quality.table_id, quality.version, documents.table_id, documents.version)
+    if state not in _read:
+        # Only the last one is kept: what is older is not asked for again.
+        _read.clear()
+        _read[state] = _newest(quality, documents)
+    return _read[state]
+
+
+def _newest(quality: BatchSnapshot, documents: BatchSnapshot) -> list[Mapping[str, Any]]:
     rows: dict[tuple[str, str], Mapping[str, Any]] = {}
-    for batch in lake.open(PROD_DATA).in_order(quality.batches()):
+    for batch in documents.in_order(quality.batches()):
         for part in quality.read(batch):
             for row in part.to_pylist():
                 known = rows.get((batch, row["table_name"]))
