@@ -24,7 +24,7 @@ from batch_assets.lake.tables import PROD_DATA
 from batch_assets.locks import locked
 from batch_assets.models.tracking import connect
 from batch_assets.settings import PREFIX
-from batch_assets_tests.conftest import settings_for, write_json_lines
+from batch_assets_tests.conftest import BATCH_ASSETS, environment, settings_for, write_json_lines
 from batch_assets_tests.test_automation import Deployment
 
 KEY = "open-sesame-4711"
@@ -356,15 +356,20 @@ def test_of_many_batches_those_that_are_scored_are_only_counted(deployment, invo
     assert len(json.loads(invoke("status", "--json").stdout)["batches"]) == 24
 
 
-def test_landing_by_hand_counts_documents_and_reasons(tmp_path, invoke):
+def test_landing_by_hand_counts_documents_and_reasons(tmp_path, home, invoke):
+    def land(*arguments: str) -> subprocess.CompletedProcess[str]:
+        # In a process of its own: Dagster takes over the streams of one that executes a run.
+        command = [*BATCH_ASSETS, "land", str(file), *arguments]
+        return subprocess.run(command, env=environment(home), capture_output=True, text=True)
+
     rows = [{"id": "1", "document": "one"}, {"id": "1", "document": "two"}, {"text": "x"}, {"text": "y"}]
     file = write_json_lines(tmp_path / "a.jsonl", rows)
-    result = invoke("land", str(file), "--json")
+    result = land("--json")
     reasons = {"there is no field 'document'": 2, "the id '1' is in this batch already": 1}
     landed = [{"batch": "a", "documents": 1, "rejected": 3, "reasons": reasons}]
     assert json.loads(result.stdout) == {"batches": landed, "failed": []}
     assert "1 documents landed, 3 records rejected" in result.stderr
-    plain = invoke("land", str(file)).stdout.splitlines()
+    plain = land().stdout.splitlines()
     assert plain[-1].split(maxsplit=3)[:3] == ["a", "1", "3"]
     assert "2 x there is no field 'document'; 1 x the id '1'" in plain[-1]
     nothing = invoke("rescore", "--since", "2126-01-31", "--json")
