@@ -48,7 +48,7 @@ def by_version(versions: Scores, score: str, baseline: float | None) -> Any:
     Returns:
         A ``matplotlib.figure.Figure``.
     """
-    figure, axes = _figure("version", f"{score} on held-out documents, 95 % interval")
+    figure, axes = _figure("version", f"{score}, 95 % interval")
     _bars(axes, list(range(len(versions))), list(versions.values()), 0.6, _BLUE, None)
     axes.set_xticks(range(len(versions)), list(versions))
     if baseline is not None:
