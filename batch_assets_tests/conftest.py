@@ -45,7 +45,7 @@ def t5_folder(pytestconfig, tmp_path_factory) -> Path:
     import transformers
 
     recipe = Path(small_t5.__file__).read_bytes() + f"{torch.__version__} {transformers.__version__}".encode()
-    kept = pytestconfig.cache.mkdir("small-t5") / hashlib.sha256(recipe).hexdigest()[:16]
+    kept = pytestconfig.cache.mkdir(f"models-{hashlib.sha256(recipe).hexdigest()[:16]}") / "small-t5"
     if not kept.exists():
         built = small_t5.build(tmp_path_factory.mktemp("models") / "small-t5")
         part = kept.with_suffix(".part")
