@@ -293,11 +293,11 @@ def test_a_failed_batch_leaves_its_table_as_it_was_and_the_others_are_committed_
     with ChatServer(reply) as server:
         failing = Graph(home, server, models, model=graph.settings.model, dataset=graph.settings.dataset)
         (failure,) = failing.run()
-        assert "ai_query_inference" in failure
+        assert "summary_quality" in failure
         assert failing.rows(AI_QUERY_INFERENCE, "a") == []
         assert len(failing.rows(AI_QUERY_INFERENCE, "c")) == 10
-        recorded = failing.instance.get_materialized_partitions(dg.AssetKey("ai_query_inference"))
-        assert recorded == {"b", "c"}
+        for asset, batches in {"batch_inference": "abc", "ai_query_inference": "bc", "summary_quality": "bc"}.items():
+            assert failing.instance.get_materialized_partitions(dg.AssetKey(asset)) == {*batches}
         refused = "nothing any more"
         asked = len(server.requests)
         assert failing.run() == []
@@ -314,7 +314,7 @@ def test_an_endpoint_that_refuses_everything_commits_nothing_and_is_asked_again_
     with ChatServer(reply) as server:
         broken = Graph(home, server, models, model=graph.settings.model, dataset=graph.settings.dataset)
         (failure,) = broken.run()
-        assert "ai_query_inference" in failure
+        assert "summary_quality" in failure
         assert broken.rows(AI_QUERY_INFERENCE, "c") == []
         mended = True
         assert broken.run() == []

@@ -7,11 +7,10 @@ from typing import Any
 
 import dagster as dg
 
+from batch_assets.assets._batches import DoneBatch, each_batch
 from batch_assets.assets._tables import (
-    DoneBatch,
     column_lineage,
     column_schema,
-    each_batch,
     pinned_documents,
     sample,
     table_metadata,

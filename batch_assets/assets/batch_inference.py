@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import pyarrow.compute as pc
 
+from batch_assets.assets._batches import DoneBatch, each_batch
 from batch_assets.assets._tables import (
-    DoneBatch,
     column_lineage,
     column_schema,
-    each_batch,
     pinned,
     pinned_documents,
     sample,

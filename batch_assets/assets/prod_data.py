@@ -4,7 +4,8 @@ from functools import cache
 
 import dagster as dg
 
-from batch_assets.assets._tables import DoneBatch, column_lineage, column_schema, each_batch, sample, table_metadata
+from batch_assets.assets._batches import DoneBatch, each_batch
+from batch_assets.assets._tables import column_lineage, column_schema, sample, table_metadata
 from batch_assets.assets.external import SOURCE_DATASET
 from batch_assets.automation.partitions import BATCHES
 from batch_assets.errors import BatchAssetsError

@@ -2,11 +2,10 @@
 
 import dagster as dg
 
+from batch_assets.assets._batches import DoneBatch, each_batch
 from batch_assets.assets._tables import (
-    DoneBatch,
     column_lineage,
     column_schema,
-    each_batch,
     pinned_documents,
     table_metadata,
 )

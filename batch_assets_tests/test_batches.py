@@ -1,0 +1,92 @@
+"""A batch that fails in one asset of a run stops no other batch, in that asset or in those after it."""
+
+import dagster as dg
+import pytest
+
+from batch_assets.assets._batches import DoneBatch, each_batch
+
+BATCHES = dg.StaticPartitionsDefinition(["x", "y", "z"])
+
+
+class Chain:
+    """Three assets over the same batches, one after the other, and one beside the second."""
+
+    def __init__(self) -> None:
+        self.fails: set[tuple[str, str]] = set()
+        self.worked: list[tuple[str, str]] = []
+        parents = {"landed": [], "scored": ["landed"], "asked": ["landed"], "measured": ["scored", "asked"]}
+        self.assets = [self._asset(name, deps) for name, deps in parents.items()]
+        self.instance = dg.DagsterInstance.ephemeral()
+
+    def _asset(self, name: str, deps: list[str]) -> dg.AssetsDefinition:
+        def work(batch: str) -> DoneBatch:
+            self.worked.append((name, batch))
+            if (name, batch) in self.fails:
+                raise ValueError(f"{batch} is broken")
+            return DoneBatch(1, {})
+
+        @dg.asset(name=name, deps=deps, partitions_def=BATCHES, backfill_policy=dg.BackfillPolicy.single_run())
+        def asset(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+            return each_batch(context, work)
+
+        return asset
+
+    def run(self, *fails: tuple[str, str], selection: list[str] | None = None) -> dict[str, str]:
+        """Run over all batches; the message of each step that failed."""
+        self.fails, self.worked = {*fails}, []
+        result = dg.materialize(
+            self.assets,
+            instance=self.instance,
+            selection=selection,
+            tags={"dagster/asset_partition_range_start": "x", "dagster/asset_partition_range_end": "z"},
+            raise_on_error=False,
+        )
+        self.last = result.run_id
+        failures = [event for event in result.all_events if event.is_step_failure]
+        return {event.step_key: event.step_failure_data.error.message for event in failures}
+
+    def materialized(self, asset: str) -> set[str]:
+        records = self.instance.fetch_materializations(dg.AssetKey(asset), limit=100).records
+        return {record.partition_key for record in records if record.run_id == self.last}
+
+
+@pytest.fixture
+def chain():
+    return Chain()
+
+
+def test_the_last_asset_of_a_run_fails_it_with_the_reasons_of_those_before(chain):
+    (step, message), *others = chain.run(("landed", "x"), ("scored", "y")).items()
+    assert (step, others) == ("measured", [])
+    assert "2 of 3 batches failed (x: landed: x is broken; y: scored: y is broken)" in message
+    assert chain.materialized("landed") == {"y", "z"}
+    assert chain.materialized("scored") == {"z"}
+    assert chain.materialized("asked") == {"y", "z"}
+    assert chain.materialized("measured") == {"z"}
+    assert ("scored", "x") not in chain.worked
+
+
+def test_a_batch_that_failed_beside_an_asset_is_not_left_out_of_it(chain):
+    assert [*chain.run(("scored", "x"), selection=["landed", "scored", "asked"])] == ["scored"]
+    assert chain.materialized("asked") == {"x", "y", "z"}
+
+
+def test_an_asset_fails_at_once_where_no_batch_is_left_to_go_on_with(chain):
+    failures = chain.run(*(("landed", batch) for batch in "xyz"))
+    assert [*failures] == ["landed"]
+    assert chain.worked == [("landed", batch) for batch in "xyz"]
+
+
+def test_a_run_that_failed_for_an_asset_before_its_last_is_retried_from_its_start(chain):
+    chain.run(("landed", "x"))
+    assert chain.instance.get_run_by_id(chain.last).tags["dagster/retry_strategy"] == "ALL_STEPS"
+    assert chain.run() == {}
+    assert chain.materialized("measured") == {"x", "y", "z"}
+
+
+def test_the_record_of_a_failed_batch_names_the_reason(chain):
+    chain.run(("landed", "x"))
+    (record,) = chain.instance.fetch_observations(dg.AssetKey("landed"), limit=10).records
+    observation = record.event_log_entry.asset_observation
+    assert observation.partition == "x"
+    assert observation.metadata["failed"].value == "x is broken"
