@@ -52,7 +52,7 @@ def build_defs(
         "settings": settings,
         "lake": configured_lake(settings),
         "registry": ModelRegistry(settings),
-        "spark": SparkResource(master=settings.spark_master),
+        "spark": SparkResource.of(settings),
         "endpoints": EndpointsResource(file=str(settings.endpoints) if settings.endpoints else None),
         **(resource_overrides or {}),
     }

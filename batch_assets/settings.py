@@ -92,6 +92,12 @@ class Settings(BaseSettings):
     new_model: bool = Field(False, description="Log a new model although nothing has changed.")
 
     spark_master: str = Field("local[*,4]", min_length=1, description="Spark master.")
+    spark_remote: str | None = Field(
+        None, description="Spark Connect server, sc://host:port; it is used instead of a master."
+    )
+    spark_environment: str | None = Field(
+        None, description="Packed Python environment (make package) that a Spark master hands to its workers."
+    )
     engine: Literal["auto", "mlflow", "transformers", "ctranslate2", "openvino"] = Field(
         "auto",
         description="What runs the model on the workers; auto takes the fastest that writes what transformers does.",
@@ -193,6 +199,13 @@ class Settings(BaseSettings):
             raise ValueError("use local[*,4], spark://host:port, k8s://host:port or yarn")
         return master
 
+    @field_validator("spark_remote")
+    @classmethod
+    def _remote(cls, remote: str | None) -> str | None:
+        if remote is not None and not re.fullmatch(r"sc://[^/\s]+(/.*)?", remote):
+            raise ValueError("use sc://host:port")
+        return remote
+
     @field_validator("select_by")
     @classmethod
     def _metric(cls, name: str) -> str:
@@ -227,6 +240,8 @@ class Settings(BaseSettings):
             raise ValueError(f"MIN_LENGTH ({self.min_length}) is more than MAX_LENGTH ({self.max_length})")
         if self.dtype == "int8" and self.engine in ("mlflow", "transformers"):
             raise ValueError(f"DTYPE int8 needs the engine ctranslate2 or openvino, not {self.engine}")
+        if self.spark_environment and (self.spark_remote or self.spark_master.startswith("local")):
+            raise ValueError("SPARK_ENVIRONMENT is for the workers of a SPARK_MASTER that is a cluster")
         if self.ui_port == self.mlflow_port:
             raise ValueError(f"UI_PORT and MLFLOW_PORT are both {self.ui_port}")
         return self

@@ -134,6 +134,16 @@ def t5_version(logged_t5):
 
 
 @pytest.fixture
+def t5(t5_version, held_out):
+    """The small T5 as it is scored."""
+    from batch_assets.models.registry import prepare_engine, scoring_model
+
+    settings, client, version = t5_version
+    prepare_engine(client, version, settings, held_out, lambda line: None)
+    return scoring_model(client, version, settings)
+
+
+@pytest.fixture
 def smollm2_version(logged_smollm2):
     """A registered champion made from the embedded model: settings, client, version."""
     from batch_assets.models.tracking import connect

@@ -2,8 +2,8 @@
 
     python -m batch_assets_tests.scoring_process FILE
 
-The file holds, pickled: a Lake, a ScoringModel, the key of the batch, seconds that a document takes, and how many
-documents a worker scores before it kills the driver; 0 for none.
+The file holds, pickled: a Lake, a ScoringModel, the key of the batch, seconds that a document takes, how many
+documents a worker scores before it kills the driver (0 for none), and the fields of the SparkResource.
 """
 
 import os
@@ -23,7 +23,7 @@ from batch_assets.resources.spark import SparkResource
 def main() -> None:
     from pyspark import cloudpickle
 
-    lake, model, batch, seconds, deadline = pickle.loads(Path(sys.argv[1]).read_bytes())
+    lake, model, batch, seconds, deadline, resource = pickle.loads(Path(sys.argv[1]).read_bytes())
     driver = os.getpid()
 
     class Slow:
@@ -43,10 +43,14 @@ def main() -> None:
 
     cloudpickle.register_pickle_by_value(sys.modules["__main__"])
     store = CompletionStore.of(lake, BATCH_INFERENCE, batch, model.fingerprint)
-    spark = SparkResource(master="local[2,4]").session
+    spark = SparkResource(**resource).session
     output = lake.open(BATCH_INFERENCE)
-    scored = score_batch(spark, lake.open(PROD_DATA), output, batch, model, store, {}, lambda line: None, load=Slow)
-    print(f"scored {scored.scored} of {scored.rows}")
+    scored = score_batch(
+        spark, lake.open(PROD_DATA), output, batch, model, store, {}, lambda line: print(line, flush=True), load=Slow
+    )
+    print(
+        f"scored {scored.scored} of {scored.rows}, model loaded {scored.workers.loads if scored.workers else 0} times"
+    )
 
 
 if __name__ == "__main__":

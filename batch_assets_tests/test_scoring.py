@@ -24,17 +24,9 @@ from batch_assets.inference.engines import load_engine
 from batch_assets.inference.scorer import score_batch
 from batch_assets.lake.staging import stage
 from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
-from batch_assets.models.registry import prepare_engine, scoring_model
+from batch_assets.models.registry import scoring_model
 
 WHEN = {"landed_at", "scored_at"}
-
-
-@pytest.fixture
-def t5(t5_version, held_out):
-    """The small T5 as it is scored."""
-    settings, client, version = t5_version
-    prepare_engine(client, version, settings, held_out, lambda line: None)
-    return scoring_model(client, version, settings)
 
 
 def land(lake, batch, documents):
@@ -58,6 +50,11 @@ def score(spark, lake, batch, model, lines=None, **options):
 def rows(lake, batch):
     read = [row for part in lake.open(BATCH_INFERENCE).read(batch) for row in part.to_pylist()]
     return sorted(({k: v for k, v in row.items() if k not in WHEN} for row in read), key=lambda row: row["id"])
+
+
+def but_for_the_model(found):
+    """Rows without what differs between a model and its copy."""
+    return [{k: v for k, v in row.items() if k not in {"request_hash", "batch"}} for row in found]
 
 
 def texts(documents, count):
@@ -241,7 +238,7 @@ def test_a_run_killed_at_half_scores_no_more_than_the_other_half_and_a_flush_of_
     def run(deadline):
         arguments = tmp_path / "arguments"
         # A flush comes every two seconds.
-        arguments.write_bytes(pickle.dumps((lake, model, "b", 0.15, deadline)))
+        arguments.write_bytes(pickle.dumps((lake, model, "b", 0.15, deadline, {"master": "local[2,4]"})))
         command = [sys.executable, "-m", "batch_assets_tests.scoring_process", str(arguments)]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -252,9 +249,6 @@ def test_a_run_killed_at_half_scores_no_more_than_the_other_half_and_a_flush_of_
     scored = int(re.search(r"scored (\d+) of 60", again.stdout)[1])
     # 15 of each worker were done, and no more than those since the last flush, 14 at most, are done again.
     assert 30 <= scored <= 30 + 2 * 14
-
-    def but_for_the_model(found):
-        return [{k: v for k, v in row.items() if k not in {"request_hash", "batch"}} for row in found]
 
     assert but_for_the_model(rows(lake, "b")) == but_for_the_model(undisturbed)
 

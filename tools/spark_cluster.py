@@ -17,10 +17,10 @@ _PATIENCE_SECONDS = 90
 
 
 class Cluster:
-    """A running cluster; ``url`` is its master's."""
+    """A running cluster: ``url`` is its master's, ``folder`` holds logs and the workers' files."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._processes: list[subprocess.Popen[bytes]] = []
         port, self._ui_port = _free_port(), _free_port()
         self.url = f"spark://127.0.0.1:{port}"
@@ -32,7 +32,7 @@ class Cluster:
     def add_worker(self, cores: int, memory: str) -> None:
         """Start a worker, and wait until the master counts it among the living."""
         alive = self._alive() or 0
-        work_dir = self._folder / f"worker-{len(self._processes)}"
+        work_dir = self.folder / f"worker-{len(self._processes)}"
         self._start(
             "org.apache.spark.deploy.worker.Worker",
             *("--host", "127.0.0.1", "--cores", str(cores), "--memory", memory, "--work-dir", str(work_dir)),
@@ -41,7 +41,7 @@ class Cluster:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while (self._alive() or 0) <= alive:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"no worker came up within {_PATIENCE_SECONDS} s: see {self._folder}")
+                raise TimeoutError(f"no worker came up within {_PATIENCE_SECONDS} s: see {self.folder}")
             time.sleep(0.2)
 
     def executors(self) -> list[psutil.Process]:
@@ -63,7 +63,7 @@ class Cluster:
 
         home = Path(pyspark.__file__).parent
         environment = {**os.environ, "SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1"}
-        with (self._folder / f"{main.rsplit('.', 1)[1]}-{len(self._processes)}.log").open("wb") as log:
+        with (self.folder / f"{main.rsplit('.', 1)[1]}-{len(self._processes)}.log").open("wb") as log:
             command = [str(home / "bin" / "spark-class"), main, *arguments]
             self._processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
 
@@ -95,6 +95,49 @@ def spark_cluster(folder: Path, *, workers: int, cores: int, memory: str) -> Ite
         yield cluster
     finally:
         cluster.stop()
+
+
+@contextmanager
+def connect_server(folder: Path, master: str) -> Iterator[str]:
+    """Run a Spark Connect server on loopback; its address.
+
+    Args:
+        folder: for its log.
+        master: what runs its tasks.
+    """
+    import pyspark
+
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    folder.mkdir(parents=True, exist_ok=True)
+    home, port = Path(pyspark.__file__).parent, _free_port()
+    settings = {
+        "spark.ui.enabled": "false",
+        "spark.driver.host": "127.0.0.1",
+        "spark.sql.shuffle.partitions": "4",
+        "spark.connect.grpc.binding.address": "127.0.0.1",
+        "spark.connect.grpc.binding.port": str(port),
+    }
+    command = [str(home / "bin" / "spark-submit"), "--master", master]
+    command += ["--class", "org.apache.spark.sql.connect.service.SparkConnectServer"]
+    command += [part for name, value in settings.items() for part in ("--conf", f"{name}={value}")]
+    environment = {**os.environ, "SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1"}
+    with (folder / "connect.log").open("wb") as log:
+        process = subprocess.Popen([*command, "spark-internal"], env=environment, stdout=log, stderr=log, cwd=folder)
+    try:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not _listens(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise TimeoutError(f"the Spark Connect server did not come up: see {folder / 'connect.log'}")
+            time.sleep(0.2)
+        yield f"sc://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _command(process: psutil.Process) -> list[str]:

@@ -28,6 +28,7 @@ from batch_assets.ai_functions.family import FAMILY, check_labels
 from batch_assets.ai_functions.requests import AiFunctionError, Request
 from batch_assets.ai_functions.schemas import ANY_TEXT, ResponseFormat, read_as, response_format, type_of
 from batch_assets.inference.completions import Completion, FinishedWork
+from batch_assets.sessions import slots_of
 
 AI_QUERY = "ai_query"
 PARAMETERS = {
@@ -397,8 +398,3 @@ def registered_functions(spark: SparkSession) -> AiFunctions:
     if spark not in _registered:
         raise AiFunctionError("the session has no ai functions yet: call register_ai_functions(spark, endpoints) first")
     return _registered[spark]
-
-
-def slots_of(spark: SparkSession) -> int:
-    """Tasks that a session runs at the same time."""
-    return int(spark.sparkContext.defaultParallelism)

@@ -10,6 +10,7 @@ from batch_assets.ai_functions.answering import Statement, asking_tasks
 from batch_assets.ai_functions.requests import AiFunctionError
 from batch_assets.inference.completions import FinishedWork
 from batch_assets.lake.lake import Lake
+from batch_assets.sessions import slots_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -142,7 +143,7 @@ class _Planner:
     def plan(self, tree: Any) -> Any:
         from sqlglot import exp
 
-        from batch_assets.ai_functions.functions import PARAMETERS, slots_of
+        from batch_assets.ai_functions.functions import PARAMETERS
         from batch_assets.ai_functions.layers import PlacedCall, is_call, name_of, push_down
 
         names = frozenset(PARAMETERS)

@@ -35,7 +35,7 @@ def query(statement: str, resume: bool, as_json: bool) -> None:
     names = endpoints_of(statement, settings.endpoint)
     lake = configured_lake(settings)
     endpoints = EndpointsResource(file=None if settings.endpoints is None else str(settings.endpoints))
-    spark = SparkResource(master=settings.spark_master)
+    spark = SparkResource.of(settings)
     try:
         ready = {name: endpoints.get(name) for name in sorted(names)}
         from batch_assets.ai_functions.functions import register_ai_functions

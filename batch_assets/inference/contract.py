@@ -56,6 +56,8 @@ class ScoringModel:
         device_map: where the model goes.
         batch_tokens: padded input tokens of one batch.
         engine_path: folder of what was converted for the engine, empty where nothing was.
+        uri: address of ``path`` in the artifact store.
+        engine_uri: address of ``engine_path`` there.
         engine_reason: why it is that engine.
     """
 
@@ -72,6 +74,8 @@ class ScoringModel:
     device_map: str = "auto"
     batch_tokens: int = 4096
     engine_path: str = ""
+    uri: str = ""
+    engine_uri: str = ""
     engine_reason: str = ""
 
     def render(self, document: str) -> str:

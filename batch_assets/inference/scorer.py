@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from batch_assets.errors import BatchAssetsError
+from batch_assets.inference.artifacts import Artifact
 from batch_assets.inference.completions import (
     COMPLETION_SCHEMA,
     CompletionStore,
@@ -29,6 +30,7 @@ from batch_assets.inference.spark_udf import score_with_spark_udf
 from batch_assets.inference.worker import CAREFUL_ATTEMPT, REPORT_DDL, Scoring
 from batch_assets.lake.lake import BatchSnapshot
 from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
+from batch_assets.sessions import cores_of, is_connect, is_local, slots_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -162,7 +164,17 @@ def _complete(
             if model.engine == MLFLOW:
                 score_with_spark_udf(spark, missing, model, finished.store)
                 return finished.store.count() - before, None
-            scoring = Scoring(uuid.uuid4().hex, 0, model, finished.store, threads, gpus, max(gpus // slots, 1), load)
+            scoring = Scoring(
+                job=uuid.uuid4().hex,
+                first_attempt=0,
+                model=model,
+                artifacts={} if is_local(spark) else _artifacts(model),
+                store=finished.store,
+                threads=threads,
+                gpus=gpus,
+                gpus_each=max(gpus // slots, 1),
+                load=load,
+            )
             workers = _score(spark, missing, scoring)
         report(
             f"batch {batch}: {workers.processes} workers, {workers.mebibytes:.0f} MiB at most"
@@ -203,6 +215,9 @@ def _own_workers(spark: "SparkSession", threads: int) -> Iterator[None]:
     Spark hands out idle Python processes in turn; without this, every process that ever read a file would one day load
     the model too. It keeps them apart by their environment.
     """
+    if is_connect(spark):  # the server's own
+        yield
+        return
     environment = spark.sparkContext.environment
     before = dict(environment)
     environment.update({"BATCH_ASSETS_WORKERS": "scoring", "OMP_NUM_THREADS": str(threads)})
@@ -230,7 +245,7 @@ def _completions(spark: "SparkSession", finished: FinishedWork) -> "DataFrame | 
                     yield rows.cast(COMPLETION_SCHEMA)
 
     files = spark.createDataFrame(paths, "kind string, path string")
-    spread = files.repartition(min(len(paths), spark.sparkContext.defaultParallelism))
+    spread = files.repartition(min(len(paths), slots_of(spark)))
     made = spread.mapInArrow(read, _completion_type())
     # Of two completions of the same request, that with a text: a worker that was given up may still have finished.
     best = made.groupBy("request_hash").agg(
@@ -264,15 +279,21 @@ def _assemble(spark: "SparkSession", hashed: "DataFrame", model: ScoringModel, f
 
 def _resources(spark: "SparkSession", model: ScoringModel) -> tuple[int, int, int]:
     """Tasks at a time, CPU threads of each so that their product is no more than the cores, GPUs to share."""
-    slots = spark.sparkContext.defaultParallelism
-    if not str(spark.sparkContext.master).startswith("local"):
+    slots = slots_of(spark)
+    if not is_local(spark):
         return slots, int(spark.conf.get("spark.task.cpus", "1") or 1), 0
-    # As the JVM counts them, which knows the limits of a container.
-    jvm: Any = spark.sparkContext._jvm
-    cores = int(jvm.java.lang.Runtime.getRuntime().availableProcessors())
+    cores = cores_of(spark)
     gpus = _gpus() if model.device_map == "auto" else 0
     slots = min(slots, gpus) if gpus else 1 if model.device_map.startswith(("cuda", "mps")) else min(slots, cores)
     return slots, max(cores // slots, 1), gpus
+
+
+def _artifacts(model: ScoringModel) -> dict[str, Artifact]:
+    """What workers on other hosts fetch, by the field of the model that names its folder."""
+    found = {"path": Artifact.of(model.path, model.uri)}
+    if model.engine_path:
+        found["engine_path"] = Artifact.of(model.engine_path, model.engine_uri)
+    return found
 
 
 def _gpus() -> int:

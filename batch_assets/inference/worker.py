@@ -5,14 +5,15 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from batch_assets.inference.artifacts import Artifact
 from batch_assets.inference.completions import Completion, CompletionStore
 from batch_assets.inference.contract import Engine, Generation, RowError, ScoringModel
 from batch_assets.inference.encoding import texts_of
@@ -43,6 +44,8 @@ class Scoring:
         job: its id.
         first_attempt: number that the first attempt of a task goes by.
         model: the version that writes.
+        artifacts: folders to fetch first, by the field of the model that names them; none where workers see the
+            driver's files.
         store: where finished completions go.
         threads: CPU threads of a worker.
         gpus: GPUs of this machine that workers share; 0 where Spark hands them out, or there are none.
@@ -53,6 +56,7 @@ class Scoring:
     job: str
     first_attempt: int
     model: ScoringModel
+    artifacts: Mapping[str, Artifact]
     store: CompletionStore
     threads: int
     gpus: int
@@ -148,7 +152,8 @@ class Scoring:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus.addresses)
         elif self.gpus:
             take_gpus(self.gpus, self.gpus_each)
-        _loaded[key] = self.load(self.model, self.threads)
+        folders: dict[str, Any] = {name: artifact.fetch() for name, artifact in self.artifacts.items()}
+        _loaded[key] = self.load(replace(self.model, **folders), self.threads)
         return _loaded[key], True
 
 

@@ -27,11 +27,12 @@ _CONVERTERS: dict[str, tuple[str, Callable[[ScoringModel, Path], Conversion]]] =
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine, why it is that one, and the folder of what was converted for it."""
+    """An engine, why it is that one, the folder of what was converted for it, and that folder's address."""
 
     engine: str
     reason: str
     path: str = ""
+    uri: str = ""
 
 
 def goes_to_gpu(settings: Settings) -> bool:
@@ -140,9 +141,9 @@ def choose(client: Any, run_id: str | None, model: ScoringModel, settings: Setti
         conversion = _read(uri)
         refusal = conversion.refusal
         if refusal is None and named:
-            return Choice(engine, f"named by {by}", _fetch(uri))
+            return Choice(engine, f"named by {by}", _fetch(uri), uri)
         if refusal is None and conversion.compared and conversion.equal == conversion.compared:
-            return Choice(engine, "the fastest with the reference's output", _fetch(uri))
+            return Choice(engine, "the fastest with the reference's output", _fetch(uri), uri)
         refusal = refusal or conversion_summary(engine, settings.dtype, conversion)
     if named:
         value = settings.engine if settings.engine != "auto" else settings.dtype

@@ -13,6 +13,7 @@ from batch_assets.inference.engines import TRANSFORMERS
 from batch_assets.models.engines import choose, goes_to_gpu, preparation, prepare
 from batch_assets.models.evaluation import evaluated
 from batch_assets.models.runs import DIGEST_TAG, ModelRun
+from batch_assets.models.tracking import reachable
 from batch_assets.settings import Settings
 from batch_assets.sources.records import Document
 
@@ -164,12 +165,15 @@ def scoring_model(client: Any, version: Version, settings: Settings) -> ScoringM
             "logged_model: give the alias champion to a version that was"
         )
     model = _scoring_model(version.uri, version.name, version.number, digest, settings)
+    kept = client.get_model_version_download_uri(version.name, str(version.number))
     choice = choose(client, version.run_id, model, settings)
     return replace(
         model,
         engine=choice.engine,
         engine_reason=choice.reason,
         engine_path=choice.path,
+        uri=reachable(kept),
+        engine_uri=reachable(choice.uri),
         dtype=settings.dtype if choice.path else settings.logged_dtype,
     )
 

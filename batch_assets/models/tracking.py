@@ -130,6 +130,16 @@ def _point_at(settings: Settings) -> None:
     mlflow.set_registry_uri(settings.mlflow_registry_uri or settings.tracking_uri)
 
 
+def reachable(artifact_uri: str) -> str:
+    """An address in the artifact store that a machine without MLflow's settings understands."""
+    if urlsplit(artifact_uri).scheme != "mlflow-artifacts":
+        return artifact_uri
+    import mlflow
+    from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+
+    return str(MlflowArtifactsRepository.resolve_uri(artifact_uri, redacted(mlflow.get_tracking_uri())))
+
+
 def experiment_id(client: Any, settings: Settings) -> str:
     """Id of the configured experiment."""
     return str(client.get_experiment_by_name(settings.experiment).experiment_id)

@@ -1,5 +1,6 @@
 """The Spark session of a run."""
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -9,43 +10,99 @@ from typing import Any
 import dagster as dg
 from pydantic import Field, PrivateAttr
 
+from batch_assets.errors import BatchAssetsError
+from batch_assets.settings import Settings
+
+# Where workers find the environment that Spark unpacks for them, below the folder that they run in.
+_UNPACKED = "environment"
+
 
 class SparkResource(dg.ConfigurableResource[Any]):
-    """One Spark session for a run, started on first use by dagster-pyspark's LazyPySparkResource.
+    """One Spark session for a run, started on first use: by dagster-pyspark's LazyPySparkResource, or on a server.
 
     ``config`` holds further settings of Spark, which win over those made here. A session that was there before the
-    run is used, and left as it is.
+    run is used, and left as it is. Of workers on other machines it is checked once that they have what the driver has.
     """
 
     master: str
+    remote: str | None = None
+    environment: str | None = None
     config: dict[str, str] = Field(default_factory=dict)
     _session: Any = PrivateAttr(default=None)
     _is_ours: bool = PrivateAttr(default=False)
 
+    @classmethod
+    def of(cls, settings: Settings) -> "SparkResource":
+        """The resource that the settings ask for."""
+        return cls(master=settings.spark_master, remote=settings.spark_remote, environment=settings.spark_environment)
+
     @property
     def session(self) -> Any:
-        """The session, a ``pyspark.sql.SparkSession``."""
+        """The session, a ``pyspark.sql.SparkSession``.
+
+        Raises:
+            BatchAssetsError: the server can't be reached, or workers can't do the work.
+        """
         if self._session is None:
-            from dagster_pyspark import LazyPySparkResource
             from pyspark.errors import PySparkRuntimeError
             from pyspark.sql import SparkSession
 
-            from batch_assets.java import check_java
-
-            check_java()
-            if self.master.startswith("local"):
-                # Without it, workers run the first python3 on the path, which knows nothing of this package.
-                os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-                os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-                os.environ.setdefault("SPARK_CONF_DIR", str(Path(__file__).parent / "spark_conf"))
             try:
                 # Not getActiveSession(): a session is active for one thread of the JVM, and the driver's may change.
                 SparkSession.active()
                 self._is_ours = False
             except PySparkRuntimeError:
                 self._is_ours = True
-            self._session = LazyPySparkResource(spark_config=self._config()).spark_session
+            session = self._classic() if self.remote is None else self._connected(self.remote)
+            if self.remote is not None or not self.master.startswith("local"):
+                self._check(session)
+            self._session = session
         return self._session
+
+    def _classic(self) -> Any:
+        from dagster_pyspark import LazyPySparkResource
+
+        from batch_assets.java import check_java
+
+        check_java()
+        if self.master.startswith("local"):
+            os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+            os.environ.setdefault("SPARK_CONF_DIR", str(Path(__file__).parent / "spark_conf"))
+        if self.environment is None:
+            # Without it, workers run the first python3 on the path, which knows nothing of this package.
+            os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+            return LazyPySparkResource(spark_config=self._config()).spark_session
+        os.environ["PYSPARK_PYTHON"] = f"./{_UNPACKED}/bin/python"
+        # The driver starts Python too, by the same name: it gets a folder in which that is its own environment.
+        folder = Path(tempfile.mkdtemp(prefix="batch_assets_driver_"))
+        (folder / _UNPACKED).symlink_to(sys.prefix)
+        with contextlib.chdir(folder):
+            return LazyPySparkResource(spark_config=self._config()).spark_session
+
+    def _connected(self, remote: str) -> Any:
+        from pyspark.errors import PySparkException
+        from pyspark.sql import SparkSession
+
+        try:
+            session = SparkSession.builder.remote(remote).getOrCreate()
+            session.conf.set("spark.sql.session.timeZone", "UTC")
+        except PySparkException as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise BatchAssetsError(
+                f"the Spark Connect server {remote.split(';')[0]} can't be used ({reason}): see docs/how-to/cluster.md"
+            ) from error
+        return session
+
+    def _check(self, session: Any) -> None:
+        from batch_assets.resources.spark_workers import check_workers
+
+        try:
+            for line in check_workers(session):
+                dg.get_dagster_logger().warning(line)
+        except BatchAssetsError:
+            if self._is_ours:
+                session.stop()
+            raise
 
     def _config(self) -> dict[str, str]:
         config = {
@@ -55,6 +112,8 @@ class SparkResource(dg.ConfigurableResource[Any]):
             "spark.speculation": "false",
             "spark.ui.showConsoleProgress": "false",
         }
+        if self.environment is not None:
+            config["spark.archives"] = f"{self.environment}#{_UNPACKED}"
         if self.master.startswith("local"):
             config |= {
                 "spark.ui.enabled": "false",

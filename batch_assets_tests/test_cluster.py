@@ -1,0 +1,93 @@
+"""A standalone cluster of one worker, with the package from its wheel: what differs from one machine."""
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+
+import pytest
+
+from batch_assets.inference.artifacts import Artifact, digest_of_folder
+from batch_assets.lake.lake import Lake
+from batch_assets_tests.clusters import loopback_cluster, python_with_wheel
+from batch_assets_tests.test_scoring import but_for_the_model, land, rows, score, score_model_of_its_own, texts
+
+LOOPBACK = {"spark.driver.host": "127.0.0.1", "spark.ui.enabled": "false", "spark.executor.memory": "512m"}
+
+
+@pytest.fixture(scope="module")
+def workers_python(tmp_path_factory):
+    return python_with_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory, workers_python):
+    with loopback_cluster(tmp_path_factory.mktemp("cluster") / "c", workers=1, cores=2, memory="1g") as cluster:
+        yield cluster
+
+
+def scored_by_a_driver(folder, python, *what):
+    arguments = folder / "arguments"
+    arguments.write_bytes(pickle.dumps(what))
+    command = [sys.executable, "-m", "batch_assets_tests.scoring_process", str(arguments)]
+    environment = {**os.environ, "PYSPARK_PYTHON": str(python), "SPARK_LOCAL_IP": "127.0.0.1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_workers_with_the_wheel_fetch_the_model_once_and_write_what_one_machine_does(
+    spark,
+    lake,
+    t5,
+    documents,
+    tmp_path,
+    cluster,
+    workers_python,
+):
+    land(lake, "a", texts(documents, 8))
+    score(spark, lake, "a", t5)
+    undisturbed = rows(lake, "a")
+    land(lake, "b", texts(documents, 8))
+    model = score_model_of_its_own(t5)
+    resource = {"master": cluster.url, "config": LOOPBACK}
+    run = scored_by_a_driver(tmp_path, workers_python, Lake(lake.uri), model, "b", 0.0, 0, resource)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert re.search(r"scored 8 of 8, model loaded 2 times", run.stdout)
+    assert but_for_the_model(rows(lake, "b")) == but_for_the_model(undisturbed)
+    (kept,) = (cluster.folder / "tmp").glob("batch_assets_models_*")
+    fetched = {path.name for path in kept.iterdir() if path.is_dir()}
+    assert fetched == {digest_of_folder(kept / name) for name in fetched}
+    assert len(fetched) == len([folder for folder in (model.path, model.engine_path) if folder])
+
+
+def test_a_worker_that_lacks_the_package_is_named_before_any_work(lake, t5, tmp_path, cluster):
+    import venv
+
+    venv.create(tmp_path / "bare", symlinks=True)
+    resource = {"master": cluster.url, "config": LOOPBACK}
+    run = scored_by_a_driver(tmp_path, tmp_path / "bare" / "bin" / "python", Lake(lake.uri), t5, "a", 0.0, 0, resource)
+    assert run.returncode == 1
+    assert "BatchAssetsError: the worker on " in run.stderr
+    assert "has no batch_assets" in run.stderr
+
+
+def test_what_was_fetched_is_refused_where_it_is_not_what_the_driver_has(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(b"good")
+    artifact = Artifact.of(str(tmp_path / "model"), (tmp_path / "model").as_uri())
+    (tmp_path / "model" / "weights").write_bytes(b"evil")
+    with pytest.raises(RuntimeError, match="is not the model that the driver has"):
+        artifact.fetch()
+    (tmp_path / "model" / "weights").write_bytes(b"good")
+    folder = artifact.fetch()
+    (tmp_path / "model" / "weights").write_bytes(b"evil")
+    assert artifact.fetch() == folder
+    assert digest_of_folder(tmp_path / "tmp" / folder) == artifact.digest
+
+
+def test_a_model_out_of_a_workers_reach_is_an_error_that_says_where_to_keep_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"can't fetch the model from .*gone.*: keep MLflow's artifacts where"):
+        Artifact((tmp_path / "gone").as_uri(), "0" * 64).fetch()
