@@ -2,8 +2,7 @@
 
     python -m batch_assets_tests.scoring_process FILE
 
-The file holds, pickled: a Lake, a ScoringModel, the key of the batch, seconds that a document takes, how many
-documents a worker scores before it kills the driver (0 for none), and the fields of the SparkResource.
+The file holds, pickled, what the parameters of run() say.
 """
 
 import os
@@ -20,10 +19,20 @@ from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
 from batch_assets.resources.spark import SparkResource
 
 
-def main() -> None:
+def run(lake, model, batch, seconds, resource, deadline=0, counter=None) -> None:
+    """Score a batch.
+
+    Args:
+        lake: the lake.
+        model: the model.
+        batch: key of the batch.
+        seconds: that a document takes at least.
+        resource: fields of the SparkResource.
+        deadline: documents a worker scores before it kills the driver, 0 for none.
+        counter: file that gets a byte for each document that an engine is given.
+    """
     from pyspark import cloudpickle
 
-    lake, model, batch, seconds, deadline, resource = pickle.loads(Path(sys.argv[1]).read_bytes())
     driver = os.getpid()
 
     class Slow:
@@ -32,6 +41,9 @@ def main() -> None:
 
         def stream(self, documents, batch_tokens=None):
             for place, document in enumerate(documents):
+                if counter is not None:
+                    with open(counter, "ab", buffering=0) as file:  # noqa: PTH123 - one write, which is atomic
+                        file.write(b".")
                 # What a larger model would take; nothing is waited for.
                 time.sleep(seconds)
                 for _, generation in self._engine.stream([document], 0):
@@ -46,12 +58,19 @@ def main() -> None:
     spark = SparkResource(**resource).session
     output = lake.open(BATCH_INFERENCE)
     scored = score_batch(
-        spark, lake.open(PROD_DATA), output, batch, model, store, {}, lambda line: print(line, flush=True), load=Slow
+        spark,
+        lake.open(PROD_DATA),
+        output,
+        batch,
+        model,
+        store,
+        {},
+        lambda line: print(line, flush=True),
+        load=Slow,
     )
-    print(
-        f"scored {scored.scored} of {scored.rows}, model loaded {scored.workers.loads if scored.workers else 0} times"
-    )
+    loads = scored.workers.loads if scored.workers else 0
+    print(f"scored {scored.scored} of {scored.rows}, model loaded {loads} times")
 
 
 if __name__ == "__main__":
-    main()
+    run(**pickle.loads(Path(sys.argv[1]).read_bytes()))

@@ -2,14 +2,12 @@
 
 import os
 import pickle
-import re
 import subprocess
 import sys
 
 import pytest
 
 from batch_assets.inference.artifacts import Artifact, digest_of_folder
-from batch_assets.lake.lake import Lake
 from batch_assets_tests.clusters import loopback_cluster, python_with_wheel
 from batch_assets_tests.test_scoring import but_for_the_model, land, rows, score, score_model_of_its_own, texts
 
@@ -27,12 +25,19 @@ def cluster(tmp_path_factory, workers_python):
         yield cluster
 
 
-def scored_by_a_driver(folder, python, *what):
+def driver(folder, python, **work):
+    """Start a driver of its own that scores one batch on workers with that Python."""
     arguments = folder / "arguments"
-    arguments.write_bytes(pickle.dumps(what))
+    arguments.write_bytes(pickle.dumps(work))
     command = [sys.executable, "-m", "batch_assets_tests.scoring_process", str(arguments)]
     environment = {**os.environ, "PYSPARK_PYTHON": str(python), "SPARK_LOCAL_IP": "127.0.0.1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    with (folder / "driver.log").open("w") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+
+def finished(process, folder):
+    """The exit status of a driver, and what it said."""
+    return process.wait(300), (folder / "driver.log").read_text()
 
 
 def test_workers_with_the_wheel_fetch_the_model_once_and_write_what_one_machine_does(
@@ -50,9 +55,10 @@ def test_workers_with_the_wheel_fetch_the_model_once_and_write_what_one_machine_
     land(lake, "b", texts(documents, 8))
     model = score_model_of_its_own(t5)
     resource = {"master": cluster.url, "config": LOOPBACK}
-    run = scored_by_a_driver(tmp_path, workers_python, Lake(lake.uri), model, "b", 0.0, 0, resource)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert re.search(r"scored 8 of 8, model loaded 2 times", run.stdout)
+    work = {"lake": lake, "model": model, "batch": "b", "seconds": 0, "resource": resource}
+    status, said = finished(driver(tmp_path, workers_python, **work), tmp_path)
+    assert status == 0, said
+    assert "scored 8 of 8, model loaded 2 times" in said
     assert but_for_the_model(rows(lake, "b")) == but_for_the_model(undisturbed)
     (kept,) = (cluster.folder / "tmp").glob("batch_assets_models_*")
     fetched = {path.name for path in kept.iterdir() if path.is_dir()}
@@ -65,10 +71,11 @@ def test_a_worker_that_lacks_the_package_is_named_before_any_work(lake, t5, tmp_
 
     venv.create(tmp_path / "bare", symlinks=True)
     resource = {"master": cluster.url, "config": LOOPBACK}
-    run = scored_by_a_driver(tmp_path, tmp_path / "bare" / "bin" / "python", Lake(lake.uri), t5, "a", 0.0, 0, resource)
-    assert run.returncode == 1
-    assert "BatchAssetsError: the worker on " in run.stderr
-    assert "has no batch_assets" in run.stderr
+    work = {"lake": lake, "model": t5, "batch": "a", "seconds": 0, "resource": resource}
+    status, said = finished(driver(tmp_path, tmp_path / "bare" / "bin" / "python", **work), tmp_path)
+    assert status == 1
+    assert "BatchAssetsError: the worker on " in said
+    assert "has no batch_assets" in said
 
 
 def test_what_was_fetched_is_refused_where_it_is_not_what_the_driver_has(tmp_path, monkeypatch):

@@ -16,6 +16,8 @@ from batch_assets_tests.test_system import batch_assets, graphql, tables
 pytestmark = pytest.mark.proof
 
 KILLS = 4
+# Seconds; a run alone on two cores takes 260.
+FULL_SIZE = 1500
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def full_size(tmp_path_factory, record_testsuite_property) -> Path:
     """A home after `make run` with nothing set."""
     home = tmp_path_factory.mktemp("full") / "home"
     started = time.monotonic()
-    run = batch_assets("run", env=environment(home))
+    run = batch_assets("run", env=environment(home), timeout=FULL_SIZE)
     assert run.returncode == 0, run.stdout + run.stderr
     record_testsuite_property("seconds of a first run", round(time.monotonic() - started))
     print(run.stdout)
@@ -44,7 +46,7 @@ def test_the_embedded_default_scores_every_document_once(full_size):
 def test_a_second_run_does_nothing(full_size, record_property):
     before = tables(full_size)
     started = time.monotonic()
-    run = batch_assets("run", env=environment(full_size))
+    run = batch_assets("run", env=environment(full_size), timeout=FULL_SIZE)
     record_property("seconds", round(time.monotonic() - started, 1))
     assert run.returncode == 0, run.stdout + run.stderr
     assert "committed" not in run.stdout
@@ -67,7 +69,7 @@ def test_a_run_killed_at_any_moment_completes_with_the_same_tables(full_size, tm
             process.wait()
             kills.append(round(seconds))
     record_property("killed after seconds", str(kills))
-    run = batch_assets("run", env=environment(home))
+    run = batch_assets("run", env=environment(home), timeout=FULL_SIZE)
     assert run.returncode == 0, run.stdout + run.stderr
     assert kills
     assert tables(home) == tables(full_size)

@@ -1,14 +1,11 @@
 """Beyond one machine: the same graph on a cluster and on a Spark Connect server, and faults while it scores."""
 
 import json
-import os
-import pickle
-import re
-import signal
 import subprocess
-import sys
 import tarfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -17,6 +14,7 @@ import pytest
 from batch_assets_tests.clusters import loopback_cluster, python_with_wheel
 from batch_assets_tests.conftest import environment, write_json_lines
 from batch_assets_tests.servers import ChatServer, completion
+from batch_assets_tests.test_cluster import driver, finished
 from batch_assets_tests.test_scoring import but_for_the_model, land, rows, score, score_model_of_its_own
 from batch_assets_tests.test_system import batch_assets, tables
 from tools.spark_cluster import connect_server
@@ -30,6 +28,11 @@ LOOPBACK = {
     "spark.executor.cores": "1",
     "spark.sql.shuffle.partitions": "4",
 }
+
+DOCUMENTS = 400
+# Seconds that a document takes at least: a flush of a worker, every two seconds, holds 40 of them.
+SECONDS = 0.05
+FLUSH = 40
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +117,137 @@ def test_the_graph_on_a_spark_connect_server_writes_the_same_tables(
         assert asked.returncode == 0, asked.stderr
         assert len(asked.stdout.splitlines()) == 3
     assert comparable(tmp_path / "home") == on_one_machine
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        process.kill()
+
+
+@contextmanager
+def paused(processes: list[psutil.Process]) -> Iterator[None]:
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+def with_children(process: psutil.Process) -> list[psutil.Process]:
+    return [process, *process.children(recursive=True)]
+
+
+class Fault:
+    """Something that goes wrong when a quarter of the documents is done; ``lost`` workers may lose a flush each."""
+
+    def __init__(self, name: str, lost: int) -> None:
+        self.name, self.lost = name, lost
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def happens(self, cluster, run: subprocess.Popen, disk: Path) -> None:
+        match self.name:
+            case "an executor is killed":
+                kill(cluster.executors()[:1])
+            case "a worker is killed with its executor":
+                kill(with_children(cluster.workers()[0]))
+                cluster.add_worker(1, "1g")
+            case "the driver is killed":
+                run.kill()
+            case "a worker is paused beyond its heartbeat":
+                with paused(with_children(cluster.workers()[0])), suppress(subprocess.TimeoutExpired):
+                    run.wait(60)
+            case "one task is slow":
+                python = cluster.executors()[0].children(recursive=True)[-1:]
+                with paused(python), suppress(subprocess.TimeoutExpired):
+                    run.wait(20)
+            case "the disk of the workers is full":
+                filler = disk / "filler"
+                with filler.open("wb") as file, suppress(OSError):
+                    while True:
+                        file.write(b"0" * 1024 * 1024)
+                run.wait(300)
+                filler.unlink()
+
+
+FAULTS = [
+    Fault("an executor is killed", 1),
+    Fault("a worker is killed with its executor", 1),
+    Fault("the driver is killed", 2),
+    Fault("a worker is paused beyond its heartbeat", 1),
+    Fault("one task is slow", 0),
+    Fault("the disk of the workers is full", 2),
+]
+
+
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory) -> Iterator[Path]:
+    """A file system of its own, for what workers write beside the lake."""
+    disk = tmp_path_factory.mktemp("disk")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(disk)], check=True)
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.fixture(scope="module")
+def faulty_cluster(small_disk):
+    with loopback_cluster(small_disk / "c", workers=2, cores=1, memory="1g") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def undisturbed(spark, lake, t5, documents):
+    """The rows of batch a, scored on one machine; batch b holds the same documents."""
+    texts = [f"{number}. {documents[number % 100]['document'][:200]}" for number in range(DOCUMENTS)]
+    land(lake, "a", texts)
+    score(spark, lake, "a", t5)
+    land(lake, "b", texts)
+    return but_for_the_model(rows(lake, "a"))
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=repr)
+def test_a_fault_while_400_documents_are_scored_leaves_the_right_table(
+    fault, lake, t5, undisturbed, tmp_path, faulty_cluster, small_disk, workers_python, record_property
+):
+    counter = tmp_path / "counter"
+    counter.touch()
+    settings = {
+        **LOOPBACK,
+        "spark.executor.heartbeatInterval": "2s",
+        "spark.network.timeout": "15s",
+        "spark.network.timeoutInterval": "5s",
+    }
+    work = {
+        "lake": lake,
+        "model": score_model_of_its_own(t5),
+        "batch": "b",
+        "seconds": SECONDS,
+        "resource": {"master": faulty_cluster.url, "config": settings},
+        "counter": str(counter),
+    }
+    run = driver(tmp_path, workers_python, **work)
+    deadline = time.monotonic() + 240
+    while counter.stat().st_size < DOCUMENTS // 4:
+        assert run.poll() is None and time.monotonic() < deadline, finished(run, tmp_path)
+        time.sleep(0.05)
+    fault.happens(faulty_cluster, run, small_disk)
+    status, said = finished(run, tmp_path)
+    reruns = 0
+    if status:
+        assert rows(lake, "b") == []
+        reruns = 1
+        status, said = finished(driver(tmp_path, workers_python, **work), tmp_path)
+    assert status == 0, said
+    assert but_for_the_model(rows(lake, "b")) == undisturbed
+    scored = counter.stat().st_size
+    record_property("documents scored", scored)
+    record_property("runs", 1 + reruns)
+    print(f"{fault}: {scored} documents scored, {1 + reruns} runs")
+    # What was being worked on, and what was not written down yet.
+    assert DOCUMENTS <= scored <= DOCUMENTS + fault.lost * (FLUSH + 1)

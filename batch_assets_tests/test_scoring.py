@@ -238,7 +238,8 @@ def test_a_run_killed_at_half_scores_no_more_than_the_other_half_and_a_flush_of_
     def run(deadline):
         arguments = tmp_path / "arguments"
         # A flush comes every two seconds.
-        arguments.write_bytes(pickle.dumps((lake, model, "b", 0.15, deadline, {"master": "local[2,4]"})))
+        work = {"lake": lake, "model": model, "batch": "b", "seconds": 0.15, "deadline": deadline}
+        arguments.write_bytes(pickle.dumps({**work, "resource": {"master": "local[2,4]"}}))
         command = [sys.executable, "-m", "batch_assets_tests.scoring_process", str(arguments)]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 

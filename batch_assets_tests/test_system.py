@@ -26,9 +26,9 @@ WHEN = {"landed_at", "scored_at", "created_at", "measured_at"}
 TABLES = (PROD_DATA, BATCH_INFERENCE, AI_QUERY_INFERENCE, SUMMARY_QUALITY)
 
 
-def batch_assets(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def batch_assets(*arguments: str, env: dict[str, str], timeout: int = 300) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*BATCH_ASSETS, *arguments], env=env, capture_output=True, text=True, timeout=300, check=False
+        [*BATCH_ASSETS, *arguments], env=env, capture_output=True, text=True, timeout=timeout, check=False
     )
 
 

@@ -44,16 +44,19 @@ class Cluster:
                 raise TimeoutError(f"no worker came up within {_PATIENCE_SECONDS} s: see {self.folder}")
             time.sleep(0.2)
 
+    def workers(self) -> list[psutil.Process]:
+        """The processes of workers that are running now; the master is none."""
+        return [psutil.Process(process.pid) for process in self._processes[1:] if process.poll() is None]
+
     def executors(self) -> list[psutil.Process]:
         """The processes of executors that are running now."""
-        children = [
-            child for parent in self._processes for child in psutil.Process(parent.pid).children(recursive=True)
-        ]
+        children = [child for worker in self.workers() for child in worker.children(recursive=True)]
         return [child for child in children if any("CoarseGrainedExecutorBackend" in part for part in _command(child))]
 
     def stop(self) -> None:
         """End all processes."""
         for process in reversed(self._processes):
+            process.send_signal(signal.SIGCONT)
             process.send_signal(signal.SIGTERM)
         for process in self._processes:
             process.wait(30)
