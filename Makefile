@@ -3,6 +3,7 @@
 # make test   every promise, at small size
 # make proof  full sizes, many kills, a browser (apt-get install chromium); writes proof-report.xml
 # make screenshots  pictures of the UI for the README (apt-get install chromium), of the state that make run left
+# make package  dist/: the wheel, and environment.tar.gz, which Spark can hand to the workers of a cluster
 # make docs   write docs/reference from the code
 # make bench  scoring against mlflow.pyfunc.spark_udf, Delta tables against Parquet, ai_query against its servers
 SHELL := /bin/bash
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run ui test proof screenshots docs bench lint clean
+.PHONY: run ui test proof screenshots package docs bench lint clean
 
 run: $(INSTALLED)
 	@$(BIN)/batch-assets run
@@ -32,6 +33,16 @@ proof: $(INSTALLED)
 screenshots: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,proof]'
 	@$(BIN)/python -m tools.screenshots
+
+package:
+	rm -rf dist && mkdir dist
+	$(PYTHON) -m venv dist/environment
+	dist/environment/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	rm -rf build
+	wheel=$$(echo dist/*.whl) && dist/environment/bin/python -m pip install --quiet --constraint constraints.txt "$$wheel[connect]" openvino-genai
+	tar --create --file dist/environment.tar.gz --use-compress-program 'gzip -1' --exclude __pycache__ --directory dist/environment .
+	rm -rf dist/environment
+	@ls -lh dist
 
 bench: $(INSTALLED)
 	@$(BIN)/python -m tools.bench_scoring

@@ -75,9 +75,7 @@ def _memory(settings: Settings) -> list[Finding]:
     if available is None:
         return [Finding(WARNING, "memory", "this system doesn't say how much memory is available")]
     if workers is None:
-        return [
-            Finding(OK, "memory", f"{_gib(available)} available here; workers are on {redacted(settings.spark_master)}")
-        ]
+        return [Finding(OK, "memory", f"{_gib(available)} available here; workers are on {_cluster(settings)}")]
     if weights is None:
         return [Finding(OK, "memory", f"{_gib(available)} available; {settings.model} is not here yet to be weighed")]
     each = weights + _WORKER_BYTES
@@ -101,8 +99,14 @@ def _weights(settings: Settings) -> int | None:
         return None  # the finding about the model says why
 
 
+def _cluster(settings: Settings) -> str:
+    return redacted(settings.spark_remote or settings.spark_master)
+
+
 def _workers(settings: Settings) -> int | None:
     """Workers that load the model at a time, None where they are on other machines."""
+    if settings.spark_remote is not None:
+        return None
     local = re.fullmatch(r"local(?:\[(\d+|\*)(?:,\d+)?\])?", settings.spark_master)
     if local is None:
         return None

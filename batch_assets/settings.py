@@ -332,10 +332,10 @@ def load_settings() -> Settings:
             raise BatchAssetsError(f"The settings {PREFIX}* don't fit together: {message}.") from error
         location = str(first["loc"][0])
         variable = names.get(location, location)
-        value = os.environ.get(variable, "")
+        value = redacted(os.environ.get(variable, ""))
         raise BatchAssetsError(f"{variable}={value!r} can't be used: {message}.") from error
 
 
 def redacted(uri: str) -> str:
-    """An address as it may be shown: without user name and password."""
-    return re.sub(r"(?<=://)[^/@]*@", "", uri)
+    """An address as it may be shown: without user name, password, and parameters, which may hold a token."""
+    return re.sub(r"(?<=://)[^/@]*@", "", uri).partition(";")[0]

@@ -11,7 +11,7 @@ import dagster as dg
 from pydantic import Field, PrivateAttr
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.settings import Settings
+from batch_assets.settings import Settings, redacted
 
 # Where workers find the environment that Spark unpacks for them, below the folder that they run in.
 _UNPACKED = "environment"
@@ -89,7 +89,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
         except PySparkException as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise BatchAssetsError(
-                f"the Spark Connect server {remote.split(';')[0]} can't be used ({reason}): see docs/how-to/cluster.md"
+                f"the Spark Connect server {redacted(remote)} can't be used ({reason}): see docs/how-to/cluster.md"
             ) from error
         return session
 
