@@ -1,6 +1,6 @@
 """Documents a second of the scoring stage, against ``mlflow.pyfunc.spark_udf`` and the bare engine.
 
-Run it with ``make bench``, or one part of it with ``python -m tools.bench_scoring t5|smollm2|growth|gpu [runs]``.
+Run it with ``make bench``, or a part with ``python -m tools.bench_scoring t5|smollm2|growth|executors|gpu [runs]``.
 
 Every figure is the median of three runs, each in a Spark session of its own: model load included, Spark's start apart.
 ``spark_udf`` gets fewer rows, because it takes one at a time; two sizes show that its cost for a row is constant.
@@ -17,18 +17,21 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
+import dagster as dg
 import pyarrow as pa
 
+from batch_assets.assets._batches import DoneBatch, each_batch
 from batch_assets.inference.completions import CompletionStore
-from batch_assets.inference.contract import ScoringModel, generate
+from batch_assets.inference.contract import Engine, Generation, ScoringModel, generate
 from batch_assets.inference.conversion import TOKENIZER_FILE, Conversion
+from batch_assets.inference.engines import load_engine
 from batch_assets.inference.scorer import score_batch
 from batch_assets.inference.transformers_engine import TransformersEngine
 from batch_assets.lake.lake import Lake
@@ -42,8 +45,12 @@ from batch_assets.models.tracking import connect
 from batch_assets.resources.spark import SparkResource
 from batch_assets.settings import Settings, load_settings
 from batch_assets.sources.aclsum import ACLSumDataset
+from tools.spark_cluster import spark_cluster
 
 _INPUT_TOKENS, _OUTPUT_TOKENS, _BEAMS, _VOCABULARY = 512, 40, 4, 32_128
+
+
+ON_THIS_MACHINE = SparkResource(master="local[*,4]")
 
 
 class Bench:
@@ -76,27 +83,35 @@ class Bench:
         table = pa.Table.from_pylist(rows, schema=PROD_DATA.file_schema)
         snapshot.replace(batch, stage([table], snapshot.staging_area(batch)), {})
 
-    def score(self, name: str, model: ScoringModel, batch: str, *, stop: bool = True) -> float:
+    def score(
+        self,
+        name: str,
+        model: ScoringModel,
+        batch: str,
+        *,
+        stop: bool = True,
+        resource: SparkResource = ON_THIS_MACHINE,
+        load: Callable[[ScoringModel, int], Engine] = load_engine,
+    ) -> float:
         """Print and return documents a second of the scoring stage; with ``stop``, each run has its own session."""
         seconds, starts, memory = [], [], 0.0
         # Another digest is another model: nothing that was scored before counts, and each run loads it.
         for _ in range(self.runs):
             fresh = replace(model, digest=uuid.uuid4().hex)
             began = time.monotonic()
-            resource = SparkResource(master="local[*,4]")
             resource.session.range(1).count()
             starts.append(time.monotonic() - began)
             output = self.lake.open(BATCH_INFERENCE)
             store = CompletionStore.of(self.lake, BATCH_INFERENCE, batch, fresh.fingerprint)
             scored = score_batch(
-                resource.session, self.lake.open(PROD_DATA), output, batch, fresh, store, {}, lambda line: None
+                resource.session, self.lake.open(PROD_DATA), output, batch, fresh, store, {}, lambda line: None, load
             )
             rows = self.lake.open(PROD_DATA).rows(batch)
             assert (scored.scored, scored.errors) == (rows, 0)
             seconds.append(scored.seconds)
             memory = max(memory, scored.workers.mebibytes if scored.workers else 0)
             if stop:
-                resource.session.stop()
+                resource.stop()
         rate = rows / statistics.median(seconds)
         spread = f"{min(seconds):.1f} to {max(seconds):.1f} s"
         workers = f", {memory:.0f} MiB a worker" if memory else ""
@@ -186,6 +201,63 @@ def growth(home: Path, runs: int) -> None:
     _say(f"  dearest against cheapest: {max(rates) / min(rates):.2f} (wanted: at most 1.10)")
 
 
+class Echo:
+    """An engine that takes no time: what is left is Spark's and Delta's."""
+
+    def __init__(self, model: ScoringModel, threads: int) -> None:
+        pass
+
+    def stream(self, documents: Sequence[str], batch_tokens: int | None = None) -> Iterator[tuple[int, Generation]]:
+        """The beginning of each document."""
+        for place, document in enumerate(documents):
+            yield place, Generation(document[:200], finish_reason="stop", input_tokens=1, output_tokens=1)
+
+
+def executors(home: Path, runs: int) -> None:
+    """A standalone cluster on this machine with one, two and four executors of a core each, against one process."""
+    bench = Bench(home, runs, model=str(_t5_small(home / "t5")), min_length=_FORCED, max_length=_FORCED)
+    model = bench.model(engine="ctranslate2", dtype="int8")
+    texts = _documents(400)
+    bench.land("r400", texts)
+    _say(f"T5 of t5-small's shape, ctranslate2 int8, {os.cpu_count()} cores")
+    one = bench.time("one process, one thread", 400, lambda: _bare_ctranslate2(model, texts, 1))
+    best = bench.time("one process, all cores", 400, lambda: _bare_ctranslate2(model, texts))
+    settings = {"spark.driver.host": "127.0.0.1", "spark.ui.enabled": "false", "spark.executor.memory": "1g"}
+    rates = {}
+    for count in (1, 2, 4):
+        with spark_cluster(home / f"cluster-{count}", workers=count, cores=1, memory="1g") as cluster:
+            resource = SparkResource(master=cluster.url, config=settings)
+            rates[count] = bench.score(f"{count} executors", model, "r400", resource=resource)
+            if count == 2:
+                empty = bench.score("  an engine of no time", model, "r400", resource=resource, load=Echo)
+        _say(f"  {rates[count] / one:.2f} times one thread, {rates[count] / best:.2f} of all cores in one process")
+    output = bench.lake.open(BATCH_INFERENCE)
+    files = pa.Table.from_batches(list(output.read("r400")))
+    delta = bench.time("  Delta: stage and commit", 400, lambda: _replace(bench, files) and None)
+    dagster = bench.time("  Dagster: a run of a batch", 400, _empty_run)
+    whole = 400 / rates[2]
+    _say(
+        f"  of {whole:.0f} s with two executors: Spark {(400 / empty - 400 / delta) / whole:.1%}, "
+        f"Delta {400 / delta / whole:.1%}; Dagster adds {400 / dagster / whole:.1%}"
+    )
+
+
+def _replace(bench: Bench, rows: pa.Table) -> int:
+    output = bench.lake.open(BATCH_INFERENCE)
+    return output.replace("r400", stage([rows], output.staging_area("r400")), {})
+
+
+def _empty_run() -> None:
+    """A run of one batch in which nothing has to be done."""
+
+    @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["a"]))
+    def nothing(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        return each_batch(context, lambda batch: DoneBatch(1, {}))
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        dg.materialize([nothing], instance=instance, partition_key="a", run_config={"loggers": {"console": {}}})
+
+
 def gpu(home: Path, runs: int) -> None:
     """Both models on the GPU: the plain pipeline, one at a time, against the reference engine in large batches."""
     import torch
@@ -266,15 +338,15 @@ def _t5_small(folder: Path) -> Path:
     return folder
 
 
-def _bare_ctranslate2(model: ScoringModel, texts: list[str]) -> None:
-    """All documents in one process, two translators of one thread each, from load to text."""
+def _bare_ctranslate2(model: ScoringModel, texts: list[str], translators: int = 0) -> None:
+    """All documents in one process, translators of one thread each (0: one a core), from load to text."""
     import ctranslate2
     from tokenizers import Tokenizer
 
     conversion = Conversion.read(Path(model.engine_path))
     tokenizer = Tokenizer.from_file(str(Path(model.engine_path) / TOKENIZER_FILE))
     translator = ctranslate2.Translator(
-        model.engine_path, compute_type=model.dtype, inter_threads=os.cpu_count() or 1, intra_threads=1
+        model.engine_path, compute_type=model.dtype, inter_threads=translators or os.cpu_count() or 1, intra_threads=1
     )
     sources = [encoding.tokens for encoding in tokenizer.encode_batch([conversion.prefix + text for text in texts])]
     results = translator.translate_batch(sources, max_batch_size=8, max_input_length=0, **conversion.decoding)
@@ -341,9 +413,15 @@ def _smollm2_flops(prompt: int, answer: int) -> float:
 
 def main() -> None:
     """Run the parts that are named, or those that take no GPU."""
-    names = [name for name in sys.argv[1:] if not name.isdigit()] or ["t5", "smollm2", "growth"]
+    names = [name for name in sys.argv[1:] if not name.isdigit()] or ["t5", "smollm2", "growth", "executors"]
     runs = next((int(name) for name in sys.argv[1:] if name.isdigit()), 3)
-    parts: dict[str, Callable[[Path, int], None]] = {"t5": t5, "smollm2": smollm2, "growth": growth, "gpu": gpu}
+    parts: dict[str, Callable[[Path, int], None]] = {
+        "t5": t5,
+        "smollm2": smollm2,
+        "growth": growth,
+        "executors": executors,
+        "gpu": gpu,
+    }
     unknown = [name for name in names if name not in parts]
     if unknown:
         raise click.ClickException(f"there is no part {unknown[0]}; parts are {', '.join(parts)}")
