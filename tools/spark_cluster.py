@@ -31,7 +31,7 @@ class Cluster:
 
     def add_worker(self, cores: int, memory: str) -> None:
         """Start a worker, and wait until the master counts it among the living."""
-        alive = self._alive() or 0
+        before = self._alive()
         work_dir = self.folder / f"worker-{len(self._processes)}"
         self._start(
             "org.apache.spark.deploy.worker.Worker",
@@ -39,7 +39,7 @@ class Cluster:
             *("--webui-port", str(_free_port()), self.url),
         )
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        while (self._alive() or 0) <= alive:
+        while not self._alive() - before:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no worker came up within {_PATIENCE_SECONDS} s: see {self.folder}")
             time.sleep(0.2)
@@ -70,11 +70,13 @@ class Cluster:
             command = [str(home / "bin" / "spark-class"), main, *arguments]
             self._processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
 
-    def _alive(self) -> int | None:
+    def _alive(self) -> set[str]:
+        """Ids of the workers that the master counts among the living."""
         try:
-            return int(httpx.get(f"http://127.0.0.1:{self._ui_port}/json/").json()["aliveworkers"])
+            workers = httpx.get(f"http://127.0.0.1:{self._ui_port}/json/").json()["workers"]
         except (httpx.TransportError, ValueError):  # it answers before it knows its own state
-            return None
+            return set()
+        return {worker["id"] for worker in workers if worker["state"] == "ALIVE"}
 
 
 @contextmanager
