@@ -1,9 +1,11 @@
 """Run the graph in this process, recorded in the same Dagster storage that the UI shows."""
 
 import os
+import socket
 
 import dagster as dg
 import yaml
+from dagster._core.storage.runs import InMemoryRunStorage, SqliteRunStorage
 from sqlalchemy.exc import SQLAlchemyError
 
 from batch_assets.automation.jobs import materialize_all
@@ -13,6 +15,8 @@ from batch_assets.settings import Settings
 
 _LAUNCHED_TAG = "batch_assets/launched_by"
 _COMMAND = "command line"
+# Storage can be shared, and the number of a process says nothing on another machine, nor the lock of another home.
+_MACHINE_TAG, _HOME_TAG = "batch_assets/machine", "batch_assets/home"
 
 _DAGSTER_YAML = {
     "telemetry": {"enabled": False},
@@ -66,8 +70,8 @@ def existing_instance(settings: Settings) -> dg.DagsterInstance | None:
 def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """Mark runs of 'batch-assets run' whose process was killed as failed, and free the pools that they held.
 
-    Only to be called by the holder of the home's lock: while it is held, no such run is alive. Those of other commands
-    may be; where they are not, they are orphaned.
+    Only to be called by the holder of the home's lock: while it is held, no such run of this home is alive. Those of
+    other commands may be; where they are not, they are orphaned.
 
     Returns:
         Ids of the runs.
@@ -78,7 +82,7 @@ def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         dg.DagsterRunStatus.STARTED,
         dg.DagsterRunStatus.CANCELING,
     ]
-    tags = {_LAUNCHED_TAG: _COMMAND}
+    tags = _launched_here(instance)
     dead = instance.get_runs(dg.RunsFilter(job_name=materialize_all.name, tags=tags, statuses=alive))
     for run in dead:
         instance.report_run_failed(run, "The process of this run ended without a word.")
@@ -104,8 +108,24 @@ def close_orphaned_runs(instance: dg.DagsterInstance) -> list[str]:
 def orphaned_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
     """Runs of this machine that count as running, and whose process is gone."""
     started = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
-    runs = instance.get_runs(dg.RunsFilter(statuses=started))
+    runs = [run for run in instance.get_runs(dg.RunsFilter(statuses=started)) if _is_of_this_machine(instance, run)]
     return [run for run in runs if (pid := process_of(instance, run.run_id)) is not None and not _is_alive(pid)]
+
+
+def _is_of_this_machine(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether a run's process, if it lives, is one of this machine; no where nobody can tell.
+
+    What Dagster's code server starts has no note of its machine. In storage under the home folder, everything is of
+    this one.
+    """
+    if _MACHINE_TAG in run.tags:
+        return run.tags[_MACHINE_TAG] == socket.gethostname()
+    return isinstance(instance.run_storage, SqliteRunStorage | InMemoryRunStorage)
+
+
+def _launched_here(instance: dg.DagsterInstance) -> dict[str, str]:
+    """Tags of the runs that commands start in this home."""
+    return {_LAUNCHED_TAG: _COMMAND, _MACHINE_TAG: socket.gethostname(), _HOME_TAG: instance.root_directory}
 
 
 def process_of(instance: dg.DagsterInstance, run_id: str) -> int | None:
@@ -166,7 +186,7 @@ def materialize(
             run_config={"loggers": {"console": {}}},
             tags={
                 **range_tags(range_),
-                _LAUNCHED_TAG: _COMMAND,
+                **_launched_here(instance),
             },
         )
         steps = [str(event.step_key) for event in result.all_events if event.is_step_failure]
