@@ -14,6 +14,8 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from werkzeug.serving import run_simple
 
 if __name__ == "__main__":
+    # Threads change places as often as they can, so that what others can come between shows.
+    sys.setswitchinterval(1e-6)
     moto, one_at_a_time = DomainDispatcherApplication(create_backend_app), threading.Lock()
 
     def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:

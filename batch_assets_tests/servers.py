@@ -124,13 +124,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def serve(folder: Path, port: int, store: str | None = None, artifacts: str | None = None) -> subprocess.Popen[bytes]:
-    """An MLflow server; its store and artifacts are in the folder unless other addresses are given."""
+def serve(folder: Path, port: int, *options: str) -> subprocess.Popen[bytes]:
+    """An MLflow server; its store and artifacts are in the folder unless options say otherwise."""
     folder.mkdir(exist_ok=True)
     command = [
-        "server", "--backend-store-uri", store or f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination", artifacts or f"{folder}/artifacts", "--host", "127.0.0.1", "--port", str(port),
-        "--workers", "1",
+        "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination", f"{folder}/artifacts", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        *options,
     ]  # fmt: skip
     env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (folder / "server.log").open("ab") as log:

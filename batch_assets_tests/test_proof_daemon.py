@@ -50,7 +50,7 @@ class Deployment:
         ports = {"UI_PORT": str(free_port()), "MLFLOW_PORT": str(free_port())}
         fixed = {"EVALUATION_ROWS": "3", "SPARK_MASTER": "local[2,4]", "SETTLE_SECONDS": "1", "ENDPOINT": "counted"}
         self.env = environment(home, ENDPOINTS=str(endpoints), **fixed, **ports, **values)
-        self.lake = Lake(str(home / "lake"))
+        self.lake = Lake(values.get("LAKE", str(home / "lake")))
         self.log = home / "ui.log"
         self.ui: subprocess.Popen[bytes] | None = None
 
