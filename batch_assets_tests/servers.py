@@ -191,20 +191,20 @@ def postgres_server(*databases: str) -> Iterator[str]:
         options = ["--auth=trust", "--username=somebody", "--encoding=UTF8", "--no-sync"]
         subprocess.run([initdb, "-D", folder / "data", *options], check=True, capture_output=True, cwd="/", **user)
         port = free_port()
-        address = f"postgresql://somebody@127.0.0.1:{port}"
+        somebody = {"host": "127.0.0.1", "port": port, "user": "somebody", "dbname": "postgres"}
         options = ["-h", "127.0.0.1", "-p", str(port), "-k", "", "-F"]
         server = subprocess.Popen(
             [initdb.with_name("postgres"), "-D", folder / "data", *options],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", start_new_session=True, **user,
         )  # fmt: skip
         try:
-            _wait_for(lambda: not psycopg2.connect(f"{address}/postgres").closed, 60, psycopg2.OperationalError)
+            _wait_for(lambda: not psycopg2.connect(**somebody).closed, 60, psycopg2.OperationalError)
             for database in databases:
-                connection = psycopg2.connect(f"{address}/postgres")
+                connection = psycopg2.connect(**somebody)
                 connection.autocommit = True
                 connection.cursor().execute(f'CREATE DATABASE "{database}"')
                 connection.close()
-            yield address
+            yield f"postgresql+psycopg2://somebody@127.0.0.1:{port}"
         finally:
             server.send_signal(signal.SIGINT)  # ends the processes of its clients too
             server.wait(30)

@@ -1,17 +1,19 @@
 """Run the graph in this process, recorded in the same Dagster storage that the UI shows."""
 
 import os
+import re
 import socket
+from pathlib import Path
 
 import dagster as dg
 import yaml
 from dagster._core.storage.runs import InMemoryRunStorage, SqliteRunStorage
-from sqlalchemy.exc import SQLAlchemyError
 
 from batch_assets.automation.jobs import materialize_all
 from batch_assets.automation.runs import known_batches, range_tags, ranges
 from batch_assets.errors import BatchAssetsError
-from batch_assets.settings import Settings
+from batch_assets.models.tracking import DRIVER
+from batch_assets.settings import Settings, redacted
 
 _LAUNCHED_TAG = "batch_assets/launched_by"
 _COMMAND = "command line"
@@ -39,6 +41,16 @@ def prepare_dagster_home(settings: Settings) -> None:
     os.environ["DAGSTER_HOME"] = str(folder)
 
 
+def open_instance(settings: Settings) -> dg.DagsterInstance:
+    """Dagster's storage, made where there is none.
+
+    Raises:
+        BatchAssetsError: it can't be opened.
+    """
+    prepare_dagster_home(settings)
+    return _open(settings.dagster_home)
+
+
 def existing_instance(settings: Settings) -> dg.DagsterInstance | None:
     """Dagster's storage as it is, None where there is none yet; nothing is made.
 
@@ -49,22 +61,43 @@ def existing_instance(settings: Settings) -> dg.DagsterInstance | None:
     path = folder / "dagster.yaml"
     if not path.exists():
         return None
+    # What the storage under the home folder consists of; opening it makes what is missing.
+    files = [folder / "history" / "runs.db", folder / "history" / "runs" / "index.db"]
+    files.append(folder / "schedules" / "schedules.db")
+    is_elsewhere = any(key.endswith("storage") for key in _configuration(path))
+    if not is_elsewhere and not all(file.exists() for file in files):
+        return None
+    return _open(folder)
+
+
+def _configuration(path: Path) -> dict[str, object]:
     try:
         configured = yaml.safe_load(path.read_text()) or {}
-        if not isinstance(configured, dict):
-            raise BatchAssetsError(f"{path} is no configuration of Dagster: mend it, or remove it to get a new one")
-        # What the storage under the home folder consists of; opening it makes what is missing.
-        files = [folder / "history" / "runs.db", folder / "history" / "runs" / "index.db"]
-        files.append(folder / "schedules" / "schedules.db")
-        is_elsewhere = any(key.endswith("storage") for key in configured)
-        if not is_elsewhere and not all(file.exists() for file in files):
-            return None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _unopened(path.parent, error) from error
+    if not isinstance(configured, dict):
+        raise BatchAssetsError(f"{path} is no configuration of Dagster: mend it, or remove it to get a new one")
+    return configured
+
+
+def _open(folder: Path) -> dg.DagsterInstance:
+    _configuration(folder / "dagster.yaml")
+    try:
         return dg.DagsterInstance.from_config(str(folder))
-    except (dg.DagsterError, yaml.YAMLError, SQLAlchemyError, UnicodeDecodeError) as error:
-        raise BatchAssetsError(
-            f"Dagster's storage in {folder} can't be opened ({str(error).strip().splitlines()[0]}): mend {path}, or "
-            "move the folder away to begin a new one, which keeps the tables and forgets the runs"
-        ) from error
+    except Exception as error:  # what the libraries of other storages raise has nothing in common
+        raise _unopened(folder, error) from error
+
+
+def _unopened(folder: Path, error: Exception) -> BatchAssetsError:
+    # Of a setting that is wrong, Dagster prints the whole schema first.
+    unset = re.search(r'environment variable "(\w+)" which is not set', str(error))
+    reason = f"{unset[1]} is not set" if unset else (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if isinstance(error, ImportError) or "import module dagster_postgres" in str(error):
+        reason += f"; {DRIVER}"
+    return BatchAssetsError(
+        f"Dagster's storage in {folder} can't be opened ({redacted(reason)}): mend {folder / 'dagster.yaml'}, or "
+        "move the folder away to begin a new one, which keeps the tables and forgets the runs"
+    )
 
 
 def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
