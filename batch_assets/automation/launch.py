@@ -3,6 +3,8 @@
 import os
 import re
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
@@ -70,34 +72,35 @@ def existing_instance(settings: Settings) -> dg.DagsterInstance | None:
     return _open(folder)
 
 
+def _open(folder: Path) -> dg.DagsterInstance:
+    _configuration(folder / "dagster.yaml")
+    with _opening(folder):
+        return dg.DagsterInstance.from_config(str(folder))
+
+
 def _configuration(path: Path) -> dict[str, object]:
-    try:
+    with _opening(path.parent):
         configured = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _unopened(path.parent, error) from error
     if not isinstance(configured, dict):
         raise BatchAssetsError(f"{path} is no configuration of Dagster: mend it, or remove it to get a new one")
     return configured
 
 
-def _open(folder: Path) -> dg.DagsterInstance:
-    _configuration(folder / "dagster.yaml")
+@contextmanager
+def _opening(folder: Path) -> Iterator[None]:
+    """Turn whatever goes wrong into a line; what the libraries of other storages raise has nothing in common."""
     try:
-        return dg.DagsterInstance.from_config(str(folder))
-    except Exception as error:  # what the libraries of other storages raise has nothing in common
-        raise _unopened(folder, error) from error
-
-
-def _unopened(folder: Path, error: Exception) -> BatchAssetsError:
-    # Of a setting that is wrong, Dagster prints the whole schema first.
-    unset = re.search(r'environment variable "(\w+)" which is not set', str(error))
-    reason = f"{unset[1]} is not set" if unset else (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if isinstance(error, ImportError) or "import module dagster_postgres" in str(error):
-        reason += f"; {DRIVER}"
-    return BatchAssetsError(
-        f"Dagster's storage in {folder} can't be opened ({redacted(reason)}): mend {folder / 'dagster.yaml'}, or "
-        "move the folder away to begin a new one, which keeps the tables and forgets the runs"
-    )
+        yield
+    except Exception as error:
+        # Of a setting that is wrong, Dagster prints the whole schema first.
+        unset = re.search(r'environment variable "(\w+)" which is not set', str(error))
+        reason = f"{unset[1]} is not set" if unset else (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if isinstance(error, ImportError) or "import module dagster_postgres" in str(error):
+            reason += f"; {DRIVER}"
+        raise BatchAssetsError(
+            f"Dagster's storage in {folder} can't be opened ({redacted(reason)}): mend {folder / 'dagster.yaml'}, or "
+            "move the folder away to begin a new one, which keeps the tables and forgets the runs"
+        ) from error
 
 
 def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
