@@ -1,12 +1,22 @@
-"""Real HTTP servers on loopback: one that answers as it is told, and one that passes on and counts."""
+"""Real servers on loopback: chat servers that answer as they are told, or pass on and count; MLflow, S3, PostgreSQL."""
 
 import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
+import pytest
 
 Reply = tuple[int, dict[str, str], bytes]
 
@@ -106,3 +116,107 @@ def passing_on_to(url: str) -> ChatServer:
         return answer.status_code, {"Content-Type": "application/json"}, answer.content
 
     return ChatServer(reply)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def serve(folder: Path, port: int, *options: str) -> subprocess.Popen[bytes]:
+    """An MLflow server; its store and artifacts are in the folder unless options say otherwise."""
+    folder.mkdir(exist_ok=True)
+    command = [
+        "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination", f"{folder}/artifacts", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        *options,
+    ]  # fmt: skip
+    env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "server.log").open("ab") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *command], env=env, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        _wait_for(lambda: httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).is_success, 90, httpx.TransportError)
+    except BaseException:
+        stop(server)
+        raise
+    return server
+
+
+def stop(server: subprocess.Popen[bytes]) -> None:
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+@contextmanager
+def s3_server(*buckets: str) -> Iterator[dict[str, str]]:
+    """An S3 server with some buckets: the variables that lead there."""
+    port = free_port()
+    command = [sys.executable, "-m", "batch_assets_tests.s3_server", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_for(lambda: httpx.get(url).is_success, 60, httpx.TransportError)
+        for bucket in buckets:
+            httpx.put(f"{url}/{bucket}").raise_for_status()
+        yield {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_ACCESS_KEY_ID": "somebody",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+    finally:
+        stop(server)
+
+
+@contextmanager
+def postgres_server(*databases: str) -> Iterator[str]:
+    """A PostgreSQL server with some databases: its address, to which /DATABASE is added."""
+    import psycopg2
+
+    found = [shutil.which("initdb"), *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")))]
+    initdb = next((Path(path).resolve() for path in found if path), None)
+    if initdb is None:
+        pytest.fail("there is no PostgreSQL: apt-get install postgresql")
+    with TemporaryDirectory(prefix="postgres") as name:
+        folder, user = Path(name), {}
+        if os.geteuid() == 0:  # which PostgreSQL refuses
+            user = {"user": "nobody", "group": "nogroup", "extra_groups": ()}
+            shutil.chown(folder, "nobody", "nogroup")
+        options = ["--auth=trust", "--username=somebody", "--encoding=UTF8", "--no-sync"]
+        subprocess.run([initdb, "-D", folder / "data", *options], check=True, capture_output=True, cwd="/", **user)
+        port = free_port()
+        somebody = {"host": "127.0.0.1", "port": port, "user": "somebody", "dbname": "postgres"}
+        options = ["-h", "127.0.0.1", "-p", str(port), "-k", "", "-F"]
+        server = subprocess.Popen(
+            [initdb.with_name("postgres"), "-D", folder / "data", *options],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", start_new_session=True, **user,
+        )  # fmt: skip
+        try:
+            _wait_for(lambda: not psycopg2.connect(**somebody).closed, 60, psycopg2.OperationalError)
+            for database in databases:
+                connection = psycopg2.connect(**somebody)
+                connection.autocommit = True
+                connection.cursor().execute(f'CREATE DATABASE "{database}"')
+                connection.close()
+            yield f"postgresql+psycopg2://somebody@127.0.0.1:{port}"
+        finally:
+            server.send_signal(signal.SIGINT)  # ends the processes of its clients too
+            server.wait(30)
+
+
+def _wait_for(is_up: Callable[[], bool], seconds: float, not_yet: type[Exception]) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if is_up():
+                return
+        except not_yet:
+            pass
+        assert time.monotonic() < deadline, "the server doesn't answer"
+        time.sleep(0.1)

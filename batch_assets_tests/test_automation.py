@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,7 +20,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from batch_assets.automation import sensors
 from batch_assets.automation.alert import tell
-from batch_assets.automation.launch import close_orphaned_runs
+from batch_assets.automation.launch import close_dead_runs, close_orphaned_runs
 from batch_assets.automation.rescoring import expectation, wanted_batches
 from batch_assets.automation.runs import busy_batches, range_tags, register_batches
 from batch_assets.automation.stale import input_of
@@ -34,6 +33,7 @@ from batch_assets.resources.registry import ModelRegistry
 from batch_assets.sources.landing import land_batch
 from batch_assets.sources.landing_folder import LandingFolder
 from batch_assets_tests.conftest import BATCH_ASSETS, environment, settings_for, write_csv, write_json_lines
+from batch_assets_tests.servers import s3_server
 
 NOW = datetime.now(UTC)
 
@@ -302,27 +302,11 @@ def test_files_of_the_same_name_but_for_their_ending_are_batches_of_their_own(tm
 
 @pytest.fixture
 def bucket(monkeypatch):
-    """Address of a bucket, on a server in a process of its own: delta-rs holds Python's lock while it waits."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            httpx.put(f"{url}/drop").raise_for_status()
-            break
-        except httpx.TransportError:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-    for name, value in {"ENDPOINT_URL": url, "ALLOW_HTTP": "true", "ACCESS_KEY_ID": "somebody",
-                        "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}.items():  # fmt: skip
-        monkeypatch.setenv(f"AWS_{name}", value)
-    yield f"{url}/drop"
-    server.kill()
-    server.wait()
+    """Address of a bucket."""
+    with s3_server("drop") as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        yield f"{variables['AWS_ENDPOINT_URL']}/drop"
 
 
 def test_files_in_a_bucket_are_taken_like_those_in_a_folder(bucket):
@@ -528,16 +512,36 @@ def test_a_run_whose_process_was_killed_with_everything_else_is_closed_and_one_t
 
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    for run_id, pid in (("dead", gone.pid), ("alive", os.getpid())):
-        run = dg.DagsterRun(
-            "score_batches", run_id=run_id, status=dg.DagsterRunStatus.STARTED, tags=range_tags(["a", "a"])
-        )
+    elsewhere = {"batch_assets/machine": "another"}
+    for run_id, pid, machine in (("dead", gone.pid, {}), ("alive", os.getpid(), {}), ("theirs", gone.pid, elsewhere)):
+        tags = range_tags(["a", "a"]) | machine
+        run = dg.DagsterRun("score_batches", run_id=run_id, status=dg.DagsterRunStatus.STARTED, tags=tags)
         deployment.instance.add_run(run)
         noted = EngineEventData({"pid": dg.MetadataValue.text(str(pid))})
         deployment.instance.report_engine_event("Executing steps in process", run, noted)
     assert close_orphaned_runs(deployment.instance) == ["dead"]
     assert deployment.instance.get_run_by_id("dead").status == dg.DagsterRunStatus.FAILURE
-    assert deployment.instance.get_run_by_id("alive").status == dg.DagsterRunStatus.STARTED
+    for run_id in ("alive", "theirs"):
+        assert deployment.instance.get_run_by_id(run_id).status == dg.DagsterRunStatus.STARTED
+
+
+def test_a_run_by_hand_closes_those_that_died_in_its_home_and_no_other(deployment):
+    here = {
+        "batch_assets/launched_by": "command line",
+        "batch_assets/machine": socket.gethostname(),
+        "batch_assets/home": deployment.instance.root_directory,
+    }
+    others = {"machine": {**here, "batch_assets/machine": "another"}, "home": {**here, "batch_assets/home": "/another"}}
+    for run_id, tags in {"dead": here, **others}.items():
+        run = dg.DagsterRun("materialize_all", run_id=run_id, status=dg.DagsterRunStatus.STARTED, tags=tags)
+        deployment.instance.add_run(run)
+    assert close_dead_runs(deployment.instance) == ["dead"]
+    statuses = {run.run_id: run.status for run in deployment.instance.get_runs()}
+    assert statuses == {
+        "dead": dg.DagsterRunStatus.FAILURE,
+        "machine": dg.DagsterRunStatus.STARTED,
+        "home": dg.DagsterRunStatus.STARTED,
+    }
 
 
 def test_files_are_landed_by_hand_and_a_changed_one_replaces_its_batch(tmp_path, home):

@@ -18,7 +18,7 @@ import pytest
 from batch_assets.cli import main
 from batch_assets.settings import variables
 from batch_assets_tests.docs_pages import ROOT, RUN, SHOWN, Block, anchors, blocks, links, pages
-from batch_assets_tests.test_system import free_port
+from batch_assets_tests.servers import free_port
 from tools import reference_pages
 
 PAGES = pages()

@@ -5,15 +5,11 @@ import os
 import random
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import dagster as dg
-import httpx
 import pytest
 from click.testing import CliRunner
 
@@ -26,6 +22,7 @@ from batch_assets.models.runs import find_run
 from batch_assets.models.task import task_of
 from batch_assets.settings import Settings
 from batch_assets_tests.conftest import log, registered, settings_for
+from batch_assets_tests.servers import free_port, serve, stop
 
 
 def rule(**values) -> Settings:
@@ -183,39 +180,6 @@ def test_runs_are_found_by_tag(registry):
         find_run(client, settings.model_copy(update={"select_tag": "team=sports"}))
     client.delete_run(candidate.run_id)
     assert find_run(client, settings).run_id == champion.run_id
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def serve(folder: Path, port: int) -> subprocess.Popen:
-    folder.mkdir(exist_ok=True)
-    command = [
-        "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination", f"{folder}/artifacts", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-    ]  # fmt: skip
-    env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", *command], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).is_success:
-                return server
-        except httpx.TransportError:
-            time.sleep(0.2)
-    stop(server)
-    pytest.fail("the MLflow server doesn't answer")
-
-
-def stop(server: subprocess.Popen) -> None:
-    os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
 
 
 def test_a_shared_mlflow_server_works_and_when_it_goes_away_half_way_the_alias_stays(

@@ -19,8 +19,7 @@ from batch_assets.automation.runs import ALIVE
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, PROD_DATA_REJECTED, SUMMARY_QUALITY
 from batch_assets_tests.conftest import BATCH_ASSETS, environment, write_json_lines
-from batch_assets_tests.servers import ChatServer, completion
-from batch_assets_tests.test_promotion import free_port, serve, stop
+from batch_assets_tests.servers import ChatServer, completion, free_port, serve, stop
 
 pytestmark = pytest.mark.proof
 
@@ -51,7 +50,7 @@ class Deployment:
         ports = {"UI_PORT": str(free_port()), "MLFLOW_PORT": str(free_port())}
         fixed = {"EVALUATION_ROWS": "3", "SPARK_MASTER": "local[2,4]", "SETTLE_SECONDS": "1", "ENDPOINT": "counted"}
         self.env = environment(home, ENDPOINTS=str(endpoints), **fixed, **ports, **values)
-        self.lake = Lake(str(home / "lake"))
+        self.lake = Lake(values.get("LAKE", str(home / "lake")))
         self.log = home / "ui.log"
         self.ui: subprocess.Popen[bytes] | None = None
 

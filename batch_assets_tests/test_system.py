@@ -20,7 +20,7 @@ from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY, Table
 from batch_assets.settings import PREFIX
 from batch_assets_tests.conftest import BATCH_ASSETS, environment, write_json_lines
-from batch_assets_tests.servers import ChatServer, completion
+from batch_assets_tests.servers import ChatServer, completion, free_port
 
 WHEN = {"landed_at", "scored_at", "created_at", "measured_at"}
 TABLES = (PROD_DATA, BATCH_INFERENCE, AI_QUERY_INFERENCE, SUMMARY_QUALITY)
@@ -57,12 +57,6 @@ def tables(home: Path) -> dict:
 
 def batches(lake: Lake, table: Table) -> set[str]:
     return set(lake.open(table).batches())
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.parametrize(

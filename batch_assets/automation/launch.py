@@ -1,18 +1,26 @@
 """Run the graph in this process, recorded in the same Dagster storage that the UI shows."""
 
 import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import dagster as dg
 import yaml
-from sqlalchemy.exc import SQLAlchemyError
+from dagster._core.storage.runs import InMemoryRunStorage, SqliteRunStorage
 
 from batch_assets.automation.jobs import materialize_all
 from batch_assets.automation.runs import known_batches, range_tags, ranges
 from batch_assets.errors import BatchAssetsError
-from batch_assets.settings import Settings
+from batch_assets.models.tracking import DRIVER
+from batch_assets.settings import Settings, redacted
 
 _LAUNCHED_TAG = "batch_assets/launched_by"
 _COMMAND = "command line"
+# Storage can be shared, and the number of a process says nothing on another machine, nor the lock of another home.
+_MACHINE_TAG, _HOME_TAG = "batch_assets/machine", "batch_assets/home"
 
 _DAGSTER_YAML = {
     "telemetry": {"enabled": False},
@@ -35,6 +43,16 @@ def prepare_dagster_home(settings: Settings) -> None:
     os.environ["DAGSTER_HOME"] = str(folder)
 
 
+def open_instance(settings: Settings) -> dg.DagsterInstance:
+    """Dagster's storage, made where there is none.
+
+    Raises:
+        BatchAssetsError: it can't be opened.
+    """
+    prepare_dagster_home(settings)
+    return _open(settings.dagster_home)
+
+
 def existing_instance(settings: Settings) -> dg.DagsterInstance | None:
     """Dagster's storage as it is, None where there is none yet; nothing is made.
 
@@ -45,20 +63,42 @@ def existing_instance(settings: Settings) -> dg.DagsterInstance | None:
     path = folder / "dagster.yaml"
     if not path.exists():
         return None
-    try:
-        configured = yaml.safe_load(path.read_text()) or {}
-        if not isinstance(configured, dict):
-            raise BatchAssetsError(f"{path} is no configuration of Dagster: mend it, or remove it to get a new one")
-        # What the storage under the home folder consists of; opening it makes what is missing.
-        files = [folder / "history" / "runs.db", folder / "history" / "runs" / "index.db"]
-        files.append(folder / "schedules" / "schedules.db")
-        is_elsewhere = any(key.endswith("storage") for key in configured)
-        if not is_elsewhere and not all(file.exists() for file in files):
-            return None
+    # What the storage under the home folder consists of; opening it makes what is missing.
+    files = [folder / "history" / "runs.db", folder / "history" / "runs" / "index.db"]
+    files.append(folder / "schedules" / "schedules.db")
+    is_elsewhere = any(key.endswith("storage") for key in _configuration(path))
+    if not is_elsewhere and not all(file.exists() for file in files):
+        return None
+    return _open(folder)
+
+
+def _open(folder: Path) -> dg.DagsterInstance:
+    _configuration(folder / "dagster.yaml")
+    with _opening(folder):
         return dg.DagsterInstance.from_config(str(folder))
-    except (dg.DagsterError, yaml.YAMLError, SQLAlchemyError, UnicodeDecodeError) as error:
+
+
+def _configuration(path: Path) -> dict[str, object]:
+    with _opening(path.parent):
+        configured = yaml.safe_load(path.read_text()) or {}
+    if not isinstance(configured, dict):
+        raise BatchAssetsError(f"{path} is no configuration of Dagster: mend it, or remove it to get a new one")
+    return configured
+
+
+@contextmanager
+def _opening(folder: Path) -> Iterator[None]:
+    """Turn whatever goes wrong into a line; what the libraries of other storages raise has nothing in common."""
+    try:
+        yield
+    except Exception as error:
+        # Of a setting that is wrong, Dagster prints the whole schema first.
+        unset = re.search(r'environment variable "(\w+)" which is not set', str(error))
+        reason = f"{unset[1]} is not set" if unset else (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if isinstance(error, ImportError) or "import module dagster_postgres" in str(error):
+            reason += f"; {DRIVER}"
         raise BatchAssetsError(
-            f"Dagster's storage in {folder} can't be opened ({str(error).strip().splitlines()[0]}): mend {path}, or "
+            f"Dagster's storage in {folder} can't be opened ({redacted(reason)}): mend {folder / 'dagster.yaml'}, or "
             "move the folder away to begin a new one, which keeps the tables and forgets the runs"
         ) from error
 
@@ -66,8 +106,8 @@ def existing_instance(settings: Settings) -> dg.DagsterInstance | None:
 def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """Mark runs of 'batch-assets run' whose process was killed as failed, and free the pools that they held.
 
-    Only to be called by the holder of the home's lock: while it is held, no such run is alive. Those of other commands
-    may be; where they are not, they are orphaned.
+    Only to be called by the holder of the home's lock: while it is held, no such run of this home is alive. Those of
+    other commands may be; where they are not, they are orphaned.
 
     Returns:
         Ids of the runs.
@@ -78,7 +118,7 @@ def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         dg.DagsterRunStatus.STARTED,
         dg.DagsterRunStatus.CANCELING,
     ]
-    tags = {_LAUNCHED_TAG: _COMMAND}
+    tags = _launched_here(instance)
     dead = instance.get_runs(dg.RunsFilter(job_name=materialize_all.name, tags=tags, statuses=alive))
     for run in dead:
         instance.report_run_failed(run, "The process of this run ended without a word.")
@@ -104,8 +144,24 @@ def close_orphaned_runs(instance: dg.DagsterInstance) -> list[str]:
 def orphaned_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
     """Runs of this machine that count as running, and whose process is gone."""
     started = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
-    runs = instance.get_runs(dg.RunsFilter(statuses=started))
+    runs = [run for run in instance.get_runs(dg.RunsFilter(statuses=started)) if _is_of_this_machine(instance, run)]
     return [run for run in runs if (pid := process_of(instance, run.run_id)) is not None and not _is_alive(pid)]
+
+
+def _is_of_this_machine(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether a run's process, if it lives, is one of this machine; no where nobody can tell.
+
+    What Dagster's code server starts has no note of its machine. In storage under the home folder, everything is of
+    this one.
+    """
+    if _MACHINE_TAG in run.tags:
+        return run.tags[_MACHINE_TAG] == socket.gethostname()
+    return isinstance(instance.run_storage, SqliteRunStorage | InMemoryRunStorage)
+
+
+def _launched_here(instance: dg.DagsterInstance) -> dict[str, str]:
+    """Tags of the runs that commands start in this home."""
+    return {_LAUNCHED_TAG: _COMMAND, _MACHINE_TAG: socket.gethostname(), _HOME_TAG: instance.root_directory}
 
 
 def process_of(instance: dg.DagsterInstance, run_id: str) -> int | None:
@@ -166,7 +222,7 @@ def materialize(
             run_config={"loggers": {"console": {}}},
             tags={
                 **range_tags(range_),
-                _LAUNCHED_TAG: _COMMAND,
+                **_launched_here(instance),
             },
         )
         steps = [str(event.step_key) for event in result.all_events if event.is_step_failure]

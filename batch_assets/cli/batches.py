@@ -54,14 +54,12 @@ def _run(settings: Settings) -> tuple[list[str], list[str]]:
     from batch_assets.preflight import check_run
 
     dataset = check_run(settings)
-    import dagster as dg
-
     from batch_assets.automation.launch import (
         close_dead_runs,
         close_orphaned_runs,
         held_pools,
         materialize,
-        prepare_dagster_home,
+        open_instance,
     )
     from batch_assets.automation.runs import register_batches
     from batch_assets.definitions import build_defs
@@ -74,8 +72,7 @@ def _run(settings: Settings) -> tuple[list[str], list[str]]:
     click.echo(f"{len(batches)} batches of {dataset.name}, model {settings.model}, state in {settings.home}")
     click.echo("preparing the checkpoint (the first time takes half a minute)")
     generation_parameters(load_checkpoint(settings), settings)
-    prepare_dagster_home(settings)
-    with dg.DagsterInstance.get() as instance:
+    with open_instance(settings) as instance:
         for run_id in [*close_dead_runs(instance), *close_orphaned_runs(instance)]:
             click.echo(f"run {run_id} was killed; this one goes on where it stopped")
         for pool, run_id in held_pools(instance):
@@ -156,9 +153,7 @@ def land(files: tuple[Path, ...], batch: str | None, as_json: bool) -> None:
     \b
     batch-assets land reviews.jsonl more.csv --batch monday
     """
-    import dagster as dg
-
-    from batch_assets.automation.launch import materialize, prepare_dagster_home
+    from batch_assets.automation.launch import materialize, open_instance
     from batch_assets.automation.runs import register_batches
     from batch_assets.definitions import build_defs
     from batch_assets.lake.configured import configured_lake
@@ -168,8 +163,7 @@ def land(files: tuple[Path, ...], batch: str | None, as_json: bool) -> None:
     folder = landing_folder(settings)
     name = folder.take_copies(files, batch)
     batches = folder.keys_of(name)
-    prepare_dagster_home(settings)
-    with progress_aside(as_json), dg.DagsterInstance.get() as instance:
+    with progress_aside(as_json), open_instance(settings) as instance:
         register_batches(instance, batches)
         failures = materialize(build_defs(settings=settings), instance, "land_batches", batches)
     landed = [] if failures else _landed(configured_lake(settings), batches)
@@ -223,9 +217,7 @@ def rescore(batches: str | None, everything: bool, since: Any, yes: bool, as_jso
     \b
     batch-assets rescore --since 2026-01-31 --yes
     """
-    import dagster as dg
-
-    from batch_assets.automation.launch import materialize, prepare_dagster_home
+    from batch_assets.automation.launch import materialize, open_instance
     from batch_assets.automation.rescoring import expectation, wanted_batches
     from batch_assets.automation.status import scored_in
     from batch_assets.definitions import build_defs
@@ -235,9 +227,8 @@ def rescore(batches: str | None, everything: bool, since: Any, yes: bool, as_jso
     if sum([batches is not None, everything, since is not None]) != 1:
         raise click.UsageError("name the batches by one of --batches, --all and --since")
     settings = load().model_copy(update={"rescore": "all"})
-    prepare_dagster_home(settings)
     failures: list[str] = []
-    with progress_aside(as_json), dg.DagsterInstance.get() as instance:
+    with progress_aside(as_json), open_instance(settings) as instance:
         lake = configured_lake(settings)
         wanted = wanted_batches(lake, batches.split(",") if batches else None, since)
         click.echo(expectation(instance, lake, wanted))

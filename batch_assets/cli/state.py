@@ -155,14 +155,11 @@ def ui() -> None:
     \b
     batch-assets ui
     """
-    import dagster as dg
-
-    from batch_assets.automation.launch import close_orphaned_runs, prepare_dagster_home
+    from batch_assets.automation.launch import close_orphaned_runs, open_instance
     from batch_assets.ui import serve
 
     settings = load()
-    prepare_dagster_home(settings)
-    with dg.DagsterInstance.get() as instance:
+    with open_instance(settings) as instance:
         for run_id in close_orphaned_runs(instance):
             click.echo(f"run {run_id} was killed; it is tried again where retries are left")
     serve(settings, click.echo)

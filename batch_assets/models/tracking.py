@@ -12,6 +12,8 @@ from batch_assets.errors import BatchAssetsError
 from batch_assets.locks import locked
 from batch_assets.settings import Settings, redacted
 
+# SQLAlchemy takes postgresql:// for another driver than the one that Dagster brings.
+DRIVER = "run pip install 'batch_assets[postgres]', and begin the address with postgresql+psycopg2://"
 _LOOK_SECONDS = 5
 # What connects to each takes as a limit of time.
 _DATABASES: dict[str, dict[str, int]] = {
@@ -45,6 +47,10 @@ def connect(settings: Settings) -> Any:
     except MlflowException as error:
         raise BatchAssetsError(
             f"the MLflow store {redacted(settings.tracking_uri)} can't be used: {error.message}"
+        ) from error
+    except ImportError as error:
+        raise BatchAssetsError(
+            f"the MLflow store {redacted(settings.tracking_uri)} can't be used: {error}; {DRIVER}"
         ) from error
     return client
 
@@ -106,7 +112,9 @@ def _is_database_there(uri: str) -> bool:
             return sqlalchemy.inspect(engine).has_table("experiments")
         finally:
             engine.dispose()
-    except (SQLAlchemyError, ImportError) as error:
+    except ImportError as error:
+        raise _out_of_reach(uri, f"{error}; {DRIVER}") from None
+    except SQLAlchemyError as error:
         # Not the whole error, which may show the address.
         raise _out_of_reach(uri, str(getattr(error, "orig", None) or type(error).__name__)) from None
 

@@ -1,0 +1,25 @@
+"""moto as an S3 server in a process of its own: ``python -m batch_assets_tests.s3_server PORT``.
+
+delta-rs holds Python's lock while it waits, so a server in the same process would hang. And moto looks whether a key is
+there before it puts one, with nothing in between to keep others out: two requests with ``If-None-Match: *`` can both
+succeed, as no real S3 lets them. Here, one request is answered at a time.
+"""
+
+import sys
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import run_simple
+
+if __name__ == "__main__":
+    # Threads change places as often as they can, so that what others can come between shows.
+    sys.setswitchinterval(1e-6)
+    moto, one_at_a_time = DomainDispatcherApplication(create_backend_app), threading.Lock()
+
+    def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        with one_at_a_time:
+            return list(moto(environ, start_response))
+
+    run_simple("127.0.0.1", int(sys.argv[1]), answer, threaded=True, request_handler=MotoRequestHandler)

@@ -1,0 +1,222 @@
+"""State that others share: lake, landing folder and MLflow's artifacts in a bucket, compose.yaml."""
+
+import re
+import subprocess
+import sys
+import threading
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+from zipfile import ZipFile
+
+import boto3
+import click
+import dagster_webserver.cli
+import mlflow.cli
+import pytest
+import yaml
+from botocore.exceptions import ClientError
+from click.testing import CliRunner
+from dagster._cli import cli as dagster_cli
+from dagster._daemon.cli import cli as daemon_cli
+
+from batch_assets.automation.launch import prepare_dagster_home
+from batch_assets.cli import main
+from batch_assets.lake.lake import Lake
+from batch_assets.lake.snapshot import ConcurrentCommitError
+from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
+from batch_assets_tests import delta_processes as writers
+from batch_assets_tests.conftest import BATCH_ASSETS, environment, settings_for, write_json_lines
+from batch_assets_tests.delta_processes import race, replace, whole
+from batch_assets_tests.docs_pages import ROOT
+from batch_assets_tests.servers import ChatServer, completion, free_port, s3_server, serve, stop
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """A server with the buckets lake and artifacts, found by whatever this test starts."""
+    with s3_server("lake", "artifacts") as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        yield variables
+
+
+def keys(bucket: str) -> list[str]:
+    pages = boto3.client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket)
+    return [found["Key"] for page in pages for found in page.get("Contents", [])]
+
+
+def test_of_many_who_put_a_key_only_where_there_is_none_one_succeeds(s3):
+    """What Delta commits stand on; without it, the other tests on this server would prove nothing."""
+    rounds, contenders = 30, 12
+    clients = [boto3.client("s3") for _ in range(contenders)]
+    barrier, outcomes = threading.Barrier(contenders), Counter()
+
+    def contend(client) -> None:
+        for number in range(rounds):
+            barrier.wait(60)
+            try:
+                client.put_object(Bucket="lake", Key=f"key-{number}", Body=b"x" * 10_000, IfNoneMatch="*")
+                outcomes[number, "put"] += 1
+            except ClientError as error:
+                outcomes[number, error.response["Error"]["Code"]] += 1
+
+    threads = [threading.Thread(target=contend, args=(client,)) for client in clients]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    expected = {"put": 1, "PreconditionFailed": contenders - 1}
+    assert outcomes == {(number, code): count for number in range(rounds) for code, count in expected.items()}
+
+
+def test_of_processes_that_replace_partitions_in_a_bucket_at_once_none_is_lost_or_mixed(s3):
+    uri = "s3://lake/table"
+    writers.make_table(uri)
+    replace(uri, "a", "old")
+    results = race([(replace, uri, part, f"run-{number}") for number, part in enumerate("aaabcd")])
+    refused = [result for result in results if isinstance(result, ConcurrentCommitError)]
+    versions = [result for result in results if isinstance(result, int)]
+    assert len(refused) + len(versions) == len(results)
+    assert len(set(versions)) == len(versions)
+    winners = sorted((version, number) for number, version in enumerate(results[:3]) if isinstance(version, int))
+    assert whole(uri, "a") == f"run-{winners[-1][1]}"
+    assert [whole(uri, part) for part in "bcd"] == ["run-3", "run-4", "run-5"]
+
+
+def test_the_graph_runs_with_lake_landing_folder_and_artifacts_in_a_bucket(s3, tmp_path, home, t5_folder, documents):
+    data = write_json_lines(tmp_path / "data" / "a.jsonl", documents[:2])
+    dropped = write_json_lines(tmp_path / "b.jsonl", documents[2:4])
+    server = serve(tmp_path / "mlflow", port := free_port(), "--artifacts-destination", "s3://artifacts/mlflow")
+    try:
+        with ChatServer(lambda body, number: completion("An answer.")) as chat:
+            (tmp_path / "endpoints.toml").write_text(f'[endpoints.counted]\nbase_url = "{chat.url}"\nmodel = "m"\n')
+            places = {"LAKE": "s3://lake/lake", "LANDING": "s3://lake/landing", "DATASET": str(data)}
+            asked = {"ENDPOINTS": str(tmp_path / "endpoints.toml"), "ENDPOINT": "counted"}
+            small = {"EVALUATION_ROWS": "3", "SPARK_MASTER": "local[2,4]", "MODEL": str(t5_folder)}
+            env = environment(home, **places, **asked, **small)
+            env["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
+            for words in (["run"], ["land", str(dropped)], ["doctor"], ["upkeep"]):
+                run = subprocess.run([*BATCH_ASSETS, *words], env=env, capture_output=True, text=True, timeout=300)
+                assert run.returncode == 0, run.stdout + run.stderr
+    finally:
+        stop(server)
+    lake = Lake("s3://lake/lake")
+    assert (lake.open(PROD_DATA).batches(), lake.open(PROD_DATA).rows("b")) == (["a", "b"], 2)
+    (scored,) = [part.to_pylist() for part in lake.open(BATCH_INFERENCE).read("a")]
+    assert all(row["generated_summary"] and row["model_version"] == 1 for row in scored)
+    assert sorted(row["id"] for row in scored) == sorted(row["id"] for row in documents[:2])
+    assert lake.open(SUMMARY_QUALITY).rows("a") == 2
+    assert "landing/.taken/b/b.jsonl" in keys("lake")
+    assert not [key for key in keys("lake") if "_completions" in key]
+    assert [key for key in keys("artifacts") if key.endswith("model.safetensors")]
+    assert not list(Path(home).rglob("*.safetensors"))
+    assert not (home / "lake").exists()
+    assert not (home / "landing").exists()
+
+
+DEPLOY = ROOT / "deploy"
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict:
+    return yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+
+
+def test_the_configuration_for_postgresql_is_ours_but_for_the_storage(home, monkeypatch):
+    monkeypatch.setenv("DAGSTER_HOME", "")
+    prepare_dagster_home(settings_for(home))
+    ours = yaml.safe_load((home / "dagster" / "dagster.yaml").read_text())
+    storage = {"storage": {"postgres": {"postgres_url": {"env": "DAGSTER_POSTGRES_URL"}}}}
+    assert yaml.safe_load((DEPLOY / "dagster.yaml").read_text()) == storage | ours
+
+
+@pytest.mark.parametrize("missing", ["dagster_postgres", "psycopg"])
+def test_postgresql_without_its_libraries_is_one_line_that_names_the_extra(home, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setenv("BATCH_ASSETS_HOME", str(home))
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql://me:open-sesame@127.0.0.1:9/dagster")
+    (home / "dagster").mkdir(parents=True)
+    (home / "dagster" / "dagster.yaml").write_text((DEPLOY / "dagster.yaml").read_text())
+    result = CliRunner().invoke(main, ["status"])
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("batch-assets: ")]
+    assert result.exit_code == 2
+    assert "pip install 'batch_assets[postgres]', and begin the address with postgresql+psycopg2://" in line
+    assert "open-sesame" not in result.output
+
+
+def test_every_file_that_compose_names_is_there_and_no_secret_is(compose):
+    for service in compose["services"].values():
+        if "build" in service:
+            assert (DEPLOY / service["build"]["context"]).resolve() == ROOT
+            assert (ROOT / service["build"]["dockerfile"]).is_file()
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert (DEPLOY / source).is_file() if source.startswith(".") else source in compose["volumes"]
+        assert set(service.get("secrets", [])) <= set(compose["secrets"])
+        assert set(service.get("depends_on", [])) <= set(compose["services"])
+        for name, value in service.get("environment", {}).items():
+            assert name.endswith("_FILE") or not re.search("PASSWORD|SECRET|TOKEN|_KEY", name), name
+            assert "@" not in value
+    ignored = (ROOT / ".gitignore").read_text().split()
+    assert "deploy/secrets/" in ignored
+    for secret in compose["secrets"].values():
+        assert secret["file"].startswith("./secrets/")
+
+
+def test_the_image_takes_files_that_are_there_and_is_not_run_by_root():
+    lines = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    let_in = {line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().split() if line[0] == "!"}
+    copied = [
+        word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1] if not word.startswith("--")
+    ]
+    assert {word.removeprefix("./") for word in copied} == let_in
+    assert all((ROOT / name).exists() for name in let_in)
+    assert [line for line in lines if line.startswith("USER ")] == ["USER batch"]
+    extras = re.search(r"'\.\[(.+)\]'", "\n".join(lines))[1].split(",")
+    for extra in extras:
+        assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text()
+
+
+def test_ports_are_published_on_loopback_alone(compose):
+    published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
+    assert set(published) == {"mlflow", "webserver"}
+    assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
+
+
+def test_every_command_in_compose_is_one_with_its_options(compose):
+    programs = {
+        "mlflow": mlflow.cli.cli,
+        "dagster": dagster_cli,
+        "dagster-daemon": daemon_cli,
+        "dagster-webserver": dagster_webserver.cli.dagster_webserver,
+    }
+    jars = Path(find_spec("pyspark").origin).parent / "jars"
+    for name, service in compose["services"].items():
+        commands = [service.get("command", []), service.get("healthcheck", {}).get("test", [])[1:]]
+        for program, *arguments in filter(None, commands):
+            if program in programs:
+                here = [word.replace("/opt/batch_assets", str(DEPLOY)) for word in arguments]
+                parse(programs[program], here)
+            elif program == "spark-class":
+                (jar,) = jars.glob("spark-core_*.jar")
+                assert arguments[0].replace(".", "/") + ".class" in ZipFile(jar).namelist()
+            else:
+                assert program in {"pg_isready", "python3"}, name
+
+
+def parse(command: click.Command, arguments: list[str]) -> None:
+    """Parse the arguments of a command; unknown commands and options are errors."""
+    context = command.make_context("command", arguments)
+    if isinstance(command, click.Group):
+        _, subcommand, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        parse(subcommand, rest)
+
+
+def test_the_password_in_a_file_gets_into_the_addresses_and_nowhere_else(tmp_path):
+    (tmp_path / "password").write_text("open-sesame\n")
+    env = {"PATH": "/usr/bin:/bin", "POSTGRES_PASSWORD_FILE": str(tmp_path / "password")}
+    said = subprocess.run([DEPLOY / "entrypoint.sh", "env"], env=env, capture_output=True, text=True, check=True).stdout
+    address = "postgresql+psycopg2://batch_assets:open-sesame@postgres:5432"
+    assert f"DAGSTER_POSTGRES_URL={address}/dagster\n" in said
+    assert said.count("open-sesame") == 1
