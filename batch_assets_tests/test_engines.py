@@ -27,9 +27,9 @@ def texts(documents):
     return [row["document"][:length] for row, length in zip(documents, (600, 250, 400), strict=False)]
 
 
-def twenty(documents) -> list[str]:
+def some(documents) -> list[str]:
     """Documents that take a small model a moment only; make proof has 200 whole ones."""
-    return [row["document"][:250] for row in documents[:20]]
+    return [row["document"][:250] for row in documents[:10]]
 
 
 def prepared(version_fixture, held_out, **changes) -> ScoringModel:
@@ -82,7 +82,7 @@ def test_the_reference_writes_what_pyfunc_predicts_row_by_row(request, fixture, 
     settings, client, version = request.getfixturevalue(fixture)
     model = scoring_model(client, version, settings.model_copy(update={"engine": "transformers"}))
     assert model.engine == "transformers"
-    texts = twenty(documents)
+    texts = some(documents)
     generations = generate(load_engine(model, 2), texts)
     assert [generation.text for generation in generations] == predicted(version, texts)
     # max_length counts the token that a decoder starts with.
@@ -106,7 +106,7 @@ def test_greedy_encoder_decoders_are_written_as_pyfunc_predicts_too(t5_folder, t
     client, logged = log(settings)
     version, _ = register(client, settings.registered_model, logged.run, {})
     model = scoring_model(client, version, settings)
-    texts = twenty(documents)
+    texts = some(documents)
     generations = generate(reference(model), texts)
     assert [generation.text for generation in generations] == predicted(version, texts)
 
@@ -134,7 +134,7 @@ def test_ctranslate2_is_converted_once_and_writes_what_the_reference_does(t5_ver
     assert (model.engine, model.engine_reason) == ("ctranslate2", "the fastest with the reference's output")
     # Not a copy of its own for everybody who scores.
     assert model.engine_path.startswith(str(settings.artifact_root))
-    texts = twenty(documents)
+    texts = some(documents)
     assert generate(load_engine(model, 2), texts) == generate(reference(model), texts)
 
 
@@ -142,7 +142,7 @@ def test_openvino_in_float32_writes_what_the_reference_does(smollm2_version, doc
     model = prepared(smollm2_version, held_out)
     assert (model.engine, model.dtype) == ("openvino", "float32")
     assert model.engine_reason == "the fastest with the reference's output"
-    texts = twenty(documents)
+    texts = some(documents)
     generations = generate(load_engine(model, 2), texts)
     differing = margins(model, texts, generations)
     assert max(differing, default=0.0) < 1e-4
@@ -427,7 +427,7 @@ def test_a_request_that_openvino_fails_over_keeps_its_error_and_the_others_their
 
 
 def test_sampling_says_the_same_again_whatever_the_neighbours(t5_folder, tmp_path, documents):
-    texts = twenty(documents)
+    texts = some(documents)
     settings = settings_for(tmp_path / "home", model=str(t5_folder), do_sample=True, seed=3)
     client, logged = log(settings)
     version, _ = register(client, settings.registered_model, logged.run, {})
