@@ -2,10 +2,9 @@
 
     python -m tools.size 10 100 1000
 
-One lake grows to each of the numbers of batches in turn, through the asset ``batch_inference`` itself, a run for as many
-batches as BATCH_ASSETS_BATCHES_PER_RUN says, on one Spark session and with Dagster's storage on SQLite. At each number,
-the program measures what a deployment of that size waits for. Beside each figure stands how much more it grew than its
-work: 1 is in step, below 1 is slower.
+One lake grows to each of the numbers of batches in turn, through the asset ``batch_inference`` itself, on one Spark
+session and with Dagster's storage on SQLite. At each number, the program measures what a deployment of that size waits
+for. Beside each figure stands how much more it grew than its work: 1 is in step, below 1 is slower.
 """
 
 import argparse
@@ -19,7 +18,6 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import dagster as dg
@@ -83,9 +81,7 @@ class Deployment:
     """A lake, Dagster's storage on SQLite and a Spark session, that grow batch by batch."""
 
     def __init__(self, home: Path, spark: SparkResource | None, rows: int = ROWS) -> None:
-        self.settings = Settings(
-            home=home, samples=3, mlflow_tracking_uri=None, mlflow_registry_uri=None
-        )
+        self.settings = Settings(home=home, samples=3, mlflow_tracking_uri=None, mlflow_registry_uri=None)
         self.lake: Lake = configured_lake(self.settings)
         self._rows, self._spark = rows, spark
         self.seconds: list[float] = []
@@ -136,7 +132,7 @@ class Deployment:
         )
         self.seconds.append((time.monotonic() - began) / len(batches))
         for event in result.get_asset_materialization_events():
-            self.scored += int(event.materialization.metadata["rows_scored"].value or 0)
+            self.scored += int(str(event.materialization.metadata["rows_scored"].value))
 
     def _commit(self, batches: Sequence[str]) -> None:
         """Commit and record batches as a run of ``batch_inference`` does, but without Spark."""
@@ -235,7 +231,7 @@ def measured(
     """Grow one lake to each size in turn, and yield its figures."""
     from pyspark import cloudpickle
 
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
     version = Version("echo", 1, "0", {})
     registry = "batch_assets.models.registry"
     with ExitStack() as stack:
@@ -276,7 +272,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sizes", nargs="+", type=int, help="numbers of batches, rising")
     parser.add_argument("--rows", type=int, default=ROWS, help="documents of a batch")
-    parser.add_argument("--no-spark", action="store_true", help="commit and record without scoring: tables and log only")
+    parser.add_argument("--no-spark", action="store_true", help="commit and record without scoring")
     arguments = parser.parse_args()
     spark = None if arguments.no_spark else SparkResource(master="local[2,4]")
     figures = []
