@@ -105,6 +105,8 @@ def test_what_is_stale_is_asked_for_once_in_ranges_and_what_was_scored_is_not(de
     for batch in ("a", "c", "d", "e"):
         deployment.score(batch)
     assert deployment.tick("prod_data_sensor") == []
+    # What is done leaves the cursor, which every tick writes.
+    assert json.loads(deployment.cursors["prod_data_sensor"])["asked"] == {}
     deployment.land("a", rows=3)
     changed = deployment.tick("prod_data_sensor")
     assert batches_of(changed) == [("a", "a")]

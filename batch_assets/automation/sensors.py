@@ -12,7 +12,7 @@ import dagster as dg
 from batch_assets.automation.alert import tell
 from batch_assets.automation.jobs import land_batches, score_batches, take_files
 from batch_assets.automation.look import champion_number, look, stale_now
-from batch_assets.automation.runs import register_batches, run_requests
+from batch_assets.automation.runs import busy_batches, register_batches, run_requests
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
 from batch_assets.resources.registry import ModelRegistry
@@ -91,11 +91,14 @@ def sensors(settings: Settings) -> list[dg.SensorDefinition]:
         if champion is None:
             reason = "there is no champion yet: materialize champion_model"
             return dg.SensorResult(skip_reason=reason, cursor=json.dumps(looked))
+        busy = busy_batches(context.instance)
         stale = stale_now(context.instance, settings, documents, output, champion)
         # What was asked for and has failed for good is not asked for again because its neighbour is.
         fresh = {batch: reason for batch, reason in stale.items() if looked["asked"].get(batch) != reason}
         requests = run_requests(context.instance, score_batches.name, fresh, settings.batches_per_run)
-        looked["asked"] |= fresh
+        # What has been done since is forgotten: the cursor is written by every tick, and should not grow with the lake.
+        waiting = {*stale, *busy}
+        looked["asked"] = {batch: reason for batch, reason in looked["asked"].items() if batch in waiting} | fresh
         return dg.SensorResult(run_requests=requests, cursor=json.dumps(looked))
 
     @dg.sensor(

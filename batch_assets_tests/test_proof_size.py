@@ -1,0 +1,40 @@
+"""How the figures of a lake grow with its batches; see tools/size.py."""
+
+import json
+import os
+
+import pytest
+
+from tools.size import PER_LAKE, growth, measured, table
+
+# Batches, documents a batch, and how much more than its work a figure may grow.
+SIZES = [int(size) for size in os.environ.get("SIZE_BATCHES", "10 100 1000").split()]
+ROWS = int(os.environ.get("SIZE_ROWS", "1000"))
+SLACK = 1.5
+
+
+def test_a_batch_is_one_commit_and_one_file_in_each_table_however_many_there_are(home):
+    small, large = measured(home, None, [2, 20], rows=5)
+    assert [each["documents"] for each in (small, large)] == [10, 100]
+    # Two tables; measuring adds two versions each time, a batch that comes and goes.
+    assert [each["data files"] for each in (small, large)] == [4, 41]
+    assert [each["commits"] for each in (small, large)] == [4, 42]
+
+
+@pytest.mark.proof
+def test_no_figure_grows_faster_than_its_work(home, record_property):
+    from batch_assets.resources.spark import SparkResource
+
+    spark = SparkResource(master="local[2,4]")
+    try:
+        figures = list(measured(home, spark, SIZES, ROWS))
+    finally:
+        spark.stop()
+    print(table(figures))
+    record_property("figures", json.dumps(figures))
+    assert [each["rows scored"] for each in figures] == [size * ROWS for size in SIZES]
+    last = figures[-1]
+    assert last["seconds a batch, last tenth"] <= SLACK * last["seconds a batch, first tenth"]
+    assert last["driver MiB"] <= figures[0]["driver MiB"] + 256
+    faster = {name: growth(figures, name) for name in PER_LAKE if growth(figures, name) > SLACK}
+    assert faster == {}
