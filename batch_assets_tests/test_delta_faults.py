@@ -62,6 +62,26 @@ def test_files_that_a_crash_left_go_with_upkeep_once_they_are_old(uri, crash):
     assert whole(uri, "a") == "kept"
 
 
+def test_upkeep_removes_old_checkpoints_but_the_newest_and_every_version_stays_readable(uri):
+    replace(uri, "a", "first")
+    Snapshot.open(uri).checkpoint()
+    replace(uri, "a", "second")
+    keep_up(Snapshot.open(uri), 168, print)
+    log = Path(uri, "_delta_log")
+    first, second = sorted(log.glob("*.checkpoint.parquet"))
+    for path in (first, second):
+        os.utime(path, (time.time() - 169 * 3600,) * 2)
+    keep_up(Snapshot.open(uri), 168, print)
+    assert [*log.glob("*.checkpoint.parquet")] == [second]
+    assert whole(uri, "a") == "second"
+    assert Snapshot.open(uri, {}, 1).rows() == ROWS
+    Path(log, f"{0:020d}.json").rename(Path(log, "away"))
+    replace(uri, "a", "third")
+    Snapshot.open(uri).checkpoint()
+    keep_up(Snapshot.open(uri), 168, print)
+    assert second.exists()
+
+
 def test_upkeep_leaves_files_that_are_written_and_not_yet_committed(uri):
     table = Snapshot.open(uri)
     staged = stage_a(table, "g")

@@ -4,12 +4,18 @@ delta-rs's own ``optimize.compact`` is not used: two of them at once both put th
 and both copies stay.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pyarrow.fs as pafs
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.snapshot import DataFile, Snapshot
 from batch_assets.lake.staging import stage
+from batch_assets.lake.storage import file_system
 
 TARGET_BYTES = 128 * 1024 * 1024
 
@@ -26,7 +32,7 @@ class Upkeep:
 def keep_up(
     table: Snapshot, retention_hours: int, report: Callable[[str], None], target_bytes: int = TARGET_BYTES
 ) -> Upkeep:
-    """Compact a table's partitions, write a checkpoint, and remove files that no version needs any more.
+    """Compact a table's partitions, write a checkpoint, and remove older ones and files that no version needs any more.
 
     Args:
         table: the table as it is now.
@@ -41,6 +47,7 @@ def keep_up(
     table.check_writable()
     compacted, became = compact(table, report, target_bytes)
     table.checkpoint()
+    _remove_old_checkpoints(table, retention_hours)
     return Upkeep(compacted, became, len(table.vacuum(retention_hours)))
 
 
@@ -72,6 +79,24 @@ def compact(table: Snapshot, report: Callable[[str], None], target_bytes: int = 
             continue
         went, came = went + len(gone), came + len(staged)
     return went, came
+
+
+def _remove_old_checkpoints(table: Snapshot, retention_hours: int) -> None:
+    """Remove checkpoints older than the retention but for the newest: each names every file of the table again.
+
+    Nothing is removed where the log has lost its beginning: there, older versions rest on older checkpoints.
+    """
+    files = file_system(table.uri, table.storage_options)
+    log = {info.path.rsplit("/", 1)[-1]: info for info in files.get_file_info(pafs.FileSelector("_delta_log"))}
+    checkpoints = {name: info for name, info in log.items() if re.match(r"\d{20}\.checkpoint\b.*\.parquet$", name)}
+    if f"{0:020d}.json" not in log or not checkpoints:
+        return
+    newest = max(checkpoints)[:20]
+    before = datetime.now(UTC) - timedelta(hours=retention_hours)
+    for name, info in checkpoints.items():
+        if name[:20] != newest and info.mtime < before:
+            with suppress(FileNotFoundError):  # somebody else is at it
+                files.delete_file(info.path)
 
 
 def _groups(files: Sequence[DataFile], target_bytes: int) -> Iterator[list[DataFile]]:
