@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,17 @@ from batch_assets.settings import Settings, redacted
 
 # Where workers find the environment that Spark unpacks for them, below the folder that they run in.
 _UNPACKED = "environment"
+
+
+@cache
+def _folder_of_driver() -> tempfile.TemporaryDirectory[str]:
+    """A folder in which the driver's environment is found as workers find theirs: the driver starts Python too.
+
+    The JVM stays in it, and is there as long as this process.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="batch_assets_driver_")
+    (Path(folder.name) / _UNPACKED).symlink_to(sys.prefix)
+    return folder
 
 
 class SparkResource(dg.ConfigurableResource[Any]):
@@ -73,10 +85,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
             os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
             return LazyPySparkResource(spark_config=self._config()).spark_session
         os.environ["PYSPARK_PYTHON"] = f"./{_UNPACKED}/bin/python"
-        # The driver starts Python too, by the same name: it gets a folder in which that is its own environment.
-        folder = Path(tempfile.mkdtemp(prefix="batch_assets_driver_"))
-        (folder / _UNPACKED).symlink_to(sys.prefix)
-        with contextlib.chdir(folder):
+        with contextlib.chdir(_folder_of_driver().name):
             return LazyPySparkResource(spark_config=self._config()).spark_session
 
     def _connected(self, remote: str) -> Any:
