@@ -1,7 +1,7 @@
 import pytest
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.settings import load_settings
+from batch_assets.settings import load_settings, redacted
 
 
 def test_defaults_need_no_variable(tmp_path, monkeypatch):
@@ -46,3 +46,8 @@ def test_lengths_that_exclude_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("BATCH_ASSETS_MAX_LENGTH", "40")
     with pytest.raises(BatchAssetsError, match="MIN_LENGTH"):
         load_settings()
+
+
+def test_neither_a_password_nor_a_token_in_an_address_is_shown():
+    shown = redacted("at sc://server:443/;token=secret;user_id=me and http://me:secret@host/x; mend it")
+    assert shown == "at sc://server:443/ and http://host/x; mend it"
