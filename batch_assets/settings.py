@@ -337,5 +337,5 @@ def load_settings() -> Settings:
 
 
 def redacted(uri: str) -> str:
-    """An address as it may be shown: without user name, password, and the parameters of Spark Connect, such as a token."""
+    """An address as it may be shown: without user name, password, and Spark Connect's parameters, such as a token."""
     return re.sub(r"(?<=\bsc://)([^;\s]*);\S*", r"\1", re.sub(r"(?<=://)[^/@]*@", "", uri))

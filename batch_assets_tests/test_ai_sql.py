@@ -411,6 +411,7 @@ def test_a_killed_query_goes_on_with_what_is_missing_and_a_new_one_asks_afresh(t
     assert not list((home / "lake" / "_completions").rglob("*.parquet"))
 
 
+@pytest.mark.proof
 def test_a_registered_model_that_mlflow_serves_answers_like_the_model_itself(spark, t5_version, documents):
     import mlflow
 

@@ -196,12 +196,13 @@ def kill_at(marker: str, env: dict[str, str]) -> bool:
     return False
 
 
-MOMENTS = ["ai_query_inference    batch a", "batch_inference       batch a: 6 rows committed"]
+MOMENTS = ["batch_inference       batch a: 6 rows committed"]
 MORE_MOMENTS = [
     "preparing the checkpoint",
     "logging the model",
     "prod_data             batch a",
     "champion_model        version 1",
+    "ai_query_inference    batch a",
     *MOMENTS,
     "summary_quality       batch a",
 ]
