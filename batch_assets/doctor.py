@@ -13,7 +13,8 @@ from batch_assets.ai_functions.endpoints import Endpoint, check_key, configured_
 from batch_assets.errors import BatchAssetsError
 from batch_assets.java import check_java
 from batch_assets.lake.configured import configured_lake
-from batch_assets.lake.tables import TABLES
+from batch_assets.lake.lake import Lake
+from batch_assets.lake.tables import TABLES, Table
 from batch_assets.locks import is_held
 from batch_assets.models.checkpoint import check_checkpoint, weight_bytes
 from batch_assets.models.checkpoint import is_on_hub as is_model_on_hub
@@ -227,7 +228,7 @@ def _endpoint(endpoint: Endpoint, asked_by_graph: str) -> Finding:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         status = httpx.get(url, headers=headers, timeout=_SECONDS, follow_redirects=False).status_code
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         remedy = "start the server, or mend base_url in BATCH_ASSETS_ENDPOINTS"
         return Finding(bad, what, f"no answer from {endpoint.base_url} ({type(error).__name__})", remedy)
     if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
@@ -288,13 +289,23 @@ def _tables(settings: Settings) -> list[Finding]:
     if "://" in lake.uri:
         lake = replace(lake, storage_options=_BOUNDED)
     there = [table for table in TABLES if lake.exists(table)]
-    differences = [(table.name, difference) for table in there if (difference := lake.difference(table))]
-    remedy = "move it away, or set BATCH_ASSETS_CATALOG or BATCH_ASSETS_SCHEMA to other names"
-    wrong = [Finding(PROBLEM, f"table {name}", difference, remedy) for name, difference in differences]
+    wrong = [finding for table in there if (finding := _table(lake, table)) is not None]
     if wrong:
         return wrong
     found = f"{len(there)} of {len(TABLES)} tables are in {redacted(lake.uri)}, each as this package knows it"
     return [Finding(OK, "tables", found if there else f"none in {redacted(lake.uri)} yet; the first run makes them")]
+
+
+def _table(lake: Lake, table: Table) -> Finding | None:
+    what = f"table {table.name}"
+    try:
+        difference = lake.difference(table)
+    except BatchAssetsError as error:
+        return Finding(PROBLEM, what, str(error), "make it readable, or restore it")
+    if difference is None:
+        return None
+    remedy = "move it away, or set BATCH_ASSETS_CATALOG or BATCH_ASSETS_SCHEMA to other names"
+    return Finding(PROBLEM, what, difference, remedy)
 
 
 def _runs(settings: Settings) -> list[Finding]:

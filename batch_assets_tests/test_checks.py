@@ -49,8 +49,13 @@ class Tables:
         texts = [{"id": str(n), "document": "x", "landed_at": NOW} for n in range(rows)]
         return self.write(PROD_DATA, batch, texts)
 
-    def check(self, name: str) -> dg.AssetCheckResult:
-        (check,) = [one for one in self.definitions.asset_checks if name in {key.name for key in one.check_keys}]
+    def check(self, name: str, asset: str | None = None) -> dg.AssetCheckResult:
+        (check,) = [
+            one
+            for one in self.definitions.asset_checks
+            for key in one.check_keys
+            if key.name == name and asset in (None, key.asset_key.to_user_string())
+        ]
         return check(self.lake)
 
 
@@ -96,13 +101,23 @@ def test_errors_of_documents_are_told_from_an_outage(tables):
     assert "the documents (1)" in said
 
 
-def test_a_table_that_cannot_be_read_is_an_error_and_no_verdict(tables, tmp_path):
+def test_rows_with_errors_count_though_they_name_another_model_than_the_answers(tables):
+    tables.measured("a", AI_QUERY_INFERENCE, model_name="asked", documents=4, errors=4, summaries=0, repetition=None)
+    tables.measured("a", AI_QUERY_INFERENCE, model_name="answered", documents=6, summaries=6)
+    tables.measured("a", AI_QUERY_INFERENCE, model_name="before", documents=990, measured_at=NOW - timedelta(hours=1))
+    ((batch, said),) = tables.check("error_rate").metadata["batches"].value.items()
+    assert (batch, said.split(";")[0]) == ("a (ai_query_inference)", "4 of 10 documents, 40%")
+    assert tables.check("repetition").passed
+
+
+@pytest.mark.parametrize("check", ["error_rate", "contract"])
+def test_a_table_that_cannot_be_read_is_an_error_and_no_verdict(tables, tmp_path, check):
     tables.measured("a")
     log = next((tmp_path / "home" / "lake").rglob("summary_quality/_delta_log"))
     for file in log.iterdir():
         file.write_text("{broken")
     with pytest.raises(Exception, match=r"(?i)json|log|parse|invalid"):
-        tables.check("error_rate")
+        tables.check(check, "summary_quality")
 
 
 def test_a_batch_whose_summaries_have_another_length_drifts_with_figure_and_plot(tables):

@@ -3,6 +3,7 @@ import html
 import pytest
 
 from batch_assets.assets._tables import markdown_sample
+from batch_assets.quality import plots
 from batch_assets.quality.measures import measure
 from batch_assets.quality.report import markdown, totals
 from batch_assets.quality.rouge import lead, mean_rouge, rouge
@@ -28,6 +29,7 @@ def test_a_mean_is_over_all_pairs():
 def test_the_lead_baseline_is_the_first_sentences():
     assert lead("One. Two! Three? Four.") == "One. Two! Three?"
     assert lead("no end") == "no end"
+    assert len(lead("no end " * 1_000_000)) == 10_000
 
 
 def test_reference_free_measures_by_hand():
@@ -73,3 +75,18 @@ def test_any_text_of_a_sample_is_shown_as_it_is():
     assert not set("()[]*{}_`<>!~\\") & set(row)
     # What a reader of Markdown does, once, with character references.
     assert html.unescape(row) == f"| {text} |"
+
+
+def test_a_name_that_somebody_else_chose_is_no_markup_in_figures_and_plots():
+    row = dict.fromkeys(("table_name", "model_version", "batches", "documents", "summaries", "errors", "rouge1"))
+    row |= dict.fromkeys(("rouge2", "rougeL", "lead_rouge1", "words", "compression", "novel_bigrams"))
+    shown = markdown([{**row, "model_name": "a|b <img src=x>"}]).splitlines()[-1]
+    assert shown.count("|") == 15
+    assert "<" not in shown
+    figure = plots.over_batches({}, "y", [])
+    assert plots.image(figure, "](http://x) ![").count("](") == 1
+
+
+def test_a_plot_over_batches_has_them_in_their_order_whichever_line_has_them():
+    figure = plots.over_batches({"1": {"c": 1.0}, "2": {"a": 1.0, "b": 2.0}}, "y", ["a", "b", "c", "d"])
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["a", "b", "c"]

@@ -1,19 +1,18 @@
 """What the assets that write tables have in common: metadata of a table, samples, versions that a run works on."""
 
-import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
+import pyarrow.compute as pc
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.lake.tables import PROD_DATA, Table
+from batch_assets.quality.markdown import markdown_table
 
 _DOCUMENT_VERSION_TAG = "batch_assets/prod_data_version"
 _LONGEST_SAMPLE = 400
-# In one pass: one after the other, the # of a reference would be replaced again.
-_AS_TEXT = str.maketrans({character: f"&#{ord(character)};" for character in "\\`*_{}[]()#+!|~"})
 
 
 def column_schema(table: Table) -> Mapping[str, Any]:
@@ -53,6 +52,22 @@ def table_metadata(
     }
 
 
+def totals(snapshot: BatchSnapshot, batch: str, tokens: Sequence[str]) -> dict[str, int]:
+    """Errors and tokens of all rows of a batch, whichever run made them.
+
+    Args:
+        snapshot: a table with ``error_message``.
+        batch: key of the batch.
+        tokens: columns that count tokens.
+    """
+    sums = dict.fromkeys(("errors", *tokens), 0)
+    for rows in snapshot.read(batch, ["error_message", *tokens]):
+        sums["errors"] += rows.num_rows - rows.column("error_message").null_count
+        for name in tokens:
+            sums[name] += pc.sum(rows.column(name)).as_py() or 0
+    return sums
+
+
 def sample(snapshot: BatchSnapshot, batch: str, columns: list[str], count: int) -> dict[str, dg.MarkdownMetadataValue]:
     """Metadata with the first rows of a batch; none where the settings ask for no text."""
     if not count:
@@ -62,16 +77,15 @@ def sample(snapshot: BatchSnapshot, batch: str, columns: list[str], count: int) 
 
 def markdown_sample(rows: Sequence[Mapping[str, Any]], columns: list[str]) -> dg.MarkdownMetadataValue:
     """A few rows as a Markdown table in which any text shows as text."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in rows]
-    return dg.MetadataValue.md("\n".join(lines))
+    return dg.MetadataValue.md(markdown_table(columns, [[_cut(row.get(column)) for column in columns] for row in rows]))
 
 
-def _cell(value: Any) -> str:
-    text = "" if value is None else str(value)
-    if len(text) > _LONGEST_SAMPLE:
-        text = text[:_LONGEST_SAMPLE] + " …"
-    return html.escape(" ".join(text.split()), quote=False).translate(_AS_TEXT)
+def _cut(value: Any) -> Any:
+    """A value as it is, or the first words of a long text."""
+    if not isinstance(value, str) or len(value) <= _LONGEST_SAMPLE:
+        return value
+    # Of a text without spaces, there is no last word to be left out.
+    return (value[:_LONGEST_SAMPLE].rsplit(None, 1) or [""])[0] + " …"
 
 
 def sample_rows(snapshot: BatchSnapshot, batch: str, columns: list[str], count: int) -> list[Mapping[str, Any]]:

@@ -50,8 +50,9 @@ def quality_report(
     compared, pairs = champion_against(registry.client, settings)
     champion = with_alias(registry.client, settings.registered_model, CHAMPION)
     links = {"Dagster": f"http://127.0.0.1:{settings.ui_port}/assets/quality_report", "MLflow": settings.mlflow_ui}
-    if champion is not None:
-        links[f"version {champion.number}, the champion"] = registry.version_page(champion.name, champion.number)
+    version_page = None if champion is None else registry.version_page(champion.name, champion.number)
+    if champion is not None and version_page is not None:
+        links[f"version {champion.number}, the champion"] = version_page
     facts = Facts(
         model=settings.registered_model,
         rows=rows,
@@ -80,7 +81,7 @@ def quality_report(
         old.unlink(missing_ok=True)
     metadata: dict[str, Any] = {
         "report": dg.MetadataValue.md(markdown(totals(rows))),
-        "plots": dg.MetadataValue.md("\n\n".join(plots.markdown(figure, title) for title, figure in figures.items())),
+        "plots": dg.MetadataValue.md("\n\n".join(plots.image(figure, title) for title, figure in figures.items())),
         "path": dg.MetadataValue.path(str(path)),
         "delta_version": snapshot.version,
     }
@@ -89,7 +90,8 @@ def quality_report(
         metadata["mlflow_report"] = dg.MetadataValue.url(
             f"{registry.run_page(champion.run_id)}/artifacts/{_ARTIFACTS}/quality_report.html"
         )
-        metadata["version_page"] = dg.MetadataValue.url(registry.version_page(champion.name, champion.number))
+    if version_page is not None:
+        metadata["version_page"] = dg.MetadataValue.url(version_page)
     context.log.info(f"{len(batches)} batches, written to {path}")
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(str(snapshot.version)))
 

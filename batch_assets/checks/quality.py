@@ -1,5 +1,6 @@
 """What a person should look at in the summaries: rates over their thresholds, drift, batches that wait too long."""
 
+import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from batch_assets.automation.stale import stale_batches
 from batch_assets.checks.batches import batch_check, result
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
+from batch_assets.quality.batches import last_measured
 from batch_assets.quality.histograms import add
 from batch_assets.settings import Settings, variables
 
@@ -87,7 +89,7 @@ def quality_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
                     shown = {"batch": _name(row), **indexes, "plot": counts}
         if shown:
             figure = plots.distributions(shown["plot"], _DRIFTING)
-            shown["plot"] = dg.MetadataValue.md(plots.markdown(figure, shown["batch"]))
+            shown["plot"] = dg.MetadataValue.md(plots.image(figure, shown["batch"]))
         return result(wrong, _WARN, shown)
 
     @dg.asset_check(
@@ -122,7 +124,7 @@ def quality_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
 
 
 def newest(lake: Lake) -> Sequence[Mapping[str, Any]]:
-    """Of each batch and table, the figures of the version that wrote it last, in the order in which batches landed."""
+    """Of each batch and table, the figures of what it holds now, in the order in which batches landed."""
     quality, documents = lake.open(SUMMARY_QUALITY), lake.open(PROD_DATA)
     state = (quality.table_id, quality.version, documents.table_id, documents.version)
     if state not in _read:
@@ -133,14 +135,26 @@ def newest(lake: Lake) -> Sequence[Mapping[str, Any]]:
 
 
 def _newest(quality: BatchSnapshot, documents: BatchSnapshot) -> list[Mapping[str, Any]]:
-    rows: dict[tuple[str, str], Mapping[str, Any]] = {}
+    found: list[Mapping[str, Any]] = []
     for batch in documents.in_order(quality.batches()):
-        for part in quality.read(batch):
-            for row in part.to_pylist():
-                known = rows.get((batch, row["table_name"]))
-                if known is None or row["measured_at"] > known["measured_at"]:
-                    rows[batch, row["table_name"]] = row
-    return list(rows.values())
+        tables: dict[str, list[Mapping[str, Any]]] = {}
+        for row in last_measured(row for part in quality.read(batch) for row in part.to_pylist()):
+            tables.setdefault(row["table_name"], []).append(row)
+        found += map(_together, tables.values())
+    return found
+
+
+def _together(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The figures of one batch of a table, whichever models its rows name."""
+    counted = {name for figures in _RATES.values() for name in figures[:2]}
+    summaries = sum(row["summaries"] for row in rows)
+    repeated = sum((row["repetition"] or 0.0) * row["summaries"] for row in rows)
+    return {
+        **rows[0],
+        **{name: sum(row[name] for row in rows) for name in counted},
+        **{f"{name}_histogram": json.dumps(counts) for name, counts in _histograms(rows).items()},
+        "repetition": repeated / summaries if summaries else None,
+    }
 
 
 def _name(row: Mapping[str, Any]) -> str:

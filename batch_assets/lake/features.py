@@ -40,18 +40,22 @@ _IN_USE: dict[str, Callable[[_Configuration, _Columns], bool]] = {
 }
 
 
+class UnreadableTableError(BatchAssetsError):
+    """The table can be had, but reading it would get it wrong."""
+
+
 def refuse_unreadable(delta: Any, uri: str) -> None:
     """Refuse a ``deltalake.DeltaTable`` whose Parquet files don't hold what the table says.
 
     Raises:
-        BatchAssetsError: the table uses deletion vectors, column mapping or another feature that reading plain
+        UnreadableTableError: the table uses deletion vectors, column mapping or another feature that reading plain
             Parquet files would get wrong; the message names it.
     """
     protocol = delta.protocol()
     named = _named(protocol.reader_features, protocol.min_reader_version, 3, _READER_VERSIONS, "reader")
     wrong = _in_use(delta, named)
     if wrong:
-        raise BatchAssetsError(f"the table at {uri} can't be read correctly here: it uses {', '.join(wrong)}")
+        raise UnreadableTableError(f"the table at {uri} can't be read correctly here: it uses {', '.join(wrong)}")
 
 
 def refuse_unwritable(delta: Any, uri: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.features import UnreadableTableError
 from batch_assets.lake.log import Commit
 from batch_assets.lake.names import check_batch, check_name, is_batch
 from batch_assets.lake.snapshot import DataFile, Snapshot, Transaction, create_table, schema_difference
@@ -42,10 +43,14 @@ class Lake:
         return bool(DeltaTable.is_deltatable(self.table_uri(table), dict(self.storage_options)))
 
     def difference(self, table: Table) -> str | None:
-        """What sets the Delta table that is there apart from its contract, None if nothing does."""
+        """What sets the Delta table that is there apart from its contract, None if nothing does.
+
+        Raises:
+            BatchAssetsError: it can't be opened.
+        """
         try:
             return _difference(table, Snapshot.open(self.table_uri(table), self.storage_options))
-        except BatchAssetsError as error:
+        except UnreadableTableError as error:
             return str(error)
 
     def open(self, table: Table, version: int | None = None) -> "BatchSnapshot":

@@ -1,7 +1,7 @@
 """Measure the summaries of one batch on Spark: per-document figures on the workers, their means here."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,23 @@ _VERSION = "model_name, model_version"
 _SHOWN = 5
 
 
-def measure_batch(batch: str, table_name: str, summaries: "DataFrame") -> list[dict[str, Any]]:
+def last_measured(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of rows of ``summary_quality``, those that say what each batch of each table holds now.
+
+    They are those that were measured together last: versions of one model may share a batch, and rows with an error
+    have the model that was asked for, not the one that answered.
+    """
+    last: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        known = last.setdefault((row["batch"], row["table_name"]), [row])
+        if row["measured_at"] > known[0]["measured_at"]:
+            known[:] = [row]
+        elif row["measured_at"] == known[0]["measured_at"] and row is not known[0]:
+            known.append(row)
+    return [row for together in last.values() for row in together]
+
+
+def measure_batch(batch: str, table_name: str, summaries: "DataFrame", now: datetime) -> list[dict[str, Any]]:
     """Rows of ``summary_quality`` for one table of one batch, one for each model version.
 
     Args:
@@ -52,6 +68,7 @@ def measure_batch(batch: str, table_name: str, summaries: "DataFrame") -> list[d
         table_name: table that the summaries are from.
         summaries: one row a document, with ``id``, ``document``, ``summary`` (the reference), ``generated_summary``,
             ``error_message``, ``finish_reason``, ``input_truncated``, ``model_name`` and ``model_version``.
+        now: when they are measured.
     """
     figures_schema = [(name, pa.float64()) for name in FIGURES] + [(f"{name}_bin", pa.int64()) for name in BINNED]
     kept = ("document", *_KEPT)
@@ -75,10 +92,7 @@ def measure_batch(batch: str, table_name: str, summaries: "DataFrame") -> list[d
     texts = summaries.selectExpr(*(f"CAST({name} AS STRING) AS {name}" for name in _INPUT))
     measured = texts.mapInArrow(figures, from_arrow_schema(schema)).where("model_name IS NOT NULL").persist()
     try:
-        return [
-            {"batch": batch, "table_name": table_name, **row, "measured_at": datetime.now(UTC)}
-            for row in _by_version(measured)
-        ]
+        return [{"batch": batch, "table_name": table_name, **row, "measured_at": now} for row in _by_version(measured)]
     finally:
         measured.unpersist()
 
@@ -143,7 +157,9 @@ def measure_tables(
     by_endpoint = read_batch(spark, answered, batch).drop("batch").withColumnRenamed("model", "model_name")
     unknown = (f"CAST(NULL AS STRING) AS {name}" for name in ("model_version", "input_truncated"))
     by_endpoint = originals.join(by_endpoint, "id").selectExpr("*", *unknown)
-    new = measure_batch(batch, scored.table.name, by_model) + measure_batch(batch, answered.table.name, by_endpoint)
+    now = datetime.now(UTC)
+    new = measure_batch(batch, scored.table.name, by_model, now)
+    new += measure_batch(batch, answered.table.name, by_endpoint, now)
     measured = {_key(row) for row in new}
     kept = [row for table in output.read(batch) for row in table.to_pylist() if _key(row) not in measured]
     schema = output.table.file_schema

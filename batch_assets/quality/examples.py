@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from batch_assets.lake.lake import BatchSnapshot
+from batch_assets.quality.batches import last_measured
 
 _TITLES = {"worst": "Farthest from the ground truth", "best": "Nearest to the ground truth"}
 _TEXTS = ("document", "summary", "generated_summary")
@@ -36,13 +37,9 @@ def examples(scored: BatchSnapshot, rows: Sequence[Mapping[str, Any]], count: in
 
 
 def _extremes(rows: Iterable[Mapping[str, Any]], table: str, name: str, count: int) -> list[dict[str, Any]]:
-    """Batch, id and ROUGE-1 of the summaries of a table at one end, over all batches and their newest versions."""
-    newest: dict[str, Mapping[str, Any]] = {}
-    for row in rows:
-        known = newest.get(row["batch"])
-        if row["table_name"] == table and (known is None or row["measured_at"] > known["measured_at"]):
-            newest[row["batch"]] = row
-    found = [{"batch": row["batch"], **one} for row in newest.values() for one in json.loads(row[name] or "[]")]
+    """Batch, id and ROUGE-1 of the summaries that a table holds at one end, over all batches."""
+    of_table = last_measured(row for row in rows if row["table_name"] == table)
+    found = [{"batch": row["batch"], **one} for row in of_table for one in json.loads(row[name] or "[]")]
     return sorted(found, key=lambda one: (one["rouge1"], one["id"]), reverse=name == "best")[:count]
 
 

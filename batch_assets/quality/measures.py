@@ -112,5 +112,5 @@ def per_document(document: str, reference: str | None, summary: str) -> dict[str
     figures: dict[str, Any] = {name: getattr(measured, name, None) for name in measure_names()}
     scores = rouge(reference, summary) if reference else {}
     figures |= {name: scores.get(name) for name in ROUGE_TYPES}
-    figures["lead_rouge1"] = rouge(reference, lead(document))["rouge1"] if reference else None
+    figures["lead_rouge1"] = rouge(reference, lead(document), ("rouge1",))["rouge1"] if reference else None
     return figures

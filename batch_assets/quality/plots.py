@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from batch_assets.quality.histograms import edges
+from batch_assets.quality.markdown import as_text
 
 # Told apart by people who see few colours, on white, which is legible on dark pages too.
 # https://jfly.uni-koeln.de/color/
@@ -93,18 +94,20 @@ def distributions(counts: Mapping[str, Mapping[str, Sequence[int]]], titles: Map
     return figure
 
 
-def over_batches(series: Mapping[str, Mapping[str, float]], what: str) -> Any:
+def over_batches(series: Mapping[str, Mapping[str, float]], what: str, order: Sequence[str]) -> Any:
     """One figure over batches, a line for each series.
 
     Args:
-        series: by series and batch; the batches in the order of the first series that has them.
+        series: by series and batch.
         what: name of the figure.
+        order: of the batches; those that no series has are left out.
 
     Returns:
         A ``matplotlib.figure.Figure``.
     """
     figure, axes = _figure("batch", what)
-    batches = list(dict.fromkeys(batch for values in series.values() for batch in values))
+    shown = {batch for values in series.values() for batch in values}
+    batches = [batch for batch in order if batch in shown]
     places = {batch: place for place, batch in enumerate(batches)}
     for number, (label, values) in enumerate(series.items()):
         at = [places[batch] for batch in values]
@@ -141,11 +144,11 @@ def svg(figure: Any) -> str:
     return written.getvalue()[written.getvalue().index("<svg") :]
 
 
-def markdown(figure: Any, title: str) -> str:
+def image(figure: Any, title: str) -> str:
     """A plot as an image in Markdown that needs no other file."""
     written = io.BytesIO()
     figure.savefig(written, format="png", dpi=80)
-    return f"![{title}](data:image/png;base64,{base64.b64encode(written.getvalue()).decode()})"
+    return f"![{as_text(title)}](data:image/png;base64,{base64.b64encode(written.getvalue()).decode()})"
 
 
 def _bars(

@@ -7,6 +7,7 @@ from typing import Any
 
 from batch_assets.quality import plots
 from batch_assets.quality.histograms import add
+from batch_assets.quality.markdown import markdown_table
 
 _COLUMNS = (
     ("table", "table_name"),
@@ -75,6 +76,7 @@ def totals(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def draw(facts: Facts) -> dict[str, Any]:
     """The plots of a report, by title."""
     groups = _by_version(facts.rows)
+    order = list(dict.fromkeys(row["batch"] for row in facts.rows))
     figures: dict[str, Any] = {}
     if facts.scores:
         figures["Versions on held-out documents"] = plots.by_version(facts.scores, facts.score, facts.baseline)
@@ -95,9 +97,9 @@ def draw(facts: Facts) -> dict[str, Any]:
         }
         series = {label: values for label, values in series.items() if values}
         if series:
-            figures[f"{title} by batch"] = plots.over_batches(series, f"mean {title}")
+            figures[f"{title} by batch"] = plots.over_batches(series, f"mean {title}", order)
     if facts.rates:
-        figures["Throughput by batch"] = plots.over_batches({"scoring": facts.rates}, "documents a second")
+        figures["Throughput by batch"] = plots.over_batches({"scoring": facts.rates}, "documents a second", order)
     return figures
 
 
@@ -135,12 +137,9 @@ def page(
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Totals as a Markdown table."""
-    lines = [
-        "| " + " | ".join(title for title, _ in _COLUMNS) + " |",
-        "|" + " --- |" * len(_COLUMNS),
-    ]
-    lines += ["| " + " | ".join(_cell(row[name]) for _, name in _COLUMNS) + " |" for row in rows]
-    return "\n".join(lines)
+    return markdown_table(
+        [title for title, _ in _COLUMNS], [[_cell(row[name]) for _, name in _COLUMNS] for row in rows]
+    )
 
 
 def _by_version(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str], list[Mapping[str, Any]]]:

@@ -13,6 +13,8 @@ ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 # Full stops of Latin, Arabic, Devanagari, Chinese and Japanese; the last two take no space after them.
 _SENTENCE_END = re.compile(r"(?<=[.!?\u061f\u06d4\u0964])\s+|(?<=[\u3002\uff01\uff1f])\s*")
+# A document without a full stop would be one sentence, and ROUGE-L takes time and memory by the product of two lengths.
+_LONGEST_LEAD = 10_000
 # Scripts that put no spaces between words: Thai, Lao, Myanmar, Khmer, Hiragana, Katakana, Han. A token is a character.
 _WITHOUT_SPACES = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
@@ -25,8 +27,8 @@ def sentences(text: str) -> list[str]:
 
 
 def lead(document: str, count: int = 3) -> str:
-    """The first sentences of a document: the baseline of extractive summarization."""
-    return " ".join(sentences(document)[:count])
+    """The first sentences of a document, cut at 10,000 characters: the baseline of extractive summarization."""
+    return " ".join(sentences(document)[:count])[:_LONGEST_LEAD]
 
 
 class Tokenizer:
@@ -60,17 +62,17 @@ class Tokenizer:
 
 
 @cache
-def _scorer() -> Any:
+def _scorer(types: tuple[str, ...]) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(list(ROUGE_TYPES), tokenizer=Tokenizer())
+    return RougeScorer(list(types), tokenizer=Tokenizer())
 
 
-def rouge(reference: str, summary: str) -> dict[str, float]:
+def rouge(reference: str, summary: str, types: tuple[str, ...] = ROUGE_TYPES) -> dict[str, float]:
     """F-measures, from 0 to 1, of one summary against its reference, by ROUGE type."""
     # ROUGE-Lsum takes one sentence a line.
-    scores = _scorer().score("\n".join(sentences(reference)), "\n".join(sentences(summary)))
-    return {name: float(scores[name].fmeasure) for name in ROUGE_TYPES}
+    scores = _scorer(types).score("\n".join(sentences(reference)), "\n".join(sentences(summary)))
+    return {name: float(scores[name].fmeasure) for name in types}
 
 
 def mean_rouge(pairs: list[tuple[str, str]]) -> dict[str, float]:
