@@ -1,6 +1,9 @@
 """The error that a person can put right, and how commands end."""
 
+import re
 from enum import IntEnum
+
+_LONGEST_REASON = 500
 
 
 class ExitStatus(IntEnum):
@@ -22,3 +25,10 @@ class ExitStatus(IntEnum):
 
 class BatchAssetsError(Exception):
     """Something is wrong that the user can mend; the message says what, where and what to do."""
+
+
+def reason(error: Exception) -> str:
+    """The line that says what went wrong; of an error from a worker, the last line of the worker's traceback."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b.*: ", line)]
+    return (raised[-1] if raised else lines[0])[:_LONGEST_REASON]

@@ -82,7 +82,7 @@ def test_a_request_that_is_refused_gets_the_error_and_the_others_their_answers(s
         found = answers(server, ["good", "bad"])
     assert found["good"].text == "fine"
     assert found["bad"].text is None
-    assert f"[AI_FUNCTION_HTTP_REQUEST_ERROR] HTTP status {status}: too long" == found["bad"].error_message
+    assert f"[AI_FUNCTION_HTTP_REQUEST_ERROR] HTTP status {status}\ntoo long" == found["bad"].error_message
     assert len(server.requests) == 2
 
 

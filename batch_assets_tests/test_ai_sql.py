@@ -153,7 +153,7 @@ CALLS = [
     ("ai_query('e', 'say 7', returnType => 'DECIMAL(5,2)')", "decimal(5,2)", "7.00"),
     ("ai_query('e', 'say hi', failOnError => false).result", "string", "HI"),
     ("ai_query('e', 'bad', failOnError => false).errorMessage", "string",
-     "[AI_FUNCTION_HTTP_REQUEST_ERROR] HTTP status 400: no"),
+     "[AI_FUNCTION_HTTP_REQUEST_ERROR] HTTP status 400\nno"),
     ("ai_query('e', 'say x', returnType => 'INT', failOnError => false).errorMessage", "string",
      "[AI_FUNCTION_HTTP_PARSE_CAST_ERROR] the answer can't be read as int: Expecting value: line 1 column 1 (char 0)"),
     ("ai_query('e', 'x', responseFormat => 'STRUCT<r: STRUCT<n: INT, s: STRING>>')", "struct<n:int,s:string>", (7, "s")),

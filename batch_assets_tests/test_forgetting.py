@@ -7,8 +7,10 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+from batch_assets.automation import forgetting
 from batch_assets.automation.forgetting import find, forget, out_of_reach
 from batch_assets.automation.stale import input_of
+from batch_assets.errors import BatchAssetsError
 from batch_assets.inference.completions import CompletionStore
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.staging import stage
@@ -21,6 +23,7 @@ from batch_assets.lake.tables import (
     TABLES,
 )
 from batch_assets.models.tracking import connect
+from batch_assets.quality.report import Facts, page
 from batch_assets.sources.files import FileDataset
 from batch_assets.sources.landing import land_batch
 from batch_assets_tests.conftest import settings_for, write_json_lines
@@ -32,6 +35,12 @@ RECORDS = [
     {"id": "3", "document": "seas"},
     {"id": "gone", "document": f"{SECRET} again"},
 ]
+
+
+def report_of(document_id: str) -> str:
+    one = {"batch": "a", "id": document_id, "rouge1": 1.0, "document": "d", "summary": "s", "generated_summary": "g"}
+    facts = Facts("m", [], [], "rouge1", {}, None, None, [], {}, {})
+    return page(facts, {}, {"Farthest": [one]}, datetime.now(UTC))
 
 
 class Deployment:
@@ -50,8 +59,8 @@ class Deployment:
         self.write(SUMMARY_QUALITY, [row], {})
         reports = home / "reports"
         reports.mkdir(parents=True)
-        (reports / "quality_report.html").write_text("<td>gone</td>")
-        (reports / "quality_report-1.html").write_text("<td>1</td>")
+        for name, shown in {"quality_report": "gone", "quality_report-1": "1", "quality_report-2": "o'<b>\"&"}.items():
+            (reports / f"{name}.html").write_text(report_of(shown))
 
     def land(self):
         return land_batch(FileDataset(str(self.source), 10), self.lake, "a", "run")
@@ -78,8 +87,12 @@ def test_a_document_leaves_every_table_and_report_and_the_others_stay(deployment
     folder = deployment.settings.home / "lake" / store.folder
     folder.mkdir(parents=True)
     (folder / "x-1.parquet").write_text("unfinished")
+    asked = deployment.settings.home / "lake" / "_completions" / "_statements" / "abc" / "x-1.parquet"
+    asked.parent.mkdir(parents=True)
+    asked.write_text("of a statement")
     found = deployment.forget("gone")
-    assert found.batches == {table.name: ["a"] for table in (PROD_DATA, BATCH_INFERENCE, AI_QUERY_INFERENCE)}
+    holding = (PROD_DATA, PROD_DATA_REJECTED, BATCH_INFERENCE, AI_QUERY_INFERENCE)
+    assert found.batches == {table.name: ["a"] for table in holding}
     assert [row["id"] for row in deployment.rows(PROD_DATA)] == ["1", "3"]
     assert [row["id"] for row in deployment.rows(BATCH_INFERENCE)] == ["1", "3"]
     assert [row["id"] for row in deployment.rows(AI_QUERY_INFERENCE)] == ["1"]
@@ -87,13 +100,17 @@ def test_a_document_leaves_every_table_and_report_and_the_others_stay(deployment
         assert SECRET not in str(deployment.rows(table))
         assert "gone" not in str(deployment.rows(table))
     assert not list(folder.iterdir())
-    assert [page.name for page in (deployment.settings.home / "reports").iterdir()] == ["quality_report-1.html"]
+    assert not asked.exists()
+    left = sorted(page.name for page in (deployment.settings.home / "reports").iterdir())
+    assert left == ["quality_report-1.html", "quality_report-2.html"]
     commit = deployment.lake.open(BATCH_INFERENCE).last_commit("a")
     assert commit.metadata["model_version"] == 1
     assert find(deployment.lake, deployment.settings, "gone").all_batches == []
     places = " ".join(out_of_reach(deployment.lake, deployment.settings, found))
     assert "a.jsonl" in places
     assert "BATCH_ASSETS_VACUUM_HOURS" in places
+    assert "landing/.taken" in places
+    assert "event log" in places
 
 
 def test_what_is_forgotten_is_not_landed_again_and_every_record_is_still_accounted_for(deployment):
@@ -104,6 +121,42 @@ def test_what_is_forgotten_is_not_landed_again_and_every_record_is_still_account
         deployment.land()
     assert not deployment.land().changed
     assert {row["reason"] for row in deployment.rows(PROD_DATA_REJECTED)} == {"forgotten on request"}
+
+
+@pytest.mark.parametrize(("name", "count"), [("o'<b>\"&", 2), ("b", 3), ("1", 2)])
+def test_the_reports_that_show_a_document_go_and_no_others(deployment, name, count):
+    deployment.forget(name)
+    assert len(list((deployment.settings.home / "reports").iterdir())) == count
+
+
+def test_what_was_set_aside_unread_is_forgotten_too_and_kept_away(deployment):
+    cut = json.dumps({"id": "lost", "document": SECRET * 1000})[:-1]
+    rejected = [{"id": "lost", "document": 5, "note": SECRET}, {"id": "kept", "document": 6, "note": "not lost"}]
+    deployment.source.write_text("\n".join([*map(json.dumps, [*RECORDS[:1], *rejected]), cut]))
+    deployment.land()
+    for _ in range(2):
+        assert len(deployment.rows(PROD_DATA_REJECTED)) == 3
+        found = deployment.forget("lost")
+        assert SECRET not in str(deployment.rows(PROD_DATA_REJECTED))
+        assert "not lost" in str(deployment.rows(PROD_DATA_REJECTED))
+        deployment.land()
+    assert found.batches == {}
+
+
+def test_forgetting_that_was_interrupted_is_finished_by_another_call(deployment, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(forgetting, "_set_aside", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            deployment.forget("gone")
+    assert deployment.forget("gone").batches == {table.name: ["a"] for table in (PROD_DATA, PROD_DATA_REJECTED)}
+    for table in TABLES:
+        assert "gone" not in str(deployment.rows(table))
+
+
+def test_an_empty_id_is_refused(deployment):
+    with pytest.raises(BatchAssetsError, match="empty id"):
+        deployment.forget("")
+    assert len(deployment.rows(PROD_DATA)) == 3
 
 
 def test_a_batch_of_another_writer_stays_theirs(deployment):

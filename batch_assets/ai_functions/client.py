@@ -264,7 +264,8 @@ class Client:
             )
         if status != HTTPStatus.OK:
             said = self._masked(content.decode(errors="replace"))[:_LONGEST_MESSAGE]
-            message = f"[AI_FUNCTION_HTTP_REQUEST_ERROR] HTTP status {status}: {said}"
+            # On lines of its own: it may repeat the document, and only the first line is shown outside the table.
+            message = f"[AI_FUNCTION_HTTP_REQUEST_ERROR] HTTP status {status}\n{said}"
             return Answer(None, message, model=endpoint.model)
         try:
             return self._protocol.read(endpoint, request, content)

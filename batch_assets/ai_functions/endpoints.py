@@ -58,6 +58,8 @@ class Endpoint(BaseModel):
     @classmethod
     def _check_url(cls, url: str) -> str:
         parts = urlsplit(url)
+        if parts.port == 0:
+            raise ValueError("base_url must not have the port 0")
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ValueError("base_url must be an http or https address")
         if parts.username or parts.password:

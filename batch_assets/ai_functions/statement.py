@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from batch_assets.ai_functions.endpoints import Endpoint
 from batch_assets.ai_functions.requests import AiFunctionError
 from batch_assets.ai_functions.sql import parse, run
-from batch_assets.errors import BatchAssetsError
+from batch_assets.errors import BatchAssetsError, reason
 from batch_assets.inference.completions import CompletionStore, FinishedWork, refuse_if_all_failed
 from batch_assets.inference.progress import progress
 from batch_assets.lake.lake import BatchSnapshot, Lake
@@ -49,21 +49,26 @@ _ANSWERS = {
 
 @dataclass(frozen=True)
 class Usage:
-    """What the requests of a statement came to; seconds are those of single answers."""
+    """What the requests of a statement came to.
 
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
-    median_seconds: float
-    slowest_seconds: float
+    ``answers`` are those without an error; seconds are those of single answers.
+    """
+
+    requests: int = 0
+    answers: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    median_seconds: float = 0.0
+    slowest_seconds: float = 0.0
 
     @classmethod
     def of(cls, store: CompletionStore) -> "Usage":
         """The usage of everything in a store."""
-        rows = list(store.rows(["input_tokens", "output_tokens", "seconds"]))
+        rows = list(store.rows(["error_message", "input_tokens", "output_tokens", "seconds"]))
         seconds = [row["seconds"] for row in rows if row["seconds"] is not None] or [0.0]
         return cls(
             requests=len(rows),
+            answers=sum(row["error_message"] is None for row in rows),
             prompt_tokens=sum(row["input_tokens"] or 0 for row in rows),
             completion_tokens=sum(row["output_tokens"] or 0 for row in rows),
             median_seconds=statistics.median(seconds),
@@ -163,13 +168,13 @@ def run_for_user(
     Raises:
         BatchAssetsError: the statement can't be run, or didn't come to its end.
     """
-    from pyspark.errors import AnalysisException
+    from pyspark.errors import PySparkException
     from sqlglot import exp
 
     tree = parse(statement)
     identities = [functions.endpoints[name].identity for name in sorted(functions.endpoints)]
     digest = hashlib.sha256(json.dumps([tree.sql(dialect="spark"), identities]).encode()).hexdigest()
-    store = CompletionStore(lake.uri, f"_completions/_statements/{digest[:16]}", dict(lake.storage_options))
+    store = CompletionStore.of_statement(lake, digest)
     if not resume:
         store.clear()
     finished = FinishedWork(store, lake.uri, (), dict(lake.storage_options), {})
@@ -177,8 +182,8 @@ def run_for_user(
         with progress("answered", None, store.count, report), _ended_by(store):
             frame = run(spark, functions, statement, finished, lake)
             rows = None if isinstance(tree, exp.Create) else frame.collect()
-    except AnalysisException as error:
-        raise AiFunctionError(str(error).split(" SQLSTATE")[0].splitlines()[0]) from error
+    except PySparkException as error:
+        raise AiFunctionError(reason(error).split(" SQLSTATE")[0]) from error
     except BatchAssetsError as error:
         kept = store.count()
         hint = f" ({kept} answers are kept: say --resume to go on with them)" if kept else ""

@@ -1,6 +1,5 @@
 """Work batch by batch: each is recorded by itself, and one that fails stops no other."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,8 @@ from dagster._core.definitions.data_version import (
     get_input_event_pointer_tag,
 )
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
+
+from batch_assets.errors import reason
 
 # Of a batch that has been materialized more often since its version was pinned, the newest record is taken.
 _RECORDS_LOOKED_AT = 10
@@ -62,7 +63,7 @@ def each_batch(context: dg.AssetExecutionContext, work: Callable[[str], DoneBatc
         try:
             done = work(batch)
         except Exception as error:  # named in the Failure below, or in that of the run's last asset
-            failed[batch] = _reason(error)
+            failed[batch] = reason(error)
             context.log.error(f"batch {batch} failed: {failed[batch]}", exc_info=True)
             context.log_event(
                 dg.AssetObservation(context.asset_key, partition=batch, metadata={_FAILED: failed[batch]})
@@ -135,10 +136,3 @@ def _event_pointer(instance: dg.DagsterInstance, key: dg.AssetKey, batch: str, v
         if event is not None and (event.tags or {}).get(DATA_VERSION_TAG) == version:
             return str(record.storage_id)
     return str(records[0].storage_id) if records else NULL_EVENT_POINTER
-
-
-def _reason(error: Exception) -> str:
-    """The line that says what went wrong; of an error from a worker, the last line of the worker's traceback."""
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b.*: ", line)]
-    return (raised[-1] if raised else lines[0])[:500]

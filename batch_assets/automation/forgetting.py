@@ -1,6 +1,5 @@
 """Remove a document, and what was made from it, from wherever this deployment can reach."""
 
-import html
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batch_assets.errors import BatchAssetsError
 from batch_assets.inference.completions import CompletionStore
 from batch_assets.lake.forgotten import digest_of, note
 from batch_assets.lake.lake import BatchSnapshot, Lake
@@ -21,10 +21,11 @@ from batch_assets.lake.tables import (
     PROD_DATA_REJECTED,
     SUMMARY_QUALITY,
 )
-from batch_assets.settings import Settings
+from batch_assets.settings import Settings, redacted
 from batch_assets.sources.reasons import Reason
+from batch_assets.sources.records import ids_in_raw
 
-_HOLDING = (PROD_DATA, BATCH_INFERENCE, AI_QUERY_INFERENCE)
+_HOLDING = (PROD_DATA, PROD_DATA_REJECTED, BATCH_INFERENCE, AI_QUERY_INFERENCE)
 _EXAMPLES = ("best", "worst")
 _REPORT = "reports/quality_report.html"
 
@@ -44,32 +45,38 @@ class Found:
 
 
 def find(lake: Lake, settings: Settings, document_id: str) -> Found:
-    """Look for a document in all tables and reports."""
+    """Look for a document in all tables and reports.
+
+    Raises:
+        BatchAssetsError: the id is empty.
+    """
+    _refuse_empty(document_id)
     batches = {}
     sources: set[str] = set()
     for table in _HOLDING:
         if not lake.exists(table):
             continue
         snapshot = lake.open(table)
-        columns = ["id", "source"] if table is PROD_DATA else ["id"]
+        columns = [name for name in ("id", "raw", "source") if name in table.column_names]
         found = []
         for batch in snapshot.batches():
-            rows = [row for part in snapshot.read(batch, columns) for row in _with(part, document_id).to_pylist()]
+            rows = [row for part in snapshot.read(batch, columns) for row in _of(part, document_id)]
             if rows:
                 found.append(batch)
                 sources |= {row["source"] for row in rows if row.get("source")}
         if found:
             batches[table.name] = found
-    shown = html.escape(document_id)
     pages = sorted((settings.home / "reports").glob("*.html"))
-    return Found(batches, sorted(sources), [str(page) for page in pages if shown in page.read_text(encoding="utf-8")])
+    shown = [str(page) for page in pages if is_shown(document_id, page.read_text(encoding="utf-8"))]
+    return Found(batches, sorted(sources), shown)
 
 
 def forget(lake: Lake, settings: Settings, client: Any, document_id: str, run_id: str) -> Found:
     """Remove a document from all tables, completions and reports, and keep it from being landed again.
 
     Each batch is replaced in one commit. What was measured of its batches is stale then, and measured again from
-    what is left by the next run.
+    what is left by the next run. What is found by way of the tables goes first, so that a call that was interrupted can
+    be made again.
 
     Args:
         lake: the tables.
@@ -82,17 +89,14 @@ def forget(lake: Lake, settings: Settings, client: Any, document_id: str, run_id
         Where it was.
 
     Raises:
+        BatchAssetsError: the id is empty.
         ConcurrentCommitError: somebody else has replaced a batch meanwhile; another call goes on.
     """
+    _refuse_empty(document_id)
     # First: what lands from now on lands without it.
     note(lake, document_id)
     found = find(lake, settings, document_id)
-    for batch in found.batches.get(PROD_DATA.name, []):
-        _set_aside(lake, batch, document_id, run_id)
-    for table in (BATCH_INFERENCE, AI_QUERY_INFERENCE):
-        for batch in found.batches.get(table.name, []):
-            snapshot = lake.open(table)
-            _replace(snapshot, batch, _without(snapshot, batch, document_id), {"run_id": run_id})
+    CompletionStore.clear_statements(lake)
     for batch in found.all_batches:
         for table in (BATCH_INFERENCE, AI_QUERY_INFERENCE):
             CompletionStore.of(lake, table, batch, "").clear_batch()
@@ -100,6 +104,17 @@ def forget(lake: Lake, settings: Settings, client: Any, document_id: str, run_id
     for report in found.reports:
         (settings.home / "reports" / report).unlink(missing_ok=True)
     _replace_reports(client, settings, document_id)
+    for table in (BATCH_INFERENCE, AI_QUERY_INFERENCE):
+        for batch in found.batches.get(table.name, []):
+            snapshot = lake.open(table)
+            _replace(snapshot, batch, _without(snapshot, batch, document_id), {"run_id": run_id})
+    landed = found.batches.get(PROD_DATA.name, [])
+    for batch in found.batches.get(PROD_DATA_REJECTED.name, []):
+        if batch not in landed:
+            rejected = lake.open(PROD_DATA_REJECTED)
+            _replace(rejected, batch, _aside(rejected, batch, document_id, 0), {"run_id": run_id})
+    for batch in landed:
+        _set_aside(lake, batch, document_id, run_id)
     return found
 
 
@@ -111,12 +126,24 @@ def out_of_reach(lake: Lake, settings: Settings, found: Found) -> list[str]:
         "tables that SQL statements made, copies and backups",
     ]
     places += [f"its source {source}" for source in found.sources]
-    if settings.samples:
-        places.append(
-            "samples in Dagster's event log and in MLflow: wipe the materializations of "
-            f"{', '.join(found.all_batches) or 'its batches'} in the UI, and set BATCH_ASSETS_SAMPLES=0"
-        )
+    places += [
+        f"copies of landed files in {redacted(settings.landing_folder)}/.taken",
+        "samples in Dagster's event log and in MLflow, unless BATCH_ASSETS_SAMPLES was always 0: wipe the "
+        f"materializations of {', '.join(found.all_batches) or 'its batches'} in the UI",
+    ]
     return places
+
+
+def _refuse_empty(document_id: str) -> None:
+    if not document_id:
+        raise BatchAssetsError("an empty id names no document")
+
+
+def is_shown(document_id: str, report: str) -> bool:
+    """Whether a report has the text of a document: its id fills a cell of a table."""
+    from markupsafe import escape
+
+    return f"<td>{escape(document_id)}</td>" in report
 
 
 def _set_aside(lake: Lake, batch: str, document_id: str, run_id: str) -> None:
@@ -128,7 +155,7 @@ def _set_aside(lake: Lake, batch: str, document_id: str, run_id: str) -> None:
         staged = _staged(documents, batch, left)
         documents.delta.replace({PARTITION: batch}, staged, {"run_id": run_id})
         return
-    gone = sum(_with(rows, document_id).num_rows for rows in documents.read(batch, ["id"]))
+    gone = sum(len(_of(rows, document_id)) for rows in documents.read(batch, ["id"]))
     commit = documents.last_commit(batch)
     # No digest of a source: the next run sees what is to be done about the rest of the batch.
     recorded = {"run_id": run_id, "digest": f"{Reason.FORGOTTEN.value} {digest_of(document_id)}"}
@@ -143,18 +170,10 @@ def _aside(rejected: BatchSnapshot, batch: str, document_id: str, gone: int) -> 
     for part in rejected.read(batch):
         rows = part.to_pylist()
         for row in rows:
-            if _id_in(row["raw"]) == document_id:
+            if document_id in ids_in_raw(row["raw"] or ""):
                 row |= {"raw": None, "reason": Reason.FORGOTTEN.value}
         yield pa.RecordBatch.from_pylist(rows, schema=schema)
     yield pa.RecordBatch.from_pylist([{PARTITION: batch, "reason": Reason.FORGOTTEN.value}] * gone, schema=schema)
-
-
-def _id_in(raw: str | None) -> str | None:
-    try:
-        record = json.loads(raw or "null")
-    except ValueError:  # a broken line, which has no id
-        return None
-    return str(record["id"]) if isinstance(record, dict) and record.get("id") is not None else None
 
 
 def _remove_example(lake: Lake, batch: str, document_id: str, run_id: str) -> None:
@@ -183,7 +202,7 @@ def _replace_reports(client: Any, settings: Settings, document_id: str) -> None:
         if not version.run_id or _REPORT not in {file.path for file in client.list_artifacts(version.run_id, folder)}:
             continue
         uri = f"{client.get_run(version.run_id).info.artifact_uri}/{_REPORT}"
-        if html.escape(document_id) in mlflow.artifacts.load_text(uri):
+        if is_shown(document_id, mlflow.artifacts.load_text(uri)):
             client.log_text(version.run_id, "<p>Removed: it showed a document that was to be forgotten.</p>", _REPORT)
 
 
@@ -201,8 +220,11 @@ def _staged(snapshot: BatchSnapshot, batch: str, rows: Iterator[pa.RecordBatch])
     return writer.close()
 
 
-def _with(rows: pa.RecordBatch, document_id: str) -> pa.RecordBatch:
-    return rows.filter(pc.equal(rows.column("id"), document_id))
+def _of(rows: pa.RecordBatch, document_id: str) -> list[dict[str, Any]]:
+    """The rows of a document."""
+    if "id" in rows.schema.names:
+        return list(rows.filter(pc.equal(rows.column("id"), document_id)).to_pylist())
+    return [row for row in rows.to_pylist() if document_id in ids_in_raw(row["raw"] or "")]
 
 
 def _without(snapshot: BatchSnapshot, batch: str, document_id: str) -> Iterator[pa.RecordBatch]:

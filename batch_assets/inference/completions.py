@@ -38,6 +38,7 @@ COMPLETION_SCHEMA = pa.schema(
 
 _TRYING = "trying-"
 _STOPPED = "stopped"
+_STATEMENTS = "_completions/_statements"
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,16 @@ class CompletionStore:
         if files.get_file_info(path).type != pafs.FileType.NotFound:
             files.delete_file(path)
 
+    @classmethod
+    def of_statement(cls, lake: Lake, digest: str) -> "CompletionStore":
+        """The store of a statement that somebody runs."""
+        return cls(lake.uri, f"{_STATEMENTS}/{digest[:16]}", dict(lake.storage_options))
+
+    @classmethod
+    def clear_statements(cls, lake: Lake) -> None:
+        """Remove the files of all statements."""
+        cls(lake.uri, _STATEMENTS, dict(lake.storage_options)).clear()
+
     def clear(self) -> None:
         """Remove the files; what they held is in a committed table."""
         self._clear(self.folder)
@@ -192,8 +203,10 @@ def refuse_if_all_failed(store: CompletionStore, batch: str, summaries: int) -> 
     if error is not None:
         made = store.count()
         store.clear()
+        # What a server said comes after the first line, and may repeat a document.
+        said, _, _ = error.partition("\n")
         raise BatchAssetsError(
-            f"all {made} requests of batch {batch} failed, so nothing was committed; the first one with: {error}"
+            f"all {made} requests of batch {batch} failed, so nothing was committed; the first one with: {said}"
         )
 
 

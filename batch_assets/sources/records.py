@@ -1,8 +1,11 @@
 """From a record as it was found to a document, or to a rejected record with the reason."""
 
 import hashlib
+import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,14 +54,16 @@ def validate(
 
     Args:
         records: of the batch.
-        is_forgotten: whether nothing of the document with an id is to be kept.
+        is_forgotten: whether nothing of the document with an id is to be kept. Of a record that can't be read, nothing
+            is kept where anything in it may be such an id.
     """
     seen: set[str] = set()
     copies: Counter[str] = Counter()
     for record in records:
         reason = record.problem or _problem(record.fields or {})
         if reason is not None:
-            yield Rejected(record, reason)
+            away = any(map(is_forgotten, possible_ids(record)))
+            yield _without_text(record) if away else Rejected(record, reason)
             continue
         fields = record.fields or {}
         document, summary = fields.get("document"), fields.get("summary")
@@ -69,13 +74,44 @@ def validate(
             identifier = key if copies[key] == 1 else f"{key}-{copies[key]}"
         identifier = str(identifier)
         if is_forgotten(identifier):
-            yield Rejected(replace(record, fields=None, raw=""), Reason.FORGOTTEN)
+            yield _without_text(record)
             continue
         if identifier in seen:
             yield Rejected(record, Reason.ID_AGAIN.format(id=identifier[:100]))
             continue
         seen.add(identifier)
         yield Document(identifier, document, summary, record.source)
+
+
+def possible_ids(record: Record) -> set[str]:
+    """The id of a record; of one that can't be read, whatever may be its id."""
+    if record.fields is not None:
+        identifier = record.fields.get("id")
+        return set() if identifier is None else {str(identifier)}
+    return _ids_in(record.raw)
+
+
+def ids_in_raw(raw: str) -> set[str]:
+    """The id in a record as it was set aside; of one that can't be read, or was cut, whatever may be its id."""
+    try:
+        fields = json.loads(raw)
+    except ValueError:
+        return _ids_in(raw)
+    if not isinstance(fields, dict):
+        return _ids_in(raw)
+    return set() if fields.get("id") is None else {str(fields["id"])}
+
+
+def _ids_in(raw: str) -> set[str]:
+    quoted = set()
+    for text in re.findall(r'"(?:[^"\\]|\\.)*"', raw):
+        with suppress(ValueError):  # quoted, but not as JSON has it
+            quoted.add(str(json.loads(text)))
+    return quoted | {cell.strip(" \t\r\n\"'{}[]") for cell in re.split(r"[,;:\t\n]", raw)}
+
+
+def _without_text(record: Record) -> Rejected:
+    return Rejected(replace(record, fields=None, raw=""), Reason.FORGOTTEN)
 
 
 def _problem(fields: Mapping[str, Any]) -> str | None:
