@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import traceback
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,17 +19,23 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from batch_assets.automation import sensors
+from batch_assets.automation import schedules, sensors
 from batch_assets.automation.alert import tell
 from batch_assets.automation.launch import close_dead_runs, close_orphaned_runs
 from batch_assets.automation.rescoring import expectation, wanted_batches
 from batch_assets.automation.runs import busy_batches, range_tags, register_batches
-from batch_assets.automation.stale import input_of
+from batch_assets.automation.stale import input_of, measured_from
 from batch_assets.definitions import build_defs
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.staging import stage
-from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA, PROD_DATA_REJECTED
+from batch_assets.lake.tables import (
+    AI_QUERY_INFERENCE,
+    BATCH_INFERENCE,
+    PROD_DATA,
+    PROD_DATA_REJECTED,
+    SUMMARY_QUALITY,
+)
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.sources.landing import land_batch
 from batch_assets.sources.landing_folder import LandingFolder
@@ -47,7 +54,8 @@ class Deployment:
         self.instance = dg.DagsterInstance.ephemeral()
         self.champion = 1
         self.cursors: dict[str, str] = {}
-        monkeypatch.setattr(sensors, "champion_number", lambda registry, settings: self.champion)
+        for module in (sensors, schedules):
+            monkeypatch.setattr(module, "champion_number", lambda registry, settings: self.champion)
         self.repository = build_defs(settings=self.settings).get_repository_def()
 
     def tick(self, name: str) -> list[dg.RunRequest]:
@@ -74,6 +82,21 @@ class Deployment:
         written = [pa.Table.from_pylist(texts, schema=BATCH_INFERENCE.file_schema)] if rows else []
         staged = stage(written, output.staging_area(batch))
         output.replace(batch, staged, {**input_of(documents, batch), "model_version": self.champion})
+
+    def finish(self, batch: str) -> None:
+        """What follows on the scoring of a batch: answers, and figures of both."""
+        documents, scored = self.lake.open(PROD_DATA), self.lake.open(BATCH_INFERENCE)
+        self.lake.open(AI_QUERY_INFERENCE).replace(batch, [], input_of(documents, batch))
+        answered = self.lake.open(AI_QUERY_INFERENCE)
+        self.lake.open(SUMMARY_QUALITY).replace(batch, [], measured_from(scored, answered, batch))
+
+    def night(self) -> list[tuple[str, str]]:
+        resources = {"lake": self.lake, "registry": ModelRegistry(self.settings)}
+        context = dg.build_schedule_context(
+            instance=self.instance, scheduled_execution_time=NOW, repository_def=self.repository, resources=resources
+        )
+        requests = self.repository.get_schedule_def("nightly_scoring").evaluate_tick(context).run_requests
+        return batches_of(requests)
 
     def append_by_somebody_else(self, batch: str) -> None:
         row = {"id": ["x"], "document": ["theirs"], "summary": pa.array([None], pa.string()), "batch": [batch]}
@@ -111,6 +134,32 @@ def test_what_is_stale_is_asked_for_once_in_ranges_and_what_was_scored_is_not(de
     changed = deployment.tick("prod_data_sensor")
     assert batches_of(changed) == [("a", "a")]
     assert changed[0].run_key not in {request.run_key for request in requests}
+
+
+@pytest.fixture
+def kept_deployment(deployment):
+    """Schedules want an instance that another process could open."""
+    with dg.instance_for_test() as instance:
+        deployment.instance = instance
+        yield deployment
+
+
+def test_the_night_asks_again_for_what_is_stale_and_for_what_a_run_left_undone_after_scoring(kept_deployment):
+    for batch in ("done", "new", "unanswered", "unmeasured"):
+        kept_deployment.land(batch)
+    register_batches(kept_deployment.instance, kept_deployment.lake.open(PROD_DATA).batches())
+    for batch in ("done", "unanswered", "unmeasured"):
+        kept_deployment.score(batch, rows=2)
+    for batch in ("done", "unmeasured"):
+        kept_deployment.finish(batch)
+    documents = kept_deployment.lake.open(PROD_DATA)
+    # Answered again, and the figures are those of the answers before.
+    kept_deployment.lake.open(AI_QUERY_INFERENCE).replace("unmeasured", [], input_of(documents, "unmeasured"))
+    assert kept_deployment.night() == [("new", "unmeasured")]
+    for batch in ("new", "unanswered", "unmeasured"):
+        kept_deployment.score(batch, rows=2)
+        kept_deployment.finish(batch)
+    assert kept_deployment.night() == []
 
 
 def test_batches_of_runs_that_are_queued_or_running_are_left_alone(deployment):
@@ -569,7 +618,7 @@ def test_files_are_landed_by_hand_and_a_changed_one_replaces_its_batch(tmp_path,
     refused = command("land", str(tmp_path / "a.txt"))
     assert (refused.returncode, "files end in .jsonl" in refused.stderr) == (2, True)
     unknown = command("rescore", "--batches", "both,nothing")
-    assert (unknown.returncode, "has no batch nothing" in unknown.stderr) == (2, True)
+    assert (unknown.returncode, "has no batch 'nothing'" in unknown.stderr) == (2, True)
 
 
 def test_what_rescoring_takes_is_said_from_what_it_took_before(deployment):
@@ -601,5 +650,7 @@ def test_what_is_told_of_a_run_that_failed_for_good(tmp_path):
     told = tmp_path / "told.json"
     tell(f"tee {told}", {"run_id": "1", "job": "score_batches", "message": "no champion"})
     assert json.loads(told.read_text())["job"] == "score_batches"
-    with pytest.raises(subprocess.CalledProcessError):
-        tell("false", {})
+    for alert in ("false secret", "/no/such/secret", "http://secret@127.0.0.1:9/secret", "http://secret:port/", "'"):
+        with pytest.raises(BatchAssetsError, match=r"run 1 .*BATCH_ASSETS_ALERT$") as error:
+            tell(alert, {"run_id": "1"})
+        assert "secret" not in "".join(traceback.format_exception(error.value))

@@ -1,11 +1,14 @@
 """The commands that look: status and doctor; what commands print, and what they print for programs."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
 import threading
+from datetime import date
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from batch_assets import doctor
 from batch_assets.automation.launch import held_pools, prepare_dagster_home
 from batch_assets.automation.runs import range_tags, register_batches
 from batch_assets.cli import main
+from batch_assets.cli.common import print_json, print_table
 from batch_assets.lake.tables import PROD_DATA
 from batch_assets.locks import locked
 from batch_assets.models.tracking import connect
@@ -279,17 +283,20 @@ def test_the_status_of_a_new_home_is_said_and_makes_nothing(home, invoke):
 
 def test_the_status_tells_the_state_of_every_batch(home, deployment, invoke):
     instance = deployment.instance
-    for batch in ("bad", "done", "late", "mended", "new", "old", "queued", "worked"):
+    for batch in ("bad", "done", "half", "late", "mended", "new", "old", "queued", "worked"):
         deployment.land(batch)
     register_batches(instance, [*deployment.lake.open(PROD_DATA).batches(), "awaited", "emptied"])
     for batch in ("done", "late", "old"):
         deployment.score(batch, rows=2)
     deployment.land("old", rows=3)
+    add_run(instance, "r0", ["half"], dg.DagsterRunStatus.FAILURE)
+    deployment.score("half", rows=2)
     add_run(instance, "r1", ["late", "mended"], dg.DagsterRunStatus.FAILURE)
     add_run(instance, "r2", ["bad"], dg.DagsterRunStatus.FAILURE)
     add_run(instance, "r3", ["queued"], dg.DagsterRunStatus.NOT_STARTED)
     add_run(instance, "r4", ["worked"], dg.DagsterRunStatus.STARTED)
     deployment.score("mended", rows=2)
+    deployment.finish("mended")
     deployment.land("emptied")
     deployment.score("emptied", rows=2)
     deployment.land("emptied", rows=0)
@@ -299,11 +306,11 @@ def test_the_status_tells_the_state_of_every_batch(home, deployment, invoke):
     assert (result.exit_code, files(home) == before) == (0, True)
     found = json.loads(result.stdout)
     assert {one["batch"]: one["state"] for one in found["batches"]} == {
-        "awaited": "empty", "bad": "failed", "done": "scored", "emptied": "empty", "late": "failed",
+        "awaited": "empty", "bad": "failed", "done": "scored", "emptied": "empty", "half": "failed", "late": "failed",
         "mended": "scored", "new": "landed", "old": "stale", "queued": "queued", "worked": "running",
     }  # fmt: skip
     assert found["counts"] == {
-        "empty": 2, "failed": 2, "landed": 1, "queued": 1, "running": 1, "scored": 2, "stale": 1,
+        "empty": 2, "failed": 3, "landed": 1, "queued": 1, "running": 1, "scored": 2, "stale": 1,
     }  # fmt: skip
     old = next(one for one in found["batches"] if one["batch"] == "old")
     assert [old[key] for key in ("documents", "rejected", "summaries", "errors", "model_version")] == [3, 0, 2, 0, 1]
@@ -375,6 +382,22 @@ def test_landing_by_hand_counts_documents_and_reasons(tmp_path, home, invoke):
     nothing = invoke("rescore", "--since", "2126-01-31", "--json")
     assert json.loads(nothing.stdout) == {"batches": [], "failed": []}
     assert "0 documents in 0 batches" in nothing.stderr
+    unnamed = invoke("rescore", "--batches", "", "--yes")
+    assert (unnamed.exit_code, "has no batch ''" in unnamed.stderr) == (2, True)
+
+
+def test_values_that_json_does_not_have_are_printed_as_json_all_the_same(capsys):
+    print_json({"a": [math.nan, {date(2026, 1, 31): b"\x00"}], "b": Decimal("1.5"), "c": (True, None, 2)})
+    assert json.loads(capsys.readouterr().out) == {
+        "a": ["nan", {"2026-01-31": "AA=="}],
+        "b": "1.5",
+        "c": [True, None, 2],
+    }
+
+
+def test_a_document_does_not_steer_the_terminal(capsys):
+    print_table(["text"], [["a\x1b[31m\x07\x9b2J\tb"]])
+    assert capsys.readouterr().out.splitlines()[1] == "a\ufffd[31m\ufffd\ufffd2J b"
 
 
 @pytest.mark.parametrize("name", sorted(main.commands))

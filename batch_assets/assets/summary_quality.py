@@ -12,7 +12,7 @@ from batch_assets.assets._tables import (
 from batch_assets.assets.ai_query_inference import ai_query_inference
 from batch_assets.assets.batch_inference import batch_inference
 from batch_assets.automation.partitions import BATCHES
-from batch_assets.automation.stale import input_of, input_version, is_stale
+from batch_assets.automation.stale import input_version, is_stale, measured_from
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, SUMMARY_QUALITY
 from batch_assets.quality.batches import FIGURES
@@ -53,7 +53,7 @@ def summary_quality(
     def measure(batch: str) -> DoneBatch:
         from batch_assets.quality.batches import measure_tables
 
-        expected = {**input_of(scored, batch), "ai_query_version": input_version(answered, batch)}
+        expected = measured_from(scored, answered, batch)
         if not is_stale(output, batch, expected, scored.version):
             commit = output.last_commit(batch)
             assert commit is not None

@@ -62,12 +62,11 @@ def _report(context: Any, settings: Settings) -> None:
     from batch_assets.models.tracking import connect
 
     version = champion(connect(settings), settings)
-    page = ModelRegistry(settings).version_page(version.name, version.number)
     metadata: dict[str, Any] = {
         "model": version.name,
         "version": version.number,
         "decision": version.tags.get("promotion.reason", ""),
-        "version_page": dg.MetadataValue.url(page),
+        **ModelRegistry(settings).version_link(version.name, version.number),
     }
     tags = {"dagster/data_version": str(version.number)}
     context.log_event(dg.AssetMaterialization(_ASSET, metadata=metadata, tags=tags))

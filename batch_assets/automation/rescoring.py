@@ -26,8 +26,8 @@ def wanted_batches(lake: Lake, named: Sequence[str] | None, since: datetime | No
     if named is not None:
         missing = [batch for batch in named if batch not in there]
         if missing:
-            raise BatchAssetsError(f"m4_1_prod_data has no batch {', '.join(missing)}")
-        return list(named)
+            raise BatchAssetsError(f"m4_1_prod_data has no batch {', '.join(map(repr, missing))}")
+        return list(dict.fromkeys(named))
     if since is None:
         return there
     scored = lake.open(BATCH_INFERENCE)

@@ -4,11 +4,14 @@ import dagster as dg
 
 from batch_assets.automation.jobs import score_batches, upkeep
 from batch_assets.automation.look import champion_number, look, stale_now
-from batch_assets.automation.runs import run_requests
+from batch_assets.automation.runs import busy_batches, run_requests
+from batch_assets.automation.stale import unfinished_batches
 from batch_assets.lake.lake import Lake
-from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
+from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import Settings
+
+_TABLES = (PROD_DATA, BATCH_INFERENCE, AI_QUERY_INFERENCE, SUMMARY_QUALITY)
 
 
 def schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
@@ -20,7 +23,7 @@ def schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
         job=score_batches,
         cron_schedule="0 2 * * *",
         default_status=status,
-        description="Asks again for whatever is stale, also for what has failed.",
+        description="Asks again for whatever is stale, and for what a run that failed has left undone.",
     )
     def nightly_scoring(
         context: dg.ScheduleEvaluationContext,
@@ -30,8 +33,11 @@ def schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
         champion = champion_number(registry, settings)
         if champion is None:
             return dg.SkipReason("there is no champion yet: materialize champion_model")
-        stale = stale_now(context.instance, settings, look(lake, PROD_DATA), look(lake, BATCH_INFERENCE), champion)
-        night = {batch: [reason, str(context.scheduled_execution_time)] for batch, reason in stale.items()}
+        documents, scored, answered, quality = (look(lake, table) for table in _TABLES)
+        stale = stale_now(context.instance, settings, documents, scored, champion)
+        unfinished = unfinished_batches(documents, scored, answered, quality, busy_batches(context.instance))
+        reasons = {**dict.fromkeys(unfinished), **stale}
+        night = {batch: [reason, str(context.scheduled_execution_time)] for batch, reason in reasons.items()}
         return run_requests(context.instance, score_batches.name, night, settings.batches_per_run)
 
     weekly_upkeep = dg.ScheduleDefinition(

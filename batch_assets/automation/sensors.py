@@ -116,8 +116,7 @@ def sensors(settings: Settings) -> list[dg.SensorDefinition]:
         if context.cursor == str(number):
             return dg.SkipReason(f"version {number} is still the champion")
         if _reported_version(context, "champion_model") != str(number):
-            page = registry.version_page(settings.registered_model, number)
-            metadata = {"version": number, "version_page": dg.MetadataValue.url(page)}
+            metadata = {"version": number, **registry.version_link(settings.registered_model, number)}
             _report(context, dg.AssetKey("champion_model"), None, str(number), metadata)
         context.update_cursor(str(number))
         return dg.SkipReason(f"version {number} is the champion")

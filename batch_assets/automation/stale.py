@@ -76,15 +76,53 @@ def stale_batches(
         champion: number of the champion's version.
     """
     stale = []
-    there = documents.batches()
-    # Of a batch that was deleted as a whole, the summaries are still there.
-    deleted = [batch for batch in sorted({*output.batches()} - {*there}) if documents.last_commit(batch) is not None]
-    for batch in [*there, *deleted]:
-        if batch in busy:
-            continue
+    for batch in _batches(documents, output, busy):
         expected = input_of(documents, batch)
         if batch in rescored and champion is not None:
             expected["model_version"] = champion
         if is_stale(output, batch, expected, documents.version):
             stale.append(batch)
     return stale
+
+
+def unfinished_batches(
+    documents: BatchSnapshot,
+    scored: BatchSnapshot,
+    answered: BatchSnapshot,
+    quality: BatchSnapshot,
+    busy: Set[str],
+) -> list[str]:
+    """Scored batches whose answers or figures are not those of what they are now, because a run failed after scoring.
+
+    Args:
+        documents: ``m4_1_prod_data``.
+        scored: ``m4_1_batch_inference``.
+        answered: ``ai_query_inference``.
+        quality: ``summary_quality``.
+        busy: batches of runs that are queued or running.
+    """
+    return [
+        batch
+        for batch in _batches(documents, scored, busy)
+        if scored.last_commit(batch) is not None
+        and (
+            is_stale(answered, batch, input_of(documents, batch), documents.version)
+            or is_stale(quality, batch, measured_from(scored, answered, batch), scored.version)
+        )
+    ]
+
+
+def measured_from(scored: BatchSnapshot, answered: BatchSnapshot, batch: str) -> dict[str, Any]:
+    """What a commit of ``summary_quality`` records of the two tables that it was made from.
+
+    Raises:
+        BatchAssetsError: the batch is not in one of them.
+    """
+    return {**input_of(scored, batch), "ai_query_version": input_version(answered, batch)}
+
+
+def _batches(documents: BatchSnapshot, output: BatchSnapshot, busy: Set[str]) -> list[str]:
+    there = documents.batches()
+    # Of a batch that was deleted as a whole, the summaries are still there.
+    deleted = [batch for batch in sorted({*output.batches()} - {*there}) if documents.last_commit(batch) is not None]
+    return [batch for batch in (*there, *deleted) if batch not in busy]

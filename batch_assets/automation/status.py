@@ -1,7 +1,7 @@
 """What there is now: batches, the champion, the last runs. Nothing is made or changed by looking."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,10 +13,18 @@ import dagster as dg
 from batch_assets.automation.launch import existing_instance
 from batch_assets.automation.look import stale_now
 from batch_assets.automation.runs import batches_of, busy_batches, known_batches
+from batch_assets.automation.stale import unfinished_batches
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.configured import configured_lake
 from batch_assets.lake.lake import BatchSnapshot, Lake
-from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA, PROD_DATA_REJECTED, Table
+from batch_assets.lake.tables import (
+    AI_QUERY_INFERENCE,
+    BATCH_INFERENCE,
+    PROD_DATA,
+    PROD_DATA_REJECTED,
+    SUMMARY_QUALITY,
+    Table,
+)
 from batch_assets.settings import Settings
 
 SCORED = "scored"
@@ -32,8 +40,8 @@ _AT_WORK = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.Dagste
 class Batch:
     """A batch; ``summaries`` and ``errors`` are None where the table's log doesn't tell them.
 
-    ``state`` is the first of these that fits: running, queued; failed (the last run over it failed, and it has not been
-    scored since); landed (never scored), stale (as ``stale_batches`` has it); scored; empty (it has no documents).
+    ``state`` is the first of these that fits: running, queued; failed (the last run over it failed, and has left
+    something undone); landed (never scored), stale (as ``stale_batches`` has it); scored; empty (it has no documents).
     """
 
     batch: str
@@ -101,27 +109,30 @@ def status_of(settings: Settings) -> Status:
 
 
 @contextmanager
-def tables_of(lake: Lake) -> Iterator[tuple[BatchSnapshot, BatchSnapshot, BatchSnapshot]]:
-    """Documents, rejected records and summaries as they are now; what is not there yet is as if it were empty."""
+def tables_of(lake: Lake) -> Iterator[Callable[[Table], BatchSnapshot]]:
+    """Opens tables as they are now; what is not there yet is as if it were empty."""
     with TemporaryDirectory(prefix="batch_assets-") as nothing:
 
         def there(table: Table) -> BatchSnapshot:
             return (lake if lake.exists(table) else Lake(nothing)).open(table)
 
-        yield there(PROD_DATA), there(PROD_DATA_REJECTED), there(BATCH_INFERENCE)
+        yield there
 
 
 def batches_in(instance: dg.DagsterInstance, settings: Settings, champion: int | None) -> list[Batch]:
     """All batches that a table or Dagster knows, by name."""
     running, busy = busy_batches(instance, _AT_WORK), busy_batches(instance)
     failures = _failures(instance)
-    with tables_of(configured_lake(settings)) as (documents, rejected, output):
+    with tables_of(configured_lake(settings)) as there:
+        documents, rejected, output = there(PROD_DATA), there(PROD_DATA_REJECTED), there(BATCH_INFERENCE)
+        answered, quality = there(AI_QUERY_INFERENCE), there(SUMMARY_QUALITY)
+        unfinished = unfinished_batches(documents, output, answered, quality, busy) if failures else []
         stale = stale_now(instance, settings, documents, output, champion)
 
         def state(batch: str, scored: float | None) -> str:
             if batch in busy:
                 return "running" if batch in running else "queued"
-            if batch in failures and (scored is None or scored < failures[batch]):
+            if batch in failures and (scored is None or scored < failures[batch] or batch in unfinished):
                 return "failed"
             if batch in stale:
                 return "landed" if scored is None else "stale"

@@ -219,6 +219,7 @@ def rescore(batches: str | None, everything: bool, since: Any, yes: bool, as_jso
     """
     from batch_assets.automation.launch import materialize, open_instance
     from batch_assets.automation.rescoring import expectation, wanted_batches
+    from batch_assets.automation.runs import register_batches
     from batch_assets.automation.status import scored_in
     from batch_assets.definitions import build_defs
     from batch_assets.lake.configured import configured_lake
@@ -230,11 +231,13 @@ def rescore(batches: str | None, everything: bool, since: Any, yes: bool, as_jso
     failures: list[str] = []
     with progress_aside(as_json), open_instance(settings) as instance:
         lake = configured_lake(settings)
-        wanted = wanted_batches(lake, batches.split(",") if batches else None, since)
+        wanted = wanted_batches(lake, None if batches is None else batches.split(","), since)
         click.echo(expectation(instance, lake, wanted))
         if wanted:
             if not yes:
                 click.confirm("Start?", abort=True)
+            # What another writer has just written, no sensor may have seen yet.
+            register_batches(instance, wanted)
             failures = materialize(build_defs(settings=settings), instance, "score_batches", wanted)
     if as_json:
         scored = scored_in(lake.open(BATCH_INFERENCE), wanted)
