@@ -20,6 +20,10 @@ EMBEDDED_ENDPOINT = "smollm2"
 
 SUMMARIZATION = "summarization"
 
+_SECRET_PARAMETER = re.compile(
+    r"([?&;][^=&;\s]*(?:pass|pwd|token|secret|key|odbc_connect)[^=&;\s]*=)[^&;\s]*", re.IGNORECASE
+)
+
 
 def _absolute(path: Path) -> Path:
     try:
@@ -268,6 +272,11 @@ class Settings(BaseSettings):
         return self.mlflow_tracking_uri or self._embedded_store
 
     @property
+    def registry_uri(self) -> str:
+        """MLflow's model registry."""
+        return self.mlflow_registry_uri or self.tracking_uri
+
+    @property
     def has_embedded_store(self) -> bool:
         """Whether the tracking store is the one under the home folder."""
         return self.tracking_uri == self._embedded_store
@@ -284,6 +293,14 @@ class Settings(BaseSettings):
         if uri and uri.startswith(("http://", "https://")):
             return redacted(uri.rstrip("/"))
         return f"http://127.0.0.1:{self.mlflow_port}"
+
+    @property
+    def registry_ui(self) -> str | None:
+        """Address of the MLflow UI that shows the registry; None where that is another store than a tracking server."""
+        if self.registry_uri == self.tracking_uri:
+            return self.mlflow_ui
+        is_server = self.registry_uri.startswith(("http://", "https://"))
+        return redacted(self.registry_uri.rstrip("/")) if is_server else None
 
     @property
     def registered_model(self) -> str:
@@ -337,5 +354,10 @@ def load_settings() -> Settings:
 
 
 def redacted(uri: str) -> str:
-    """An address as it may be shown: without user name, password, and Spark Connect's parameters, such as a token."""
-    return re.sub(r"(?<=\bsc://)([^;\s]*);\S*", r"\1", re.sub(r"(?<=://)[^/@]*@", "", uri))
+    """A text as it may be shown: addresses in it without user name, password, and parameters that hold a secret.
+
+    All parameters of Spark Connect's addresses are left out. A password may have any character but a space: all before
+    the last @ of an address goes.
+    """
+    without_parameters = re.sub(r"(?<=\bsc://)([^;\s]*);\S*", r"\1", uri)
+    return _SECRET_PARAMETER.sub(r"\1***", re.sub(r"(?<=://)\S*@", "", without_parameters))

@@ -51,3 +51,6 @@ def test_lengths_that_exclude_each_other_are_refused(monkeypatch):
 def test_neither_a_password_nor_a_token_in_an_address_is_shown():
     shown = redacted("at sc://server:443/;token=secret;user_id=me and http://me:secret@host/x; mend it")
     assert shown == "at sc://server:443/ and http://host/x; mend it"
+    assert redacted("postgresql://me:a/b@c?d#e@host/x?sslmode=require") == "postgresql://host/x?sslmode=require"
+    shown = redacted("http://host/x?api_key=secret&page=2 mssql+pyodbc:///?odbc_connect=PWD%3Dsecret")
+    assert shown == "http://host/x?api_key=***&page=2 mssql+pyodbc:///?odbc_connect=***"

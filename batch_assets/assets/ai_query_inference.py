@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -14,6 +14,7 @@ from batch_assets.assets._tables import (
     pinned_documents,
     sample,
     table_metadata,
+    totals,
 )
 from batch_assets.assets.external import CHAT_ENDPOINT
 from batch_assets.assets.prod_data import prod_data
@@ -24,6 +25,9 @@ from batch_assets.lake.tables import AI_QUERY_INFERENCE, PROD_DATA
 from batch_assets.resources.endpoints import EndpointsResource
 from batch_assets.resources.spark import SparkResource
 from batch_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from batch_assets.ai_functions.statement import Usage
 
 STATEMENT = """\
 SELECT id, batch, ai_query('{endpoint}', request, failOnError => false) AS answer
@@ -74,7 +78,7 @@ def ai_query_inference(
     limit = f"\n  LIMIT {settings.ai_query_limit}" if settings.ai_query_limit else ""
 
     def ask(batch: str) -> DoneBatch:
-        from batch_assets.ai_functions.statement import answer_batch
+        from batch_assets.ai_functions.statement import Usage, answer_batch
 
         statement = STATEMENT.format(endpoint=settings.endpoint, batch=batch, limit=limit)
         asked_how = endpoints.describe(settings.endpoint)
@@ -84,7 +88,7 @@ def ai_query_inference(
             commit = output.last_commit(batch)
             assert commit is not None
             context.log.info(f"batch {batch}: up to date, {output.rows(batch)} rows")
-            return _done(output, batch, commit.version, statement, {"requests": 0})
+            return _done(output, batch, commit.version, statement, Usage(), {})
         answered = answer_batch(
             spark.session,
             lake,
@@ -103,19 +107,19 @@ def ai_query_inference(
             f"{answered.errors} errors"
         )
         figures = {
-            "rows_reused": answered.rows - usage.requests,
-            "errors": answered.errors,
-            "requests": usage.requests,
             "documents_per_second": round(usage.requests / answered.seconds, 2),
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
             "median_seconds": usage.median_seconds,
             "slowest_seconds": usage.slowest_seconds,
         }
-        return _done(lake.open(AI_QUERY_INFERENCE), batch, answered.version, statement, figures)
+        return _done(lake.open(AI_QUERY_INFERENCE), batch, answered.version, statement, usage, figures)
 
     def _done(
-        snapshot: BatchSnapshot, batch: str, version: int, statement: str, figures: Mapping[str, Any]
+        snapshot: BatchSnapshot,
+        batch: str,
+        version: int,
+        statement: str,
+        usage: "Usage",
+        figures: Mapping[str, Any],
     ) -> DoneBatch:
         made_from = input_version(documents, batch)
         metadata = {
@@ -124,6 +128,9 @@ def ai_query_inference(
             "endpoint": settings.endpoint,
             "model": endpoints.describe(settings.endpoint)["model"],
             "statement": dg.MetadataValue.md(f"```sql\n{statement}\n```"),
+            "requests": usage.requests,
+            "rows_reused": _answered(snapshot, batch) - usage.answers,
+            **totals(snapshot, batch, ("prompt_tokens", "completion_tokens")),
             **figures,
             **sample(
                 snapshot, batch, ["id", "generated_summary", "prompt_tokens", "completion_tokens"], settings.samples
@@ -132,3 +139,8 @@ def ai_query_inference(
         return DoneBatch(version, metadata, {prod_data.key: made_from})
 
     return each_batch(context, ask)
+
+
+def _answered(snapshot: BatchSnapshot, batch: str) -> int:
+    parts = snapshot.read(batch, ["generated_summary"])
+    return sum(rows.num_rows - rows.column("generated_summary").null_count for rows in parts)

@@ -5,7 +5,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-import pyarrow.compute as pc
 
 from batch_assets.assets._batches import DoneBatch, each_batch
 from batch_assets.assets._tables import (
@@ -15,6 +14,7 @@ from batch_assets.assets._tables import (
     pinned_documents,
     sample,
     table_metadata,
+    totals,
 )
 from batch_assets.assets.champion_model import champion_model
 from batch_assets.assets.prod_data import prod_data
@@ -121,25 +121,15 @@ def batch_inference(
             "model": settings.registered_model,
             "model_version": by,
             **({"alias": CHAMPION} if by == number else {}),
-            "version_page": dg.MetadataValue.url(registry.version_page(settings.registered_model, by)),
+            **registry.version_link(settings.registered_model, by),
             **{key: recorded[key] for key in ("engine", "engine_reason", "dtype") if key in recorded},
             **figures,
-            **_totals(snapshot, batch),
+            **totals(snapshot, batch, ("input_tokens", "output_tokens")),
             **sample(snapshot, batch, ["id", "document", "summary", "generated_summary"], settings.samples),
         }
         return DoneBatch(version, metadata, {prod_data.key: made_from, champion_model.key: by})
 
     return each_batch(context, score)
-
-
-def _totals(snapshot: BatchSnapshot, batch: str) -> dict[str, int]:
-    """Errors and tokens of all rows of a batch, whichever run made them."""
-    totals = {"errors": 0, "input_tokens": 0, "output_tokens": 0}
-    for rows in snapshot.read(batch, ["error_message", "input_tokens", "output_tokens"]):
-        totals["errors"] += rows.num_rows - rows.column("error_message").null_count
-        for name in ("input_tokens", "output_tokens"):
-            totals[name] += pc.sum(rows.column(name)).as_py() or 0
-    return totals
 
 
 def _workers(scored: "ScoredBatch") -> dict[str, Any]:

@@ -60,12 +60,12 @@ def champion_model(
         "decision": "it is the champion already" if decision is None else decision.reason,
         "selected_by": settings.select_by,
         **({} if conversion is None else {"engine": conversion}),
-        "version_page": dg.MetadataValue.url(registry.version_page(champion.name, champion.number)),
+        **registry.version_link(champion.name, champion.number),
         "mlflow_run": dg.MetadataValue.url(registry.run_page(champion.run_id)),
         **{name: round(value, 4) for name, value in scores.items()},
     }
     if settings.samples:
-        kept = kept_samples(client, champion.run_id, SAMPLE)
+        kept = kept_samples(client, champion.run_id, SAMPLE)[: settings.samples]
         metadata["single_node_inference"] = markdown_sample(kept, ["id", "document", "generated_summary"])
     return dg.MaterializeResult(
         metadata=metadata,

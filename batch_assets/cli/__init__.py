@@ -19,6 +19,8 @@ class _Group(click.Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
+        except BrokenPipeError:  # whoever read the output has had enough
+            raise
         except (BatchAssetsError, OSError) as error:
             # An OSError says which file or address it is about: a full disk, a folder that may not be written.
             click.echo(f"batch-assets: {' '.join(str(error).split())}", err=True)

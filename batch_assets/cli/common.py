@@ -1,9 +1,12 @@
 """What the commands have in common: settings, tables, outcomes as JSON, how a command ends."""
 
+import base64
 import json
+import math
 import os
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
@@ -14,6 +17,8 @@ from batch_assets.settings import PREFIX, Settings, load_settings
 
 # Cells of plain tables are filled up to so many characters; longer ones push the next to the right.
 _PLAIN_WIDTH = 40
+# ECMA-48's control characters but tab and newline: colours, cursors, titles.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else.")
 json_outcome_option = click.option(
@@ -47,13 +52,30 @@ def progress_aside(as_json: bool) -> Iterator[None]:
 
 
 def print_json(outcome: Any) -> None:
-    """Print an outcome as one line of JSON."""
-    click.echo(json.dumps(outcome, ensure_ascii=False, default=str))
+    """Print an outcome as one line of JSON: bytes as base64, other values that JSON doesn't have as text."""
+    click.echo(json.dumps(_plain(outcome), ensure_ascii=False, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes | bytearray):
+        return base64.b64encode(value).decode()
+    if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
+
+
+def shown(text: str) -> str:
+    """A text for a terminal, without characters that would steer it."""
+    return _CONTROL.sub("\ufffd", text)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print rows under titles: as a table in a terminal, else as plain lines, one a row."""
-    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    cells = [["" if cell is None else shown(str(cell)) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         _print_plain([list(columns), *cells])
         return

@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from batch_assets.cli.common import json_outcome_option, load, print_json, print_table, progress_aside
+from batch_assets.cli.common import json_outcome_option, load, print_json, print_table, progress_aside, shown
 from batch_assets.errors import BatchAssetsError
 from batch_assets.settings import Settings
 
@@ -106,7 +106,7 @@ def try_(text: str) -> None:
     (generation,) = generate(load_engine(model, os.cpu_count() or 1), [document])
     if generation.text is None:
         raise BatchAssetsError(generation.error_message or "no answer")
-    click.echo(generation.text)
+    click.echo(shown(generation.text))
     click.echo(
         f"version {model.version} of {model.name}, {generation.input_tokens} + {generation.output_tokens} tokens, "
         f"{generation.finish_reason}" + (", the text was cut" if generation.input_truncated else ""),

@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from collections import Counter
 from typing import Any
 
 import click
@@ -61,7 +62,20 @@ def query(statement: str, resume: bool, as_json: bool) -> None:
 
 def _print_rows(columns: list[str], rows: list[Any], as_json: bool) -> None:
     if as_json:
+        from pyspark.sql import Row
+
+        named = Row(*_names(columns))
         for row in rows:
-            print_json(row.asDict(recursive=True))
+            print_json(named(*row).asDict(recursive=True))
         return
     print_table(columns, rows)
+
+
+def _names(columns: list[str]) -> list[str]:
+    """Names of columns as keys of an object: of several that are the same, the later ones have a number."""
+    seen: Counter[str] = Counter()
+    names = []
+    for column in columns:
+        seen[column] += 1
+        names.append(column if seen[column] == 1 else f"{column}_{seen[column]}")
+    return names

@@ -204,7 +204,7 @@ def _make_champion(
         rows = [
             {"id": item.id, "document": item.document, "generated_summary": summary}
             for item, summary in zip(some, summaries, strict=True)
-        ]
+        ][: settings.samples]
         keep_samples(client, version.run_id, SAMPLE, rows)
     prepare_engine(client, version, settings, documents, report)
     return promote(client, version)

@@ -37,6 +37,7 @@ def connect(settings: Settings) -> Any:
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    stores = " and ".join(map(redacted, _uris(settings)))
     try:
         # The first one to come makes the database; a second one at the same time would trip over it.
         with locked(settings.home / "mlflow" / ".lock"):
@@ -44,14 +45,12 @@ def connect(settings: Settings) -> Any:
             if client.get_experiment_by_name(settings.experiment) is None:
                 location = settings.artifact_root.as_uri() if settings.has_embedded_store else None
                 client.create_experiment(settings.experiment, artifact_location=location)
+        if settings.registry_uri != settings.tracking_uri:
+            client.search_registered_models(max_results=1)
     except MlflowException as error:
-        raise BatchAssetsError(
-            f"the MLflow store {redacted(settings.tracking_uri)} can't be used: {error.message}"
-        ) from error
+        raise BatchAssetsError(f"the MLflow store {stores} can't be used: {redacted(error.message)}") from error
     except ImportError as error:
-        raise BatchAssetsError(
-            f"the MLflow store {redacted(settings.tracking_uri)} can't be used: {error}; {DRIVER}"
-        ) from error
+        raise BatchAssetsError(f"the MLflow store {stores} can't be used: {error}; {DRIVER}") from error
     return client
 
 
@@ -64,7 +63,7 @@ def look(settings: Settings) -> Any | None:
     Raises:
         BatchAssetsError: the store can't be reached.
     """
-    for uri in dict.fromkeys((settings.tracking_uri, settings.mlflow_registry_uri or settings.tracking_uri)):
+    for uri in _uris(settings):
         if not _is_there(uri):
             return None
     # MLflow's own are 7 retries of 2 minutes each.
@@ -74,6 +73,10 @@ def look(settings: Settings) -> Any | None:
     import mlflow
 
     return mlflow.MlflowClient()
+
+
+def _uris(settings: Settings) -> list[str]:
+    return list(dict.fromkeys((settings.tracking_uri, settings.registry_uri)))
 
 
 def _is_there(uri: str) -> bool:
@@ -135,7 +138,7 @@ def _point_at(settings: Settings) -> None:
     import mlflow
 
     mlflow.set_tracking_uri(settings.tracking_uri)
-    mlflow.set_registry_uri(settings.mlflow_registry_uri or settings.tracking_uri)
+    mlflow.set_registry_uri(settings.registry_uri)
 
 
 def reachable(artifact_uri: str) -> str:

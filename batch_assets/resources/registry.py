@@ -3,6 +3,8 @@
 from functools import cached_property
 from typing import Any
 
+import dagster as dg
+
 from batch_assets.models.runs import ModelRun
 from batch_assets.models.tracking import connect, experiment_id
 from batch_assets.settings import Settings
@@ -29,6 +31,12 @@ class ModelRegistry:
         experiment = experiment_id(self.client, self._settings)
         return f"{self._settings.mlflow_ui}/#/experiments/{experiment}/models/{run.model_id}"
 
-    def version_page(self, name: str, number: int) -> str:
-        """Page of a registered version."""
-        return f"{self._settings.mlflow_ui}/#/models/{name}/versions/{number}"
+    def version_page(self, name: str, number: int) -> str | None:
+        """Page of a registered version; None where the registry has no page that is known here."""
+        ui = self._settings.registry_ui
+        return None if ui is None else f"{ui}/#/models/{name}/versions/{number}"
+
+    def version_link(self, name: str, number: int) -> dict[str, dg.MetadataValue]:
+        """Metadata that leads to the page of a registered version."""
+        page = self.version_page(name, number)
+        return {} if page is None else {"version_page": dg.MetadataValue.url(page)}
