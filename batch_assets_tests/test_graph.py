@@ -31,10 +31,10 @@ class Graph:
     Its models are its own too, or in ``models``, a home that others share.
     """
 
-    def __init__(self, home, server: ChatServer, models=None, **values) -> None:
+    def __init__(self, home, server: ChatServer, models=None, asking="deadline_seconds = 5", **values) -> None:
         home.mkdir(parents=True, exist_ok=True)
         endpoints = home / "endpoints.toml"
-        endpoints.write_text(f'[endpoints.counted]\nbase_url = "{server.url}"\nmodel = "m"\ndeadline_seconds = 5')
+        endpoints.write_text(f'[endpoints.counted]\nbase_url = "{server.url}"\nmodel = "m"\n{asking}')
         places = {"home": models or home, "lake": str(home / "lake")}
         self.settings = settings_for(**places, endpoints=endpoints, endpoint="counted", **values)
         self.server = server
@@ -343,7 +343,8 @@ def test_the_embedded_default_runs_with_one_request_a_row_counted_at_the_server(
         with passing_on_to(embedded.get("smollm2").base_url) as server:
             # Its conversion, which takes longest, is tested with the engines.
             small = {"limit": 3, "batch_rows": 2, "max_length": 8, "evaluation_rows": 2, "ai_query_limit": 1}
-            graph = Graph(home, server, engine="transformers", **small)
+            short = "parameters = { max_tokens = 16 }"
+            graph = Graph(home, server, engine="transformers", asking=short, **small)
             assert graph.run() == []
             assert len(server.requests) == 1 + 1
     finally:
