@@ -632,6 +632,9 @@ def test_what_rescoring_takes_is_said_from_what_it_took_before(deployment):
     assert expectation(deployment.instance, deployment.lake, ["a", "b"]) == (
         "240 documents in 2 batches; about 2 minutes at 2.0 documents a second"
     )
+    assert expectation(deployment.instance, deployment.lake, ["a"]) == (
+        "120 documents in 1 batch; about 60 seconds at 2.0 documents a second"
+    )
     deployment.score("a")
     assert wanted_batches(deployment.lake, None, datetime(2026, 1, 31)) == ["a"]
     assert wanted_batches(deployment.lake, None, None) == ["a", "b"]

@@ -13,6 +13,8 @@ from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
 _RATE = "documents_per_second"
 # Materializations that the rate is taken from.
 _LOOKED_AT = 20
+# Seconds beyond which people think in minutes.
+_A_WHILE = 120
 
 
 def wanted_batches(lake: Lake, named: Sequence[str] | None, since: datetime | None) -> list[str]:
@@ -48,5 +50,7 @@ def expectation(instance: dg.DagsterInstance, lake: Lake, batches: Sequence[str]
     if not rates:
         time = "nobody knows yet how long that takes"
     else:
-        time = f"about {rows / median(rates) / 60:.0f} minutes at {median(rates):.1f} documents a second"
-    return f"{rows} documents in {len(batches)} batches; {time}"
+        seconds = rows / median(rates)
+        length = f"{seconds:.0f} seconds" if seconds < _A_WHILE else f"{seconds / 60:.0f} minutes"
+        time = f"about {length} at {median(rates):.1f} documents a second"
+    return f"{rows} documents in {len(batches)} batch{'' if len(batches) == 1 else 'es'}; {time}"

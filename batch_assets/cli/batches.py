@@ -108,10 +108,12 @@ def _summarize(settings: Settings, batches: list[str]) -> None:
         print_table(["document", "expert summary", "champion", "ai_query"], cells)
     scores = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL", "lead-3 ROUGE-1": "lead_rouge1"}
     print_table(
-        ["table", "model", "version", "summaries", "errors", *scores],
+        ["table", "model", "summaries", "errors", *scores],
         [
             [
-                *(row[name] for name in ("table_name", "model_name", "model_version", "summaries", "errors")),
+                row["table_name"],
+                f"{row['model_name']} {row['model_version']}".rstrip(),
+                *(row[name] for name in ("summaries", "errors")),
                 *("" if row[name] is None else f"{row[name]:.3f}" for name in scores.values()),
             ]
             for row in _figures(settings, batches)

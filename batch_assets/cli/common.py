@@ -17,6 +17,8 @@ from batch_assets.settings import PREFIX, Settings, load_settings
 
 # Cells of plain tables are filled up to so many characters; longer ones push the next to the right.
 _PLAIN_WIDTH = 40
+# Cells of tables that a narrow terminal leaves on one line.
+_SHORT = 10
 # ECMA-48's control characters but tab and newline: colours, cursors, titles.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -84,9 +86,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE, show_lines=True)
-    for title in columns:
-        table.add_column(Text(title), overflow="fold")
+    table = Table(box=box.SIMPLE, show_lines=True, padding=(0, 1, 0, 0), pad_edge=False)
+    for place, title in enumerate(columns):
+        # Where the terminal is narrow, long cells give way first.
+        longest = max(len(row[place]) for row in [columns, *cells])
+        table.add_column(Text(title), overflow="fold", no_wrap=longest <= _SHORT)
     for row in cells:
         # Text, not markup: a value may hold square brackets.
         table.add_row(*map(Text, row))
