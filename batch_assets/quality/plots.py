@@ -14,6 +14,7 @@ _BLUE, _ORANGE = "#0072b2", "#e69f00"
 _COLOURS = (_BLUE, _ORANGE, "#009e73", "#cc79a7")
 # Names of batches that fit below a plot.
 _NAMED = 12
+_FEW_BARS = 4
 
 Scores = Mapping[str, tuple[float, float, float]]
 
@@ -34,7 +35,7 @@ def scores(figures: Mapping[str, Scores]) -> Any:
         at = [index + (place - (len(figures) - 1) / 2) * width for index in range(len(names))]
         _bars(axes, at, [values[name] for name in names], width * 0.9, _COLOURS[place % len(_COLOURS)], system)
     axes.set_xticks(range(len(names)), names)
-    axes.legend(frameon=False)
+    _legend(figure, axes)
     return figure
 
 
@@ -51,10 +52,12 @@ def by_version(versions: Scores, score: str, baseline: float | None) -> Any:
     """
     figure, axes = _figure("version", f"{score}, 95 % interval")
     _bars(axes, list(range(len(versions))), list(versions.values()), 0.6, _BLUE, None)
+    # A single bar would fill the plot.
+    axes.set_xlim(-0.5, max(len(versions), _FEW_BARS) - 0.5)
     axes.set_xticks(range(len(versions)), list(versions))
     if baseline is not None:
         axes.axhline(baseline, color=_ORANGE, label="the document's first sentences")
-        axes.legend(frameon=False)
+        _legend(figure, axes)
     return figure
 
 
@@ -90,7 +93,7 @@ def distributions(counts: Mapping[str, Mapping[str, Sequence[int]]], titles: Map
         if filled:
             begins = [*edges(name), edges(name)[-1] * 1.2]
             axes.set_xlim(begins[max(min(filled) - 1, 0)], begins[min(max(filled) + 2, len(begins) - 1)])
-    panels[0].legend(frameon=False)
+    _legend(figure, panels[0])
     return figure
 
 
@@ -116,7 +119,7 @@ def over_batches(series: Mapping[str, Mapping[str, float]], what: str, order: Se
     axes.set_xticks(range(0, len(batches), step), batches[::step], rotation=30, ha="right")
     axes.set_ylim(bottom=0)
     if series:
-        axes.legend(frameon=False)
+        _legend(figure, axes)
     return figure
 
 
@@ -168,8 +171,13 @@ def _figure(across: str, up: str) -> tuple[Any, Any]:
 def _panels(count: int) -> tuple[Any, Sequence[Any]]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6 if count == 1 else 4 * count, 3.5), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(5.5 if count == 1 else 4 * count, 3.5), layout="constrained", facecolor="white")
     return figure, figure.subplots(1, count, squeeze=False)[0]
+
+
+def _legend(figure: Any, axes: Any) -> None:
+    """What the colours mean, above the plot, where it covers nothing."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False)
 
 
 def _label(axes: Any, across: str, up: str) -> None:
