@@ -122,6 +122,15 @@ def test_of_two_replacements_of_one_batch_the_slower_fails_and_names_the_winner(
     assert texts(lake, "a") == ["fast"]
 
 
+def test_work_that_fails_because_somebody_was_faster_says_so_and_other_work_says_its_own(lake):
+    slow = lake.open(PROD_DATA)
+    with pytest.raises(FileNotFoundError), slow.saying_if_overtaken("a"):
+        replace(lake, "b", ["fast"], run_id="the-fast-run")
+        raise FileNotFoundError
+    with pytest.raises(ConcurrentCommitError, match="by run the-fast-run"), slow.saying_if_overtaken("b"):
+        raise FileNotFoundError
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_rows_that_another_writer_appended_are_never_removed_unseen(lake, when):
     from deltalake import write_deltalake

@@ -18,7 +18,7 @@ from deltalake import write_deltalake
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.inference import scorer
-from batch_assets.inference.completions import Completion, CompletionStore
+from batch_assets.inference.completions import Completion, CompletionStore, sweep
 from batch_assets.inference.contract import Generation, generate
 from batch_assets.inference.engines import load_engine
 from batch_assets.inference.scorer import score_batch
@@ -364,3 +364,15 @@ def test_progress_is_drawn_as_a_bar_from_what_workers_have_written():
     assert lines[2].startswith("batch a: [############............] 60 of 120 rows, ")
     assert lines[2].endswith(" s left")
     assert not is_progress("batch a: 120 rows committed")
+
+
+def test_completions_that_nobody_came_back_for_are_swept_and_younger_ones_stay(lake, tmp_path):
+    for digest in ("a" * 16, "b" * 16):
+        CompletionStore.of(lake, BATCH_INFERENCE, "a", digest).write(
+            [Completion(digest, "text", *[None] * 7, completed_at=datetime.now(UTC))]
+        )
+    old, young = (next(Path(lake.uri).rglob(f"{digest * 16}/*.parquet")) for digest in "ab")
+    os.utime(old, (0, 0))
+    assert sweep(lake, 1) == 1
+    assert (old.exists(), young.exists()) == (False, True)
+    assert sweep(lake, 1) == 0

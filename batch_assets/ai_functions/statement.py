@@ -127,13 +127,14 @@ def answer_batch(
     functions = register_ai_functions(spark, {endpoint.name: endpoint})
     read_batch(spark, documents, batch).createOrReplaceTempView("m4_1_prod_data")
     rows = min(limit, documents.rows(batch)) if limit else documents.rows(batch)
-    with progress(f"batch {batch}", rows, store.count, report), _ended_by(store):
-        answered = run(spark, functions, statement, finished, details=True)
-        staged = stage_frame(_to_ai_query_inference(answered, endpoint), output, batch)
-    refuse_if_all_failed(store, batch, sum(file.rows - file.null_counts["generated_summary"] for file in staged))
-    staged_rows = sum(file.rows for file in staged)
-    if staged_rows != rows:
-        raise BatchAssetsError(f"batch {batch}: {rows} rows were to be answered, but there are {staged_rows}")
+    with output.saying_if_overtaken(batch):
+        with progress(f"batch {batch}", rows, store.count, report), _ended_by(store):
+            answered = run(spark, functions, statement, finished, details=True)
+            staged = stage_frame(_to_ai_query_inference(answered, endpoint), output, batch)
+        refuse_if_all_failed(store, batch, sum(file.rows - file.null_counts["generated_summary"] for file in staged))
+        staged_rows = sum(file.rows for file in staged)
+        if staged_rows != rows:
+            raise BatchAssetsError(f"batch {batch}: {rows} rows were to be answered, but there are {staged_rows}")
     errors = sum(file.rows - file.null_counts["error_message"] for file in staged)
     version = output.replace(batch, staged, {**metadata, "errors": errors})
     usage = Usage.of(store)

@@ -60,12 +60,14 @@ def keep_tables_up(
     context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings], lake: dg.ResourceParam[Lake]
 ) -> None:
     """Upkeep of all tables."""
+    from batch_assets.inference.completions import sweep
     from batch_assets.lake.tables import TABLES
     from batch_assets.lake.upkeep import keep_up
 
     for table in TABLES:
         if lake.exists(table):
             keep_up(lake.open(table).delta, settings.vacuum_hours, context.log.info)
+    context.log.info(f"{sweep(lake, settings.vacuum_hours)} files of abandoned completions removed")
 
 
 @dg.job(executor_def=dg.in_process_executor, description="Upkeep of all tables.")

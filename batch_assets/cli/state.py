@@ -168,7 +168,7 @@ def ui() -> None:
 @click.command()
 @json_outcome_option
 def upkeep(as_json: bool) -> None:
-    """Put small files together, write checkpoints, and remove data files that nothing needs any more.
+    """Put small files together, write checkpoints, and remove files that nothing needs any more.
 
     It may run beside everything else: a batch that is being replaced meanwhile is left for the next time. Exit status:
     0 done, 2 a table can't be written here.
@@ -176,6 +176,7 @@ def upkeep(as_json: bool) -> None:
     \b
     batch-assets upkeep
     """
+    from batch_assets.inference.completions import sweep
     from batch_assets.lake.configured import configured_lake
     from batch_assets.lake.tables import TABLES
     from batch_assets.lake.upkeep import keep_up
@@ -194,5 +195,7 @@ def upkeep(as_json: bool) -> None:
                 f"{table.name}: {done.compacted} files became {done.became}, {done.vacuumed} unneeded files removed, "
                 "checkpoint written"
             )
+        swept = sweep(lake, settings.vacuum_hours)
+        click.echo(f"{swept} files of abandoned completions removed")
     if as_json:
-        print_json({"tables": outcome})
+        print_json({"tables": outcome, "completions": swept})

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -38,7 +38,8 @@ COMPLETION_SCHEMA = pa.schema(
 
 _TRYING = "trying-"
 _STOPPED = "stopped"
-_STATEMENTS = "_completions/_statements"
+_FOLDER = "_completions"
+_STATEMENTS = f"{_FOLDER}/_statements"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class CompletionStore:
     @classmethod
     def of(cls, lake: Lake, table: Table, batch: str, digest: str) -> "CompletionStore":
         """The store of a batch of a table; ``digest`` is a hexadecimal name of the model or statement."""
-        folder = f"_completions/{lake.full_name(table)}/{check_batch(batch)}/{digest[:16]}"
+        folder = f"{_FOLDER}/{lake.full_name(table)}/{check_batch(batch)}/{digest[:16]}"
         return cls(lake.uri, folder, dict(lake.storage_options))
 
     def write(self, completions: list[Completion]) -> None:
@@ -186,6 +187,27 @@ class CompletionStore:
 
     def _all_paths(self, files: pafs.FileSystem) -> list[str]:
         return [info.path for info in files.get_file_info(pafs.FileSelector(self.folder, allow_not_found=True))]
+
+
+def sweep(lake: Lake, hours: int) -> int:
+    """Remove completions that nobody came back for.
+
+    Args:
+        lake: where they are.
+        hours: those that are younger stay; longer than the longest run.
+
+    Returns:
+        The number of files.
+    """
+    files = file_system(lake.uri, dict(lake.storage_options))
+    oldest = datetime.now(UTC) - timedelta(hours=hours)
+    removed = 0
+    for info in files.get_file_info(pafs.FileSelector(_FOLDER, allow_not_found=True, recursive=True)):
+        if info.type == pafs.FileType.File and info.mtime < oldest:
+            with suppress(FileNotFoundError):  # two may be at it
+                files.delete_file(info.path)
+                removed += 1
+    return removed
 
 
 def refuse_if_all_failed(store: CompletionStore, batch: str, summaries: int) -> None:

@@ -108,18 +108,19 @@ def score_batch(
     frame = read_batch(spark, documents, batch).select(*PROD_DATA.column_names)
     hashed = frame.mapInArrow(_with_hash(model), f"{PROD_DATA.spark_ddl}, {_HASH} string")
     finished = FinishedWork.of(store, output, batch, _COLUMNS)
-    scored, workers = _complete(spark, hashed, batch, model, finished, report, load)
-    staged = stage_frame(_assemble(spark, hashed, model, finished), output, batch)
-    refuse_if_all_failed(store, batch, sum(file.rows - file.null_counts["generated_summary"] for file in staged))
-    rows = documents.rows(batch)
-    staged_rows = sum(file.rows for file in staged)
-    if staged_rows != rows:
-        raise BatchAssetsError(
-            f"batch {batch} has {rows} documents, but {staged_rows} rows were scored; nothing was committed"
-        )
-    unscored = sum(file.null_counts["request_hash"] - file.null_counts["document"] for file in staged)
-    if unscored:
-        raise BatchAssetsError(f"{unscored} documents of batch {batch} were not scored; nothing was committed")
+    with output.saying_if_overtaken(batch):
+        scored, workers = _complete(spark, hashed, batch, model, finished, report, load)
+        staged = stage_frame(_assemble(spark, hashed, model, finished), output, batch)
+        refuse_if_all_failed(store, batch, sum(file.rows - file.null_counts["generated_summary"] for file in staged))
+        rows = documents.rows(batch)
+        staged_rows = sum(file.rows for file in staged)
+        if staged_rows != rows:
+            raise BatchAssetsError(
+                f"batch {batch} has {rows} documents, but {staged_rows} rows were scored; nothing was committed"
+            )
+        unscored = sum(file.null_counts["request_hash"] - file.null_counts["document"] for file in staged)
+        if unscored:
+            raise BatchAssetsError(f"{unscored} documents of batch {batch} were not scored; nothing was committed")
     version = output.replace(batch, staged, metadata)
     store.clear_batch()
     errors = sum(file.rows - file.null_counts["error_message"] for file in staged)

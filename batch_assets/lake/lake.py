@@ -1,6 +1,7 @@
 """The lake: the tables of the contract, each a Delta table partitioned by batch, opened and replaced batch by batch."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -187,6 +188,23 @@ class BatchSnapshot:
         """Where files of a batch are staged, in the columns of the contract."""
         area = StagingArea(self.uri, self.storage_options, self.table.arrow_schema, [PARTITION])
         return area.only({PARTITION: check_batch(batch)})
+
+    @contextmanager
+    def saying_if_overtaken(self, batch: str) -> Iterator[None]:
+        """Within it, what fails after somebody else has replaced a batch fails because of that.
+
+        The other one has removed what both had finished.
+
+        Raises:
+            ConcurrentCommitError: it has failed, and the batch was changed since this snapshot was taken.
+        """
+        try:
+            yield
+        except Exception as error:
+            overtaken = self.delta.overtaken({PARTITION: batch})
+            if overtaken is None:
+                raise
+            raise overtaken from error
 
     def replace(self, batch: str, staged: Sequence[StagedFile], metadata: Mapping[str, Any]) -> int:
         """Replace the rows of one batch by staged files in one commit, or change nothing.

@@ -333,9 +333,9 @@ class Snapshot:
                 return landed[0].version
             if change.once and newest._holds(change.transaction):
                 return newest.version
-            rivals = [c for c in news if change.replaced is not None and c.may_touch(change.replaced)]
-            if change.replaced is not None and rivals:
-                raise self._overtaken(change.replaced, rivals[0])
+            overtaken = None if change.replaced is None else self._overtaken(change.replaced, news)
+            if overtaken is not None:
+                raise overtaken
             if attempt and newest.version == seen:
                 break
             newest._refuse_unfit(self)
@@ -376,7 +376,14 @@ class Snapshot:
         version = self._delta.transaction_version(transaction.app_id)
         return version is not None and version >= transaction.version
 
-    def _overtaken(self, partition: Partition, winner: Commit) -> ConcurrentCommitError:
+    def overtaken(self, partition: Mapping[str, Any]) -> ConcurrentCommitError | None:
+        """What replacing a partition would raise now, because it was changed since; None if it was not."""
+        return self._overtaken(self.key(partition), self._newest()._since(self.version))
+
+    def _overtaken(self, partition: Partition, news: Sequence[Commit]) -> ConcurrentCommitError | None:
+        winner = next((commit for commit in news if commit.may_touch(partition)), None)
+        if winner is None:
+            return None
         which = describe(dict(zip(self.partition_columns, partition, strict=True)))
         return ConcurrentCommitError(
             f"{which} of the table at {self.uri} was changed in version {winner.version} by {winner.author} "
