@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Literal
@@ -37,8 +37,6 @@ _WORKER_BYTES = 512 * _MIB
 _COPIES_OF_WEIGHTS = 3
 _LEAST_DISK = _GIB
 _SECONDS = 5
-# delta-rs would ask a lake that is out of reach for three minutes.
-_BOUNDED = {"max_retries": "1", "retry_timeout": "5s", "timeout": "5s", "connect_timeout": "5s"}
 
 
 @dataclass(frozen=True)
@@ -285,9 +283,7 @@ def _home(settings: Settings) -> list[Finding]:
 
 
 def _tables(settings: Settings) -> list[Finding]:
-    lake = configured_lake(settings)
-    if "://" in lake.uri:
-        lake = replace(lake, storage_options=_BOUNDED)
+    lake = configured_lake(settings, soon=True)
     there = [table for table in TABLES if lake.exists(table)]
     wrong = [finding for table in there if (finding := _table(lake, table)) is not None]
     if wrong:

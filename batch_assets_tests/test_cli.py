@@ -211,6 +211,8 @@ def test_a_lake_that_is_out_of_reach_is_a_problem_said_soon_and_in_plain_text(in
         monkeypatch.setenv(f"AWS_{name}", value)
     level, found = findings(invoke("doctor", "--json", LAKE="s3://nowhere/lake"))["tables"]
     assert (level, "check BATCH_ASSETS_LAKE" in found, "\x1b" in found) == ("problem", True, False)
+    result = invoke("status", LAKE="s3://nowhere/lake")
+    assert (result.exit_code, "127.0.0.1:9/nowhere" in result.stderr, "Traceback" in result.output) == (2, True, False)
 
 
 def test_the_doctor_sees_what_is_needed_of_the_hub(home, invoke):

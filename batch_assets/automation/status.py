@@ -123,7 +123,7 @@ def batches_in(instance: dg.DagsterInstance, settings: Settings, champion: int |
     """All batches that a table or Dagster knows, by name."""
     running, busy = busy_batches(instance, _AT_WORK), busy_batches(instance)
     failures = _failures(instance)
-    with tables_of(configured_lake(settings)) as there:
+    with tables_of(configured_lake(settings, soon=True)) as there:
         documents, rejected, output = there(PROD_DATA), there(PROD_DATA_REJECTED), there(BATCH_INFERENCE)
         answered, quality = there(AI_QUERY_INFERENCE), there(SUMMARY_QUALITY)
         unfinished = unfinished_batches(documents, output, answered, quality, busy) if failures else []
