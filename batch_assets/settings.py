@@ -154,6 +154,9 @@ class Settings(BaseSettings):
     samples: int = Field(3, ge=0, description="Rows of text shown in metadata and artifacts; 0 = none.")
     ui_port: int = Field(3000, ge=1, le=65535, description="Port of the Dagster UI.")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="Port of the MLflow UI.")
+    mlflow_ui: str | None = Field(
+        None, description="Address of the MLflow UI in links, where browsers know the tracking server by another one."
+    )
 
     mlflow_tracking_uri: str | None = Field(
         None, validation_alias="MLFLOW_TRACKING_URI", description="MLflow's store; default SQLite under <home>/mlflow."
@@ -209,6 +212,13 @@ class Settings(BaseSettings):
         if remote is not None and not re.fullmatch(r"sc://[^/\s]+(/.*)?", remote):
             raise ValueError("use sc://host:port")
         return remote
+
+    @field_validator("mlflow_ui")
+    @classmethod
+    def _page(cls, address: str | None) -> str | None:
+        if address is not None and not re.fullmatch(r"https?://[^\s@]+", address):
+            raise ValueError("use an http or https address without credentials")
+        return address
 
     @field_validator("select_by")
     @classmethod
@@ -287,18 +297,27 @@ class Settings(BaseSettings):
         return self.home / "mlflow" / "artifacts"
 
     @property
-    def mlflow_ui(self) -> str:
+    def has_tracking_server(self) -> bool:
+        """Whether somebody else serves the tracking store and its UI."""
+        return self.tracking_uri.startswith(("http://", "https://"))
+
+    @property
+    def mlflow_pages(self) -> str:
         """Address of the MLflow UI that links in metadata lead to."""
-        uri = self.mlflow_tracking_uri
-        if uri and uri.startswith(("http://", "https://")):
-            return redacted(uri.rstrip("/"))
+        if self.mlflow_ui is not None:
+            return self.mlflow_ui.rstrip("/")
+        return redacted(self.tracking_uri.rstrip("/")) if self.has_tracking_server else self.local_mlflow_ui
+
+    @property
+    def local_mlflow_ui(self) -> str:
+        """Address of the MLflow UI that ``batch-assets ui`` serves."""
         return f"http://127.0.0.1:{self.mlflow_port}"
 
     @property
-    def registry_ui(self) -> str | None:
+    def registry_pages(self) -> str | None:
         """Address of the MLflow UI that shows the registry; None where that is another store than a tracking server."""
         if self.registry_uri == self.tracking_uri:
-            return self.mlflow_ui
+            return self.mlflow_pages
         is_server = self.registry_uri.startswith(("http://", "https://"))
         return redacted(self.registry_uri.rstrip("/")) if is_server else None
 

@@ -36,8 +36,8 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
     for number in _ENDING:
         signal.signal(number, _interrupt)
     servers = {"Dagster": (_dagster(settings), f"http://127.0.0.1:{settings.ui_port}", "/server_info")}
-    if settings.mlflow_ui == f"http://127.0.0.1:{settings.mlflow_port}":
-        servers["MLflow"] = (_mlflow(settings), settings.mlflow_ui, "/health")
+    if not settings.has_tracking_server:
+        servers["MLflow"] = (_mlflow(settings), settings.local_mlflow_ui, "/health")
     processes: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name, (command, _, _) in servers.items():

@@ -48,6 +48,19 @@ def test_lengths_that_exclude_each_other_are_refused(monkeypatch):
         load_settings()
 
 
+def test_links_lead_to_the_ui_of_the_store_that_holds_what_they_show(monkeypatch):
+    local = load_settings()
+    assert (local.mlflow_pages, local.registry_pages) == ("http://127.0.0.1:5000",) * 2
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow:5000/")
+    assert (load_settings().mlflow_pages, load_settings().registry_pages) == ("http://mlflow:5000",) * 2
+    monkeypatch.setenv("BATCH_ASSETS_MLFLOW_UI", "https://mlflow.example.org/")
+    assert (load_settings().mlflow_pages, load_settings().registry_pages) == ("https://mlflow.example.org",) * 2
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://registry:5000")
+    assert load_settings().registry_pages == "http://registry:5000"
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "databricks-uc")
+    assert load_settings().registry_pages is None
+
+
 def test_neither_a_password_nor_a_token_in_an_address_is_shown():
     shown = redacted("at sc://server:443/;token=secret;user_id=me and http://me:secret@host/x; mend it")
     assert shown == "at sc://server:443/ and http://host/x; mend it"

@@ -49,7 +49,7 @@ def quality_report(
     scores, baseline = main_scores(registry.client, settings)
     compared, pairs = champion_against(registry.client, settings)
     champion = with_alias(registry.client, settings.registered_model, CHAMPION)
-    links = {"Dagster": f"http://127.0.0.1:{settings.ui_port}/assets/quality_report", "MLflow": settings.mlflow_ui}
+    links = {"Dagster": f"http://127.0.0.1:{settings.ui_port}/assets/quality_report", "MLflow": settings.mlflow_pages}
     version_page = None if champion is None else registry.version_page(champion.name, champion.number)
     if champion is not None and version_page is not None:
         links[f"version {champion.number}, the champion"] = version_page

@@ -124,7 +124,7 @@ def _summarize(settings: Settings, batches: list[str]) -> None:
             click.echo(f"table    {lake.table_uri(name)}")
     click.echo(f"MLflow   {redacted(settings.tracking_uri)}")
     click.echo(f"report   {settings.home / 'reports' / 'quality_report.html'}")
-    click.echo(f"UIs      make ui, then http://127.0.0.1:{settings.ui_port} and {settings.mlflow_ui}")
+    click.echo(f"UIs      make ui, then http://127.0.0.1:{settings.ui_port} and {settings.mlflow_pages}")
 
 
 def _figures(settings: Settings, batches: list[str]) -> list[dict[str, Any]]:

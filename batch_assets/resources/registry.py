@@ -24,16 +24,16 @@ class ModelRegistry:
     def run_page(self, run_id: str) -> str:
         """Page of a run."""
         experiment = experiment_id(self.client, self._settings)
-        return f"{self._settings.mlflow_ui}/#/experiments/{experiment}/runs/{run_id}"
+        return f"{self._settings.mlflow_pages}/#/experiments/{experiment}/runs/{run_id}"
 
     def model_page(self, run: ModelRun) -> str:
         """Page of a logged model."""
         experiment = experiment_id(self.client, self._settings)
-        return f"{self._settings.mlflow_ui}/#/experiments/{experiment}/models/{run.model_id}"
+        return f"{self._settings.mlflow_pages}/#/experiments/{experiment}/models/{run.model_id}"
 
     def version_page(self, name: str, number: int) -> str | None:
         """Page of a registered version; None where the registry has no page that is known here."""
-        ui = self._settings.registry_ui
+        ui = self._settings.registry_pages
         return None if ui is None else f"{ui}/#/models/{name}/versions/{number}"
 
     def version_link(self, name: str, number: int) -> dict[str, dg.MetadataValue]:
