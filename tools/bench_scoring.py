@@ -48,6 +48,8 @@ from batch_assets.sources.aclsum import ACLSumDataset
 from tools.spark_cluster import spark_cluster
 
 _INPUT_TOKENS, _OUTPUT_TOKENS, _BEAMS, _VOCABULARY = 512, 40, 4, 32_128
+# Documents that executors share: half a minute's work for two cores.
+_ROWS = 200
 
 
 ON_THIS_MACHINE = SparkResource(master="local[*,4]")
@@ -217,34 +219,34 @@ def executors(home: Path, runs: int) -> None:
     """A standalone cluster on this machine with one, two and four executors of a core each, against one process."""
     bench = Bench(home, runs, model=str(_t5_small(home / "t5")), min_length=_FORCED, max_length=_FORCED)
     model = bench.model(engine="ctranslate2", dtype="int8")
-    texts = _documents(400)
-    bench.land("r400", texts)
+    texts = _documents(_ROWS)
+    bench.land("executors", texts)
     _say(f"T5 of t5-small's shape, ctranslate2 int8, {os.cpu_count()} cores")
-    one = bench.time("one process, one thread", 400, lambda: _bare_ctranslate2(model, texts, 1))
-    best = bench.time("one process, all cores", 400, lambda: _bare_ctranslate2(model, texts))
+    one = bench.time("one process, one thread", _ROWS, lambda: _bare_ctranslate2(model, texts, 1))
+    best = bench.time("one process, all cores", _ROWS, lambda: _bare_ctranslate2(model, texts))
     settings = {"spark.driver.host": "127.0.0.1", "spark.ui.enabled": "false", "spark.executor.memory": "1g"}
     rates = {}
     for count in (1, 2, 4):
         with spark_cluster(home / f"cluster-{count}", workers=count, cores=1, memory="1g") as cluster:
             resource = SparkResource(master=cluster.url, config=settings)
-            rates[count] = bench.score(f"{count} executors", model, "r400", resource=resource)
+            rates[count] = bench.score(f"{count} executors", model, "executors", resource=resource)
             if count == 2:
-                empty = bench.score("  an engine of no time", model, "r400", resource=resource, load=Echo)
+                empty = bench.score("  an engine of no time", model, "executors", resource=resource, load=Echo)
         _say(f"  {rates[count] / one:.2f} times one thread, {rates[count] / best:.2f} of all cores in one process")
     output = bench.lake.open(BATCH_INFERENCE)
-    files = pa.Table.from_batches(list(output.read("r400")))
-    delta = bench.time("  Delta: stage and commit", 400, lambda: _replace(bench, files) and None)
-    dagster = bench.time("  Dagster: a run of a batch", 400, _empty_run)
-    whole = 400 / rates[2]
+    files = pa.Table.from_batches(list(output.read("executors")))
+    delta = bench.time("  Delta: stage and commit", _ROWS, lambda: _replace(bench, files) and None)
+    dagster = bench.time("  Dagster: a run of a batch", _ROWS, _empty_run)
+    whole = _ROWS / rates[2]
     _say(
-        f"  of {whole:.0f} s with two executors: Spark {(400 / empty - 400 / delta) / whole:.1%}, "
-        f"Delta {400 / delta / whole:.1%}; Dagster adds {400 / dagster / whole:.1%}"
+        f"  of {whole:.0f} s with two executors: Spark {(_ROWS / empty - _ROWS / delta) / whole:.1%}, "
+        f"Delta {_ROWS / delta / whole:.1%}; Dagster adds {_ROWS / dagster / whole:.1%}"
     )
 
 
 def _replace(bench: Bench, rows: pa.Table) -> int:
     output = bench.lake.open(BATCH_INFERENCE)
-    return output.replace("r400", stage([rows], output.staging_area("r400")), {})
+    return output.replace("executors", stage([rows], output.staging_area("executors")), {})
 
 
 def _empty_run() -> None:
