@@ -29,7 +29,7 @@ def texts(documents):
 
 def some(documents) -> list[str]:
     """Documents that take a small model a moment only; make proof has 200 whole ones."""
-    return [row["document"][:250] for row in documents[:10]]
+    return [row["document"][:250] for row in documents[:6]]
 
 
 def prepared(version_fixture, held_out, **changes) -> ScoringModel:
@@ -149,7 +149,7 @@ def test_openvino_in_float32_writes_what_the_reference_does(smollm2_version, doc
     assert len(differing) <= 1
 
 
-@pytest.mark.parametrize("fixture", VERSIONS)
+@pytest.mark.parametrize("fixture", ["t5_version", pytest.param("smollm2_version", marks=pytest.mark.proof)])
 def test_eight_bits_are_used_by_choice_only_and_their_cost_is_logged(request, fixture, held_out, texts):
     settings, client, version = request.getfixturevalue(fixture)
     model = prepared((settings, client, version), held_out, dtype="int8")

@@ -247,6 +247,7 @@ def test_a_new_champion_rescores_history_only_when_asked_to(own_graph):
     assert champion(client, own_graph.settings).number == 1
 
 
+@pytest.mark.proof
 def test_another_precision_or_engine_rescores_history_only_when_asked_to_and_only_once(own_graph):
     assert own_graph.run() == []
     before = own_graph.tables()
