@@ -344,8 +344,9 @@ def test_the_embedded_default_runs_with_one_request_a_row_counted_at_the_server(
         with passing_on_to(embedded.get("smollm2").base_url) as server:
             # Its conversion, which takes longest, is tested with the engines.
             small = {"limit": 3, "batch_rows": 2, "max_length": 8, "evaluation_rows": 2, "ai_query_limit": 1}
-            short = "parameters = { max_tokens = 16 }"
-            graph = Graph(home, server, engine="transformers", asking=short, **small)
+            # As patient as the embedded endpoint itself, which counts on machines that are busy or stand still.
+            patient = "timeout_seconds = 1800\ndeadline_seconds = 1800\nparameters = { max_tokens = 16 }"
+            graph = Graph(home, server, engine="transformers", asking=patient, **small)
             assert graph.run() == []
             assert len(server.requests) == 1 + 1
     finally:

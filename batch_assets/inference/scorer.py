@@ -245,7 +245,8 @@ def _completions(spark: "SparkSession", finished: FinishedWork) -> "DataFrame | 
                 for rows in reader(file["path"]):
                     yield rows.cast(COMPLETION_SCHEMA)
 
-    files = spark.createDataFrame(paths, "kind string, path string")
+    # As an Arrow table: Spark would start Python workers of another kind for a list.
+    files = spark.createDataFrame(pa.table({"kind": [kind for kind, _ in paths], "path": [path for _, path in paths]}))
     spread = files.repartition(min(len(paths), slots_of(spark)))
     made = spread.mapInArrow(read, _completion_type())
     # Of two completions of the same request, that with a text: a worker that was given up may still have finished.
