@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,8 @@ from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
+
+from tools.ports import free_port
 
 Reply = tuple[int, dict[str, str], bytes]
 
@@ -116,12 +117,6 @@ def passing_on_to(url: str) -> ChatServer:
         return answer.status_code, {"Content-Type": "application/json"}, answer.content
 
     return ChatServer(reply)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def serve(folder: Path, port: int, *options: str) -> subprocess.Popen[bytes]:

@@ -18,8 +18,8 @@ import pytest
 from batch_assets.cli import main
 from batch_assets.settings import variables
 from batch_assets_tests.docs_pages import ROOT, RUN, SHOWN, Block, anchors, blocks, links, pages
-from batch_assets_tests.servers import free_port
 from tools import reference_pages
+from tools.ports import free_port
 
 PAGES = pages()
 # A picture that is made in a browser.

@@ -78,7 +78,7 @@ def test_a_run_killed_at_any_moment_completes_with_the_same_tables(full_size, tm
 @pytest.fixture(scope="module")
 def dagster(full_size) -> Iterator[str]:
     """Address of the Dagster UI on the full-size state."""
-    from tools.screenshots import served
+    from tools.dagster_ui import served
 
     with served(environment(full_size)) as url:
         yield url

@@ -19,7 +19,8 @@ from batch_assets.automation.runs import ALIVE
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, PROD_DATA_REJECTED, SUMMARY_QUALITY
 from batch_assets_tests.conftest import BATCH_ASSETS, environment, write_json_lines
-from batch_assets_tests.servers import ChatServer, completion, free_port, serve, stop
+from batch_assets_tests.servers import ChatServer, completion, serve, stop
+from tools.ports import free_port
 
 pytestmark = pytest.mark.proof
 

@@ -20,7 +20,9 @@ from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY, Table
 from batch_assets.settings import PREFIX
 from batch_assets_tests.conftest import BATCH_ASSETS, environment, write_json_lines
-from batch_assets_tests.servers import ChatServer, completion, free_port
+from batch_assets_tests.servers import ChatServer, completion
+from tools.dagster_ui import graphql
+from tools.ports import free_port
 
 WHEN = {"landed_at", "scored_at", "created_at", "measured_at"}
 TABLES = (PROD_DATA, BATCH_INFERENCE, AI_QUERY_INFERENCE, SUMMARY_QUALITY)
@@ -247,12 +249,6 @@ def test_a_second_run_at_the_same_time_is_refused(tmp_path, environment_for):
     finally:
         first.kill()
         first.wait()
-
-
-def graphql(url: str, query: str, **variables) -> dict:
-    answer = httpx.post(f"{url}/graphql", json={"query": query, "variables": variables}, timeout=60)
-    answer.raise_for_status()
-    return answer.json()["data"]
 
 
 def append_row(lake: Lake) -> None:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from batch_assets_tests.conftest import environment
-from batch_assets_tests.servers import free_port
+from tools.ports import free_port
 
 _SERVER = """
 import http.server, signal, sys, time

@@ -2,56 +2,19 @@
 
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import httpx
 from playwright.sync_api import Page, expect, sync_playwright
+
+from tools.dagster_ui import graphql, served
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 _MILLISECONDS = 60_000
 _GRAPH, _METADATA = {"width": 1600, "height": 1000}, {"width": 1600, "height": 1240}
 # Dagster's own color is so pale that the edges would vanish where a page scales the picture down.
 _DARKER_EDGES = ":root, body, body * { --color-lineage-edge: #7b839a !important; }"
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def served(environment: Mapping[str, str]) -> Iterator[str]:
-    """Serve ``batch-assets ui`` on free ports: address of Dagster."""
-    port = free_port()
-    ports = {"BATCH_ASSETS_UI_PORT": str(port), "BATCH_ASSETS_MLFLOW_PORT": str(free_port())}
-    command = [sys.executable, "-m", "batch_assets", "ui"]
-    ui = subprocess.Popen(command, env={**environment, **ports}, stdout=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        while not _answers(url):
-            if ui.poll() is not None:
-                raise RuntimeError(f"the UI ended with status {ui.returncode}; its last lines are above")
-            time.sleep(0.5)
-        yield url
-    finally:
-        ui.terminate()
-        ui.wait(60)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/server_info", timeout=5).is_success
-    except httpx.TransportError:
-        return False
 
 
 @contextmanager
@@ -73,13 +36,6 @@ def opened(size: Mapping[str, int] = _GRAPH) -> Iterator[Page]:
             yield page
         finally:
             browser.close()
-
-
-def graphql(url: str, query: str, **variables: Any) -> Any:
-    """What Dagster answers to a query."""
-    answer = httpx.post(f"{url}/graphql", json={"query": query, "variables": variables}, timeout=60)
-    answer.raise_for_status()
-    return answer.json()["data"]
 
 
 def edges(url: str) -> set[tuple[str, str]]:

@@ -28,7 +28,6 @@ from batch_assets.assets.batch_inference import batch_inference
 from batch_assets.assets.champion_model import champion_model
 from batch_assets.assets.prod_data import prod_data
 from batch_assets.automation import look
-from batch_assets.automation.partitions import BATCHES
 from batch_assets.automation.runs import range_tags, register_batches
 from batch_assets.automation.sensors import sensors
 from batch_assets.automation.stale import input_of, stale_batches
@@ -43,6 +42,7 @@ from batch_assets.models.registry import Version
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.resources.spark import SparkResource
 from batch_assets.settings import Settings
+from tools.dagster_ui import asset_page, graphql, webserver
 
 ROWS, BYTES = 1000, 2048
 _MODEL = ScoringModel("echo", 1, "0" * 64, "", {}, None, "echo", "none", 0, device_map="cpu")
@@ -61,6 +61,7 @@ PER_LAKE = (
     "seconds of a tick with a new batch",
     "cursor bytes",
     "seconds of the asset page",
+    "seconds of the asset page again",
     "seconds of status",
 )
 
@@ -174,16 +175,16 @@ class Deployment:
 
         return _seconds(evaluate)
 
-    def asset_page(self) -> None:
-        """What Dagster's storage is asked for by the page of an asset: partitions, last materialization, its events."""
-        from dagster._core.storage.partition_status_cache import get_and_update_asset_status_cache_value
-
-        key = batch_inference.key
-        get_and_update_asset_status_cache_value(self._instance, key, BATCHES)
-        self._instance.get_asset_records([key])
-        self._instance.get_materialized_partitions(key)
-        self._instance.fetch_materializations(key, limit=100)
-        self._instance.get_dynamic_partitions(str(BATCHES.name))
+    def asset_page(self) -> dict[str, float]:
+        """Seconds of the page of ``batch_inference``: the first time, and when it is loaded again."""
+        key, batches = batch_inference.key.path[-1], self.lake.open(BATCH_INFERENCE).batches()
+        with webserver(self.settings) as url:
+            graphql(url, "{ assetNodes { id } }")  # loads the code, which belongs to no page
+            pages: list[int] = []
+            first, again = (_seconds(lambda: pages.append(asset_page(url, key, batches[-1]))) for _ in range(2))
+        if pages != [len(batches)] * 2:
+            raise RuntimeError(f"Dagster shows {pages} batches as materialized, but there are {len(batches)}")
+        return {"seconds of the asset page": first, "seconds of the asset page again": again}
 
     def measure(self) -> dict[str, float]:
         """Every figure at the size that the lake has now."""
@@ -214,7 +215,7 @@ class Deployment:
         figures["cursor bytes"] = float(len(self._cursor or ""))
         documents = self.lake.open(PROD_DATA)
         documents.replace("new", [], {})
-        figures["seconds of the asset page"] = _seconds(self.asset_page)
+        figures |= self.asset_page()
         figures["seconds of status"] = _seconds(lambda: status_of(self.settings))
         return figures
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import psutil
 
+from tools.ports import free_port
+
 _PATIENCE_SECONDS = 90
 
 
@@ -22,7 +24,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._processes: list[subprocess.Popen[bytes]] = []
-        port, self._ui_port = _free_port(), _free_port()
+        port, self._ui_port = free_port(), free_port()
         self.url = f"spark://127.0.0.1:{port}"
         self._start(
             "org.apache.spark.deploy.master.Master",
@@ -36,7 +38,7 @@ class Cluster:
         self._start(
             "org.apache.spark.deploy.worker.Worker",
             *("--host", "127.0.0.1", "--cores", str(cores), "--memory", memory, "--work-dir", str(work_dir)),
-            *("--webui-port", str(_free_port()), self.url),
+            *("--webui-port", str(free_port()), self.url),
         )
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while not self._alive() - before:
@@ -114,7 +116,7 @@ def connect_server(folder: Path, master: str) -> Iterator[str]:
 
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     folder.mkdir(parents=True, exist_ok=True)
-    home, port = Path(pyspark.__file__).parent, _free_port()
+    home, port = Path(pyspark.__file__).parent, free_port()
     settings = {
         "spark.ui.enabled": "false",
         "spark.driver.host": "127.0.0.1",
@@ -150,9 +152,3 @@ def _command(process: psutil.Process) -> list[str]:
         return list(process.cmdline())
     except psutil.NoSuchProcess:  # it has ended meanwhile
         return []
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
