@@ -36,5 +36,7 @@ def test_no_figure_grows_faster_than_its_work(home, record_property):
     last = figures[-1]
     assert last["seconds a batch, last tenth"] <= SLACK * last["seconds a batch, first tenth"]
     assert last["driver MiB"] <= figures[0]["driver MiB"] + 256
-    faster = {name: growth(figures, name) for name in PER_LAKE if growth(figures, name) > SLACK}
+    # A small lake has no checkpoint yet, and beside nothing any growth is without end.
+    grown = [name for name in PER_LAKE if figures[0][name]]
+    faster = {name: growth(figures, name) for name in grown if growth(figures, name) > SLACK}
     assert faster == {}

@@ -53,7 +53,8 @@ PER_BATCH = ("seconds a batch, last tenth", "driver MiB", "JVM MiB")
 PER_LAKE = (
     "data files",
     "commits",
-    "log MiB",
+    "commits MiB",
+    "checkpoint MiB",
     "seconds to open a table",
     "seconds of stale_batches",
     "seconds of the first tick",
@@ -200,7 +201,9 @@ class Deployment:
             "JVM MiB": sum(process.memory_info().rss for process in java) / 2**20,
             "data files": float(sum(len(list(place.glob("batch=*/*.parquet"))) for place in places)),
             "commits": float(sum(self.lake.open(table).version for table in tables)),
-            "log MiB": sum(file.stat().st_size for p in places for file in (p / "_delta_log").iterdir()) / 2**20,
+            "commits MiB": _mebibytes([path for place in places for path in place.glob("_delta_log/*.json")]),
+            # Upkeep removes all but the newest.
+            "checkpoint MiB": _mebibytes([max(p.glob("_delta_log/*.checkpoint*.parquet"), default=p) for p in places]),
             "seconds to open a table": _seconds(lambda: self.lake.open(BATCH_INFERENCE).files("none")),
             "seconds of stale_batches": _seconds(
                 lambda: stale_batches(self.lake.open(PROD_DATA), self.lake.open(BATCH_INFERENCE), frozenset())
@@ -218,6 +221,10 @@ class Deployment:
         figures |= self.asset_page()
         figures["seconds of status"] = _seconds(lambda: status_of(self.settings))
         return figures
+
+
+def _mebibytes(files: Sequence[Path]) -> float:
+    return sum(file.stat().st_size for file in files if file.is_file()) / 2**20
 
 
 def _seconds(work: Callable[[], object]) -> float:

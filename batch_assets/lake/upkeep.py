@@ -18,6 +18,8 @@ from batch_assets.lake.staging import stage
 from batch_assets.lake.storage import file_system
 
 TARGET_BYTES = 128 * 1024 * 1024
+# A reader opens a checkpoint within seconds of finding it; older versions are read from the commits.
+_CHECKPOINT_HOURS = 1
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def keep_up(
     table.check_writable()
     compacted, became = compact(table, report, target_bytes)
     table.checkpoint()
-    _remove_old_checkpoints(table, retention_hours)
+    _remove_old_checkpoints(table)
     return Upkeep(compacted, became, len(table.vacuum(retention_hours)))
 
 
@@ -81,8 +83,8 @@ def compact(table: Snapshot, report: Callable[[str], None], target_bytes: int = 
     return went, came
 
 
-def _remove_old_checkpoints(table: Snapshot, retention_hours: int) -> None:
-    """Remove checkpoints older than the retention but for the newest: each names every file of the table again.
+def _remove_old_checkpoints(table: Snapshot) -> None:
+    """Remove checkpoints of more than an hour ago but for the newest: each names every file of the table again.
 
     Nothing is removed where the log has lost its beginning: there, older versions rest on older checkpoints.
     """
@@ -92,7 +94,7 @@ def _remove_old_checkpoints(table: Snapshot, retention_hours: int) -> None:
     if f"{0:020d}.json" not in log or not checkpoints:
         return
     newest = max(checkpoints)[:20]
-    before = datetime.now(UTC) - timedelta(hours=retention_hours)
+    before = datetime.now(UTC) - timedelta(hours=_CHECKPOINT_HOURS)
     for name, info in checkpoints.items():
         if name[:20] != newest and info.mtime < before:
             with suppress(FileNotFoundError):  # somebody else is at it
