@@ -1,4 +1,4 @@
-"""Write docs/reference from the code itself: settings, tables, commands, errors. ``make docs`` runs it."""
+"""Write docs/reference from the code itself: settings, tables, commands, errors, models. ``make docs`` runs it."""
 
 import ast
 import re
@@ -11,6 +11,7 @@ import click
 from batch_assets.cli import main
 from batch_assets.errors import BatchAssetsError, ExitStatus
 from batch_assets.inference.contract import RowError
+from batch_assets.inference.model_files import DECODERS, ENCODER_DECODERS, TOKENIZERS
 from batch_assets.lake.tables import PARTITION, TABLES
 from batch_assets.settings import Settings, variables
 from batch_assets.sources.reasons import Reason
@@ -42,7 +43,25 @@ def pages() -> dict[str, str]:
         "tables.md": _tables(),
         "commands.md": _commands(),
         "errors.md": _errors(),
+        "models.md": _models(),
     }
+
+
+def _models() -> str:
+    lines = [
+        "# Models\n",
+        "A model folder is used only if its `config.json` names one of these model types and architectures.",
+        "Their configuration classes load no other configuration, so nothing in the folder can lead to code that",
+        "transformers would run. [Hub models](../how-to/hub_models.md) says what else is refused.\n",
+        _MADE,
+    ]
+    for title, types in (("Encoder-decoders", ENCODER_DECODERS), ("Decoder-only models", DECODERS)):
+        lines += [f"## {title}\n", "| `model_type` | `architectures` |", "|---|---|"]
+        lines += [f"| `{kind}` | {', '.join(f'`{name}`' for name in names)} |" for kind, names in types.items()]
+        lines.append("")
+    names = ", ".join(f"`{name}`" for name in sorted(TOKENIZERS))
+    lines += ["## Tokenizer classes\n", f"With or without the ending `Fast`: {names}."]
+    return _joined(lines)
 
 
 def _settings() -> str:

@@ -5,6 +5,7 @@ https://mlflow.org/docs/latest/api_reference/python_api/mlflow.pyfunc.html#mlflo
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pyarrow as pa
 from batch_assets.inference.completions import Completion, CompletionStore
 from batch_assets.inference.contract import ScoringModel
 from batch_assets.inference.encoding import texts_of
+from batch_assets.inference.model_files import check_mlflow_model
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -30,6 +32,9 @@ def score_with_spark_udf(
         missing: ``request_hash`` and ``document``.
         model: the version that writes.
         store: where finished completions go.
+
+    Raises:
+        BatchAssetsError: the model could run code, or is not supported.
     """
     import mlflow
     from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
@@ -63,6 +68,7 @@ def score_with_spark_udf(
             )
             yield pa.RecordBatch.from_pydict({"scored": [len(rows)]})
 
+    check_mlflow_model(Path(model.path))
     setting = "spark.sql.execution.arrow.maxRecordsPerBatch"
     before = str(spark.conf.get(setting))
     spark.conf.set(setting, _ROWS)

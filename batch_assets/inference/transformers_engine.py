@@ -7,6 +7,7 @@ what ``mlflow.pyfunc`` predicts for that document alone.
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from batch_assets.inference.contract import Generation, ScoringModel
 from batch_assets.inference.encoding import (
@@ -16,6 +17,7 @@ from batch_assets.inference.encoding import (
     input_limit,
     standalone_tokenizer,
 )
+from batch_assets.inference.model_files import check_mlflow_model
 from batch_assets.inference.quiet import quiet_transformers
 
 # Parameters of generation that look at the tokens before, those of a decoder-only model's prompt among them.
@@ -31,6 +33,9 @@ class TransformersEngine:
     Args:
         model: the version.
         threads: CPU threads to use.
+
+    Raises:
+        BatchAssetsError: the model could run code, or is not supported.
     """
 
     def __init__(self, model: ScoringModel, threads: int) -> None:
@@ -39,6 +44,7 @@ class TransformersEngine:
         from mlflow.transformers import load_model
 
         quiet_transformers()
+        check_mlflow_model(Path(model.path))
         torch.set_num_threads(threads)
         spread = model.device_map == "auto" and torch.cuda.is_available()
         MLFLOW_HUGGINGFACE_USE_DEVICE_MAP.set(spread)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from batch_assets.errors import BatchAssetsError
+from batch_assets.inference.model_files import ENCODER_DECODERS, check_model_folder
 from batch_assets.models import smollm2
 from batch_assets.models.task import Task
 from batch_assets.settings import EMBEDDED_MODEL, Settings
@@ -18,28 +19,32 @@ _PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.m
 # Of one parameter.
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
-# How transformers names architectures that generate text.
-_WRITERS = ("ForConditionalGeneration", "ForCausalLM", "LMHeadModel")
-
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in a local folder; ``origin`` says where it came from."""
+    """A checkpoint in a local folder; ``origin`` says where it came from.
+
+    Raises:
+        BatchAssetsError: the folder lacks a part, could run code, or has a model that is not supported.
+    """
 
     name: str
     folder: Path
     origin: str
 
+    def __post_init__(self) -> None:
+        check_model_folder(self.folder)
+
     @property
     def config(self) -> dict[str, Any]:
         """The model's config.json."""
-        config: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
+        config: dict[str, Any] = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         return config
 
     @property
     def is_encoder_decoder(self) -> bool:
         """Whether the model is an encoder-decoder (T5, BART) rather than decoder-only."""
-        return bool(self.config.get("is_encoder_decoder", False))
+        return self.config["model_type"] in ENCODER_DECODERS
 
     def pipeline_of(self, task: Task) -> str:
         """The transformers pipeline for a task that fits the architecture."""
@@ -55,10 +60,6 @@ class Checkpoint:
         return total.hexdigest()
 
 
-def _folder(model: str) -> Path:
-    return Path(os.path.expanduser(model)).resolve()  # noqa: PTH111 - Path.expanduser fails for an unknown user
-
-
 def _is_folder(model: str) -> bool:
     return model.startswith((".", "/", "~")) or Path(model).is_dir()
 
@@ -69,33 +70,25 @@ def is_on_hub(model: str) -> bool:
 
 
 def check_checkpoint(settings: Settings) -> None:
-    """Find out, without loading anything, whether the configured model can be had.
+    """Make sure, without loading weights, that the configured model is available and supported.
 
     Raises:
-        BatchAssetsError: it can't, and what to do.
+        BatchAssetsError: it isn't, and what to do.
     """
     model = settings.model
     if model == EMBEDDED_MODEL:
         smollm2.gguf_file()
-    elif _is_folder(model):
-        folder = _folder(model)
-        _check_folder(folder)
-        _check_tokenizer(folder)
-    else:
-        import huggingface_hub
-        from huggingface_hub.errors import LocalEntryNotFoundError
+        return
+    checkpoint = _on_this_machine(settings)
+    if checkpoint is not None:
+        _check_tokenizer(checkpoint)
+        return
+    import huggingface_hub
 
-        try:
-            huggingface_hub.snapshot_download(
-                model, cache_dir=_cache(settings), allow_patterns=_PATTERNS, local_files_only=True
-            )
-        except LocalEntryNotFoundError:
-            try:
-                huggingface_hub.model_info(model, timeout=20)
-            except (OSError, ValueError) as error:
-                raise _hub_error(model, error) from error
-        except (OSError, ValueError) as error:
-            raise _hub_error(model, error) from error
+    try:
+        huggingface_hub.model_info(model, timeout=20)
+    except (OSError, ValueError) as error:
+        raise _hub_error(model, error) from error
 
 
 def weight_bytes(settings: Settings) -> int | None:
@@ -107,52 +100,60 @@ def weight_bytes(settings: Settings) -> int | None:
     wanted = _BYTES[settings.dtype]
     if settings.model == EMBEDDED_MODEL:
         return smollm2.PARAMETERS * wanted
-    if _is_folder(settings.model):
-        folder = _folder(settings.model)
-    else:
-        import huggingface_hub
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
-        try:
-            cached = huggingface_hub.snapshot_download(
-                settings.model, cache_dir=_cache(settings), allow_patterns=_PATTERNS, local_files_only=True
-            )
-        except LocalEntryNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise _hub_error(settings.model, error) from error
-        folder = Path(cached)
-    _check_folder(folder)
-    config = Checkpoint(folder.name, folder, "").config
+    checkpoint = _on_this_machine(settings)
+    if checkpoint is None:
+        return None
+    config = checkpoint.config
     stored = _BYTES.get(str(config.get("dtype") or config.get("torch_dtype")), _BYTES["float32"])
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) * wanted // stored
+    return sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors")) * wanted // stored
 
 
 def load_checkpoint(settings: Settings) -> Checkpoint:
     """Get the configured checkpoint into a local folder.
 
     Raises:
-        BatchAssetsError: it can't be had, lacks a part, or wants to run code of its own.
+        BatchAssetsError: it isn't available, lacks a part, could run code, or is not supported.
     """
     model = settings.model
     if model == EMBEDDED_MODEL:
         folder = smollm2.prepare(settings.home / "checkpoints" / smollm2.NAME)
-        checkpoint = Checkpoint(smollm2.NAME, folder, smollm2.ORIGIN)
-    elif _is_folder(model):
-        folder = _folder(model)
-        checkpoint = Checkpoint(folder.name, folder, str(folder))
-    else:
-        import huggingface_hub
+        return Checkpoint(smollm2.NAME, folder, smollm2.ORIGIN)
+    if _is_folder(model):
+        return _local(model)
+    import huggingface_hub
 
-        try:
-            folder = Path(
-                huggingface_hub.snapshot_download(model, cache_dir=_cache(settings), allow_patterns=_PATTERNS)
-            )
-        except (OSError, ValueError) as error:
-            raise _hub_error(model, error) from error
-        checkpoint = Checkpoint(model, folder, f"https://huggingface.co/{model}")
-    _check_folder(checkpoint.folder)
-    return checkpoint
+    try:
+        fetched = huggingface_hub.snapshot_download(model, cache_dir=_cache(settings), allow_patterns=_PATTERNS)
+    except (OSError, ValueError) as error:
+        raise _hub_error(model, error) from error
+    return _from_hub(model, Path(fetched))
+
+
+def _local(model: str) -> Checkpoint:
+    folder = Path(os.path.expanduser(model)).resolve()  # noqa: PTH111 - Path.expanduser fails for an unknown user
+    return Checkpoint(folder.name, folder, str(folder))
+
+
+def _from_hub(model: str, folder: Path) -> Checkpoint:
+    return Checkpoint(model, folder, f"https://huggingface.co/{model}")
+
+
+def _on_this_machine(settings: Settings) -> Checkpoint | None:
+    """The configured folder, or the copy of a model of the hub; None where that was not downloaded yet."""
+    if _is_folder(settings.model):
+        return _local(settings.model)
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        cached = huggingface_hub.snapshot_download(
+            settings.model, cache_dir=_cache(settings), allow_patterns=_PATTERNS, local_files_only=True
+        )
+    except LocalEntryNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _hub_error(settings.model, error) from error
+    return _from_hub(settings.model, Path(cached))
 
 
 def _cache(settings: Settings) -> Path:
@@ -167,35 +168,10 @@ def _hub_error(model: str, error: Exception) -> BatchAssetsError:
     )
 
 
-def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise BatchAssetsError(f"BATCH_ASSETS_MODEL: there is no folder {folder}")
-    if not (folder / "config.json").is_file():
-        raise BatchAssetsError(f"the model folder {folder} has no config.json: save the model with save_pretrained()")
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise BatchAssetsError(f"{folder / 'config.json'} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise BatchAssetsError(f"{folder / 'config.json'} is no model configuration")
-    if not any(folder.glob("*.safetensors")):
-        raise BatchAssetsError(
-            f"the model folder {folder} has no safetensors weights (pickled ones are not read, they can run code): "
-            "save the model with save_pretrained(safe_serialization=True)"
-        )
-    architectures = config.get("architectures") or []
-    if architectures and not any(name.endswith(_WRITERS) for name in architectures):
-        raise BatchAssetsError(
-            f"the model in {folder} is a {', '.join(architectures)}, which writes no text: take an encoder-decoder or "
-            "a decoder-only model"
-        )
-    if "auto_map" in config:
-        raise BatchAssetsError(f"the model in {folder} wants to run code of its own, which is never allowed")
-
-
-def _check_tokenizer(folder: Path) -> None:
+def _check_tokenizer(checkpoint: Checkpoint) -> None:
     from transformers import AutoTokenizer
 
+    folder = checkpoint.folder
     try:
         AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:

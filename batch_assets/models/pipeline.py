@@ -1,9 +1,11 @@
 """From a checkpoint to a transformers pipeline, its prompt template and its generation parameters."""
 
+from pathlib import Path
 from typing import Any
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.inference.contract import ScoringModel
+from batch_assets.inference.model_files import check_mlflow_model
 from batch_assets.inference.quiet import quiet_transformers
 from batch_assets.models.checkpoint import Checkpoint
 from batch_assets.models.task import task_of
@@ -54,10 +56,15 @@ def build_pipeline(checkpoint: Checkpoint, settings: Settings) -> Any:
 
 
 def load_logged(model: ScoringModel) -> tuple[Any, Any]:
-    """Load a logged model: its pipeline, and the generation configuration that it writes by."""
+    """Load a logged model: its pipeline, and the generation configuration that it writes by.
+
+    Raises:
+        BatchAssetsError: the model could run code, or is not supported.
+    """
     import mlflow.transformers
 
     quiet_transformers()
+    check_mlflow_model(Path(model.path))
     pipeline = mlflow.transformers.load_model(model.path, return_type="pipeline")
     _, forward, _ = pipeline._sanitize_parameters(**model.parameters)
     wanted, _ = pipeline.model._prepare_generation_config(pipeline.generation_config, **forward)

@@ -10,6 +10,7 @@ from batch_assets.errors import BatchAssetsError
 from batch_assets.inference.contract import ScoringModel
 from batch_assets.inference.encoding import markup_of
 from batch_assets.inference.engines import TRANSFORMERS
+from batch_assets.inference.model_files import check_mlflow_model
 from batch_assets.models.engines import choose, goes_to_gpu, preparation, prepare
 from batch_assets.models.evaluation import evaluated
 from batch_assets.models.runs import DIGEST_TAG, ModelRun
@@ -137,10 +138,14 @@ def get_version(client: Any, settings: Settings, number: int) -> Version:
 
 
 def predict(version: Version, documents: list[str]) -> list[str]:
-    """Summaries of a few documents on this machine, as any user of the registry would get them."""
+    """Summaries of a few documents on this machine, as any user of the registry would get them.
+
+    Raises:
+        BatchAssetsError: the version could run code, or is not a model that is supported.
+    """
     import mlflow
 
-    model = mlflow.pyfunc.load_model(version.uri)
+    model = mlflow.pyfunc.load_model(str(_fetch(version.uri)))
     return [str(summary) for summary in model.predict(documents)]
 
 
@@ -207,12 +212,21 @@ def run_model(run: ModelRun, settings: Settings) -> ScoringModel:
     return _scoring_model(run.model_uri, run.model_id, 0, run.digest, settings)
 
 
+def _fetch(uri: str) -> Path:
+    """The local folder of a logged model, checked before anything loads it."""
+    import mlflow
+
+    folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri)).resolve()
+    check_mlflow_model(folder)
+    return folder
+
+
 def _scoring_model(uri: str, name: str, number: int, digest: str, settings: Settings) -> ScoringModel:
     """The model for the reference engine."""
     import mlflow
     from transformers import AutoTokenizer
 
-    path = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri)).resolve()
+    path = _fetch(uri)
     model = mlflow.models.Model.load(str(path))
     flavor = model.flavors["python_function"]
     template = (model.metadata or {}).get("prompt_template")
