@@ -3,14 +3,13 @@
 import dataclasses
 import importlib.metadata
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import pytest
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.inference.contract import Generation, ScoringModel, generate
 from batch_assets.inference.conversion import Conversion
-from batch_assets.inference.encoding import markup_of
+from batch_assets.inference.encoding import markup_in
 from batch_assets.inference.engines import load_engine
 from batch_assets.inference.transformers_engine import TransformersEngine
 from batch_assets.models import openvino_conversion
@@ -248,18 +247,31 @@ def test_markup_that_only_the_tokenizer_sees_is_an_error_of_its_row(t5_version, 
     assert generate(blind, ["some </s> text"])[0].text
 
 
-def test_whitespace_runs_and_the_unknown_token_are_no_markup():
-    added = [("<unk>", True), ("</s>", True), ("    ", True), ("<turn>", False), ("<other>", False)]
-    tokenizer = SimpleNamespace(
-        unk_token="<unk>",
-        added_tokens_decoder={
-            number: SimpleNamespace(content=content, special=special) for number, (content, special) in enumerate(added)
-        },
+def test_whitespace_runs_and_the_unknown_token_are_no_markup(tmp_path):
+    from tokenizers import AddedToken, Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"a": 0})), unk_token="<unk>", eos_token=AddedToken("</s>")
     )
-    assert markup_of(tokenizer, None) == ("</s>", "<other>", "<turn>")
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in ("    ", "<turn>", "<other>")])
+    tokenizer.save_pretrained(tmp_path)
+    assert markup_in(tmp_path, None) == ("</s>", "<other>", "<turn>")
     # Some models write theirs in plain text.
-    plain = markup_of(tokenizer, "[INST] <<SYS>>brief<</SYS>> {prompt} [/INST]")
+    plain = markup_in(tmp_path, "[INST] <<SYS>>brief<</SYS>> {prompt} [/INST]")
     assert set(plain) - {"</s>", "<other>", "<turn>"} == {"[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"}
+
+
+@pytest.mark.parametrize("fixture", VERSIONS)
+def test_the_markup_of_a_logged_model_is_what_transformers_takes_for_added_tokens(request, fixture):
+    from transformers import AutoTokenizer
+
+    settings, client, version = request.getfixturevalue(fixture)
+    model = scoring_model(client, version, settings)
+    tokenizer = AutoTokenizer.from_pretrained(f"{model.path}/components/tokenizer")
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()} - {tokenizer.unk_token}
+    assert set(model.markup) == {token for token in added if len(token.strip()) > 1}
+    assert model.markup
 
 
 @pytest.mark.parametrize("fixture", VERSIONS)

@@ -268,7 +268,7 @@ def test_the_contract_check_fails_where_a_column_has_another_type_and_passes_whe
 
 
 def test_spark_reads_a_version_some_columns_and_one_batch_without_opening_the_others(lake, spark, tmp_path):
-    from batch_assets.lake.deltars import read_batch
+    from batch_assets.lake.deltars import read_batch, register_deltars
 
     replace(lake, "a", ["one", "two"])
     replace(lake, "b", ["three"])
@@ -280,6 +280,7 @@ def test_spark_reads_a_version_some_columns_and_one_batch_without_opening_the_ot
     rows = read_batch(spark, first, "a").select("id", "batch", "landed_at").orderBy("id").collect()
     assert [(row["id"], row["batch"]) for row in rows] == [("0", "a"), ("1", "a")]
     assert rows[0]["landed_at"].astimezone(UTC) == NOW
+    register_deltars(spark)
     some = spark.read.format("deltars").option("columns", "document, batch").load(first.uri)
     assert some.columns == ["document", "batch"]
 

@@ -66,8 +66,8 @@ def batches(lake: Lake, table: Table) -> set[str]:
     [
         ({"MODLE": "x"}, "Did you mean BATCH_ASSETS_MODEL?"),
         ({"ENGINE": "warp"}, "BATCH_ASSETS_ENGINE='warp' can't be used"),
-        ({"MODEL": "./nowhere"}, "there is no folder"),
-        ({"MODEL": "~nobody-here/model"}, "there is no folder"),
+        ({"MODEL": "./nowhere"}, "there is no model folder"),
+        ({"MODEL": "~nobody-here/model"}, "there is no model folder"),
         ({"DATASET": "nowhere/*.csv"}, "no file of a data set matches"),
         ({"DATASET": "~nobody-here/x.csv"}, "no file of a data set matches"),
         ({"SPLIT": "dev"}, "has no split 'dev'"),

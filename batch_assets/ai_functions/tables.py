@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from batch_assets.ai_functions.requests import AiFunctionError
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.names import check_name
+from batch_assets.lake.snapshot import Snapshot
 from batch_assets.lake.tables import TABLES
 
 if TYPE_CHECKING:
@@ -174,10 +175,6 @@ def _view(spark: "SparkSession", lake: Lake, uri: str, name: str) -> str:
 
 
 def _read(spark: "SparkSession", lake: Lake, uri: str) -> "DataFrame":
-    from batch_assets.lake.deltars import register_deltars
+    from batch_assets.lake.deltars import read_table
 
-    register_deltars(spark)
-    reader = spark.read.format("deltars")
-    for key, value in lake.storage_options.items():
-        reader = reader.option(f"storage.{key}", value)
-    return reader.load(uri)
+    return read_table(spark, Snapshot.open(uri, lake.storage_options))

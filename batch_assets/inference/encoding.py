@@ -1,8 +1,10 @@
 """Documents to token ids and back, as the pipeline that was logged does it."""
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -125,12 +127,23 @@ def standalone_tokenizer(tokenizer: Any, is_encoder_decoder: bool) -> Tokenizer:
     return standalone
 
 
-def markup_of(tokenizer: Any, template: str | None) -> tuple[str, ...]:
-    """Texts that a tokenizer turns into tokens with a meaning of their own, such as ``<|im_end|>``."""
-    found = {token.content for token in tokenizer.added_tokens_decoder.values()}
+def markup_in(folder: Path, template: str | None) -> tuple[str, ...]:
+    """Texts that a saved tokenizer turns into tokens with a meaning of their own, such as ``<|im_end|>``.
+
+    It reads the files itself: importing transformers takes ten times as long.
+
+    Args:
+        folder: as the ``save_pretrained()`` of a fast tokenizer writes it.
+        template: of the prompt.
+    """
+    tokens = Tokenizer.from_file(str(folder / "tokenizer.json")).get_added_tokens_decoder().values()
+    found = {token.content for token in tokens}
     # Some models write the markup of their prompts in plain text: [INST], <<SYS>>.
     found |= set(_PLAIN_MARKUP.findall(template or ""))
-    return tuple(sorted(token for token in found - {tokenizer.unk_token} if len(token.strip()) > 1))
+    unknown = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("unk_token")
+    if isinstance(unknown, dict):  # with its settings
+        unknown = unknown["content"]
+    return tuple(sorted(token for token in found - {unknown} if len(token.strip()) > 1))
 
 
 def input_limit(tokenizer: Any, config: Any, template: str | None, max_new_tokens: int | None) -> int:

@@ -37,9 +37,13 @@ class Choice:
 
 def goes_to_gpu(settings: Settings) -> bool:
     """Whether models run on a GPU, as far as can be seen from here."""
+    if settings.device_map != "auto":
+        return settings.device_map != "cpu"
+    if importlib.metadata.version("torch").endswith("+cpu"):
+        return False  # known without the import, which takes seconds
     import torch
 
-    return settings.device_map not in ("auto", "cpu") or (settings.device_map == "auto" and torch.cuda.is_available())
+    return bool(torch.cuda.is_available())
 
 
 def prepare(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from batch_assets.inference.contract import Engine, Generation, generate
+from batch_assets.inference.contract import Engine, Generation
 from batch_assets.models.runs import ModelRun
 from batch_assets.models.samples import keep_samples
 from batch_assets.models.task import Task
@@ -131,12 +131,13 @@ def _failed(row: Mapping[str, Any]) -> bool:
 
 
 def _score(engine: Engine, documents: Sequence[Document], report: Callable[[str], None]) -> list[Generation]:
-    generations: list[Generation] = []
-    for start in range(0, len(documents), _REPORTED_DOCUMENTS):
-        part = documents[start : start + _REPORTED_DOCUMENTS]
-        generations += generate(engine, [item.document or "" for item in part])
-        report(f"evaluated {len(generations)} of {len(documents)} documents")
-    return generations
+    # All at once, so that the engine can put documents of like length together.
+    generations: dict[int, Generation] = {}
+    for place, generation in engine.stream([item.document or "" for item in documents]):
+        generations[place] = generation
+        if len(generations) % _REPORTED_DOCUMENTS == 0 or len(generations) == len(documents):
+            report(f"evaluated {len(generations)} of {len(documents)} documents")
+    return [generations[place] for place in range(len(documents))]
 
 
 def _figures(task: Task, documents: Sequence[Document], generations: Sequence[Generation]) -> list[dict[str, Any]]:

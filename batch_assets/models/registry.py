@@ -8,7 +8,7 @@ from typing import Any
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.inference.contract import ScoringModel
-from batch_assets.inference.encoding import markup_of
+from batch_assets.inference.encoding import markup_in
 from batch_assets.inference.engines import TRANSFORMERS
 from batch_assets.inference.model_files import check_mlflow_model
 from batch_assets.models.engines import choose, goes_to_gpu, preparation, prepare
@@ -224,14 +224,12 @@ def _fetch(uri: str) -> Path:
 def _scoring_model(uri: str, name: str, number: int, digest: str, settings: Settings) -> ScoringModel:
     """The model for the reference engine."""
     import mlflow
-    from transformers import AutoTokenizer
 
     path = _fetch(uri)
     model = mlflow.models.Model.load(str(path))
     flavor = model.flavors["python_function"]
     template = (model.metadata or {}).get("prompt_template")
     parameters = {key: value for key, value in (flavor.get("config") or {}).items() if key != "return_full_text"}
-    tokenizer = AutoTokenizer.from_pretrained(path / "components" / "tokenizer", trust_remote_code=False)
     return ScoringModel(
         name=name,
         version=number,
@@ -242,7 +240,7 @@ def _scoring_model(uri: str, name: str, number: int, digest: str, settings: Sett
         engine=TRANSFORMERS,
         dtype=settings.logged_dtype,
         seed=settings.seed,
-        markup=markup_of(tokenizer, template),
+        markup=markup_in(path / "components" / "tokenizer", template),
         device_map=settings.device_map,
         batch_tokens=settings.batch_tokens or (_GPU_BATCH_TOKENS if goes_to_gpu(settings) else _CPU_BATCH_TOKENS),
     )

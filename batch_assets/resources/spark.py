@@ -128,6 +128,10 @@ class SparkResource(dg.ConfigurableResource[Any]):
                 "spark.ui.enabled": "false",
                 "spark.driver.host": "127.0.0.1",
                 "spark.driver.bindAddress": "127.0.0.1",
+                "spark.python.daemon.module": "batch_assets.resources.python_daemon",
+                # The JVM starts in half the time: most of it is over before the second compiler would pay off, and
+                # the work itself is Python's.
+                "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
                 # A batch is small; 200 shuffle tasks would cost more than the work.
                 "spark.sql.shuffle.partitions": "4",
                 "spark.sql.warehouse.dir": str(Path(tempfile.gettempdir()) / "batch_assets_warehouse"),

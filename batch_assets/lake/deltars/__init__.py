@@ -3,7 +3,7 @@
 docs/deltars.md lists its options.
 """
 
-from batch_assets.lake.deltars.frames import read_batch, stage_frame
+from batch_assets.lake.deltars.frames import read_batch, read_table, stage_frame
 from batch_assets.lake.deltars.source import register_deltars
 
-__all__ = ["read_batch", "register_deltars", "stage_frame"]
+__all__ = ["read_batch", "read_table", "register_deltars", "stage_frame"]
