@@ -72,9 +72,7 @@ def install(tmp_path):
         for folder, status in ((programs, uv_status), (environment, 0)):
             (folder / "uv").write_text(UV.format(name=folder.name, status=status))
             (folder / "uv").chmod(0o755)
-        kept = {
-            key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "UV_", "SSL_", "XDG_"))
-        }
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "UV_", "SSL_", "XDG_"))}
         env = {
             **kept,
             "PATH": os.pathsep.join([str(programs), "/usr/bin", "/bin"]),
