@@ -11,16 +11,23 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 from pyspark.sql import Row
 
 from batch_assets.ai_functions.endpoints import Endpoint
-from batch_assets.ai_functions.requests import AiFunctionError
+from batch_assets.ai_functions.requests import AiFunctionError, Request
 from batch_assets.ai_functions.sql import ai_sql, endpoints_of
+from batch_assets.ai_functions.statement import answer_batch
+from batch_assets.assets.ai_query_inference import STATEMENT
+from batch_assets.lake.counts import Counts
+from batch_assets.lake.staging import stage
+from batch_assets.lake.tables import AI_QUERY_INFERENCE, PROD_DATA
 from batch_assets_tests.conftest import BATCH_ASSETS, environment
 from batch_assets_tests.servers import ChatServer, Reply, completion
 
@@ -238,6 +245,36 @@ def test_a_statement_that_cannot_be_run_says_why_before_anything_is_asked(spark,
     with pytest.raises(AiFunctionError, match=message):
         ai_sql(spark, query)
     assert not server.requests
+
+
+def test_a_batch_asks_nothing_for_documents_without_text_whatever_was_answered_before(spark, server, lake):
+    no_text = "the document has no text"
+    asked = [f"text {number}" for number in range(3)]
+    documents = dict(enumerate([None, "", " \t\n", *asked, "\u200b\u200d", "\ufeff", "\u2800", "."]))
+
+    def write(table, rows: list[dict]) -> None:
+        snapshot = lake.open(table)
+        written = pa.Table.from_pylist(rows, schema=table.file_schema)
+        snapshot.replace("a", stage([written], snapshot.staging_area("a")), {})
+
+    now = datetime.now(UTC)
+    write(PROD_DATA, [{"id": str(n), "document": text, "landed_at": now} for n, text in documents.items()])
+    # An earlier release asked for the empty document too.
+    prompt = STATEMENT.split("CONCAT('")[1].split("'")[0]
+    old = [{"id": "0", "endpoint": "e"}]
+    for number, said in ((1, "invented"), (3, "0")):
+        request_hash = Request(prompt + documents[number]).hash(endpoint(server))
+        old.append({"id": str(number), "endpoint": "e", "generated_summary": said, "request_hash": request_hash})
+    write(AI_QUERY_INFERENCE, old)
+    statement = STATEMENT.format(endpoint="e", batch="a", limit="\n  LIMIT 9")
+    output, one = lake.open(AI_QUERY_INFERENCE), endpoint(server)
+    answered = answer_batch(spark, lake, lake.open(PROD_DATA), output, "a", one, statement, 9, {}, print)
+    assert answered.counts == Counts(summaries=3, errors=0, no_text=6)
+    rows = [row for part in lake.open(AI_QUERY_INFERENCE).read("a") for row in part.to_pylist()]
+    assert {int(row["id"]): (row["generated_summary"], row["error_message"]) for row in rows} == {
+        n: (text[-1], None) if text in asked else (None, no_text) for n, text in documents.items() if n < 9
+    }
+    assert sorted(server.prompts) == [prompt + text for text in asked[1:]]
 
 
 def test_plain_spark_sql_has_the_functions_too_and_names_ai_sql_where_it_cannot_honour_a_call(spark, server, functions):

@@ -76,10 +76,11 @@ class Deployment:
         written = pa.Table.from_pylist(texts, schema=PROD_DATA.file_schema)
         table.replace(batch, stage([written], table.staging_area(batch)), {"documents": rows})
 
-    def score(self, batch: str, rows: int = 0) -> None:
+    def score(self, batch: str, rows: int = 0, no_text: int = 0) -> None:
         documents, output = self.lake.open(PROD_DATA), self.lake.open(BATCH_INFERENCE)
-        texts = [{"id": str(n), "generated_summary": "short"} for n in range(rows)]
-        written = [pa.Table.from_pylist(texts, schema=BATCH_INFERENCE.file_schema)] if rows else []
+        texts = [{"id": str(n), "generated_summary": "short", "request_hash": str(n)} for n in range(rows)]
+        texts += [{"id": f"no text {n}", "error_message": "the document has no text"} for n in range(no_text)]
+        written = [pa.Table.from_pylist(texts, schema=BATCH_INFERENCE.file_schema)] if texts else []
         staged = stage(written, output.staging_area(batch))
         output.replace(batch, staged, {**input_of(documents, batch), "model_version": self.champion})
 

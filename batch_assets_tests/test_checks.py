@@ -93,12 +93,16 @@ def test_thresholds_are_settings(home):
 
 def test_errors_of_documents_are_told_from_an_outage(tables):
     messages = [f"[X] the endpoint e {NO_ANSWER} 5 seconds: HTTP status 503", "[X] HTTP status 400: too long"]
-    tables.write(AI_QUERY_INFERENCE, "a", [{"id": str(n), "error_message": text} for n, text in enumerate(messages)])
+    rows = [{"id": str(n), "error_message": text, "request_hash": text} for n, text in enumerate(messages)]
+    # A document without text is no failure.
+    rows += [{"id": "no text", "error_message": "the document has no text"}]
+    tables.write(AI_QUERY_INFERENCE, "a", rows)
     tables.measured("a", AI_QUERY_INFERENCE, errors=2)
-    ((batch, said),) = tables.check("error_rate").metadata["batches"].value.items()
+    result = tables.check("error_rate")
+    ((batch, said),) = result.metadata["batches"].value.items()
     assert batch == "a (ai_query_inference)"
-    assert "an outage of the endpoint (1)" in said
-    assert "the documents (1)" in said
+    assert said.endswith("because of an outage of the endpoint (1), the documents (1)")
+    assert result.metadata["no_text"].value == {"m4_1_batch_inference": 0, "ai_query_inference": 1}
 
 
 def test_rows_with_errors_count_though_they_name_another_model_than_the_answers(tables):

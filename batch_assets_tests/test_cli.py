@@ -288,8 +288,9 @@ def test_the_status_tells_the_state_of_every_batch(home, deployment, invoke):
     for batch in ("bad", "done", "half", "late", "mended", "new", "old", "queued", "worked"):
         deployment.land(batch)
     register_batches(instance, [*deployment.lake.open(PROD_DATA).batches(), "awaited", "emptied"])
-    for batch in ("done", "late", "old"):
+    for batch in ("done", "late"):
         deployment.score(batch, rows=2)
+    deployment.score("old", rows=1, no_text=1)
     deployment.land("old", rows=3)
     add_run(instance, "r0", ["half"], dg.DagsterRunStatus.FAILURE)
     deployment.score("half", rows=2)
@@ -315,13 +316,20 @@ def test_the_status_tells_the_state_of_every_batch(home, deployment, invoke):
         "empty": 2, "failed": 3, "landed": 1, "queued": 1, "running": 1, "scored": 2, "stale": 1,
     }  # fmt: skip
     old = next(one for one in found["batches"] if one["batch"] == "old")
-    assert [old[key] for key in ("documents", "rejected", "summaries", "errors", "model_version")] == [3, 0, 2, 0, 1]
+    figures = ("documents", "rejected", "summaries", "errors", "no_text", "model_version")
+    assert [old[key] for key in figures] == [3, 0, 1, 0, 1, 1]
     runs = [(run["run_id"], run["status"], run["batches"]) for run in found["runs"]]
     assert runs[0] == ("r4", "STARTED", ["worked"])
     assert runs[3] == ("r1", "FAILURE", ["late", "mended"])
     plain = invoke("status").stdout
-    assert re.search(r"^old +stale +3 +0 +2 +0 +1 +\d{4}-", plain, re.MULTILINE)
+    assert re.search(r"^old +stale +3 +0 +1 +0 +1 +1 +\d{4}-", plain, re.MULTILINE)
     assert plain.isascii()
+
+
+def test_a_text_without_text_is_not_tried(home, invoke):
+    result = invoke("try", " \u200b\n")
+    assert (result.exit_code, result.stderr) == (2, "batch-assets: the document has no text\n")
+    assert not home.exists()
 
 
 def test_the_status_names_the_champion_its_score_and_since_when(deployment, invoke):

@@ -22,6 +22,7 @@ from batch_assets_tests.conftest import settings_for, write_csv, write_json_line
 from batch_assets_tests.servers import ChatServer, completion, passing_on_to
 
 WHEN = {"landed_at", "scored_at", "created_at", "measured_at"}
+NO_TEXT = {"null", "no text 0", "no text 1"}
 TABLES = (PROD_DATA, BATCH_INFERENCE, AI_QUERY_INFERENCE, SUMMARY_QUALITY)
 
 
@@ -85,8 +86,9 @@ def server():
 
 @pytest.fixture
 def data(tmp_path, documents):
-    """Three files of XSum's columns: CSV, JSON Lines with a null and a broken record, and Parquet."""
+    """Three files of XSum's columns: CSV, JSON Lines with no text and a broken record, and Parquet."""
     odd = [documents[4], {"id": "null", "document": None, "summary": "x"}, {**documents[4], "id": "same text"}]
+    odd += [{"id": f"no text {n}", "document": text, "summary": "x"} for n, text in enumerate(("", "\u200b \ufeff"))]
     path = write_json_lines(tmp_path / "data" / "b.jsonl", odd)
     with path.open("a") as file:
         file.write("{broken\n")
@@ -114,14 +116,15 @@ def own_graph(home, server, data, t5_folder, spark):
 def test_the_graph_runs_end_to_end_on_local_files_with_a_local_encoder_decoder(graph, documents):
     assert graph.run() == []
     scored = {batch: graph.rows(BATCH_INFERENCE, batch) for batch in ("a", "b", "c")}
-    assert {batch: len(rows) for batch, rows in scored.items()} == {"a": 4, "b": 3, "c": 12}
+    assert {batch: len(rows) for batch, rows in scored.items()} == {"a": 4, "b": 5, "c": 12}
     originals = {row["id"]: row for row in documents}
     for row in [row for rows in scored.values() for row in rows]:
         assert (row["model_name"], row["model_version"]) == ("main.default.summarizer", 1)
-        assert row["error_message"] is None
-        if row["id"] == "null":
-            assert (row["document"], row["generated_summary"], row["request_hash"]) == (None, None, None)
+        if row["id"] in NO_TEXT:
+            assert (row["generated_summary"], row["request_hash"]) == (None, None)
+            assert row["error_message"] == "the document has no text"
             continue
+        assert row["error_message"] is None
         assert row["generated_summary"]
         assert 19 <= row["output_tokens"] <= 40
         if row["id"] in originals:
@@ -129,13 +132,14 @@ def test_the_graph_runs_end_to_end_on_local_files_with_a_local_encoder_decoder(g
                 originals[row["id"]]["document"],
                 originals[row["id"]]["summary"],
             )
-    same = [row for row in scored["b"] if row["id"] != "null"]
+    same = [row for row in scored["b"] if row["id"] not in NO_TEXT]
     assert same[0]["generated_summary"] == same[1]["generated_summary"]
     shown = graph.metadata("batch_inference", "b")
-    assert {name: shown[name] for name in ("rows_scored", "rows_reused", "errors", "alias")} == {
+    assert {name: shown[name] for name in ("rows_scored", "rows_reused", "errors", "no_text", "alias")} == {
         "rows_scored": 1,
-        "rows_reused": 2,
+        "rows_reused": 1,
         "errors": 0,
+        "no_text": 3,
         "alias": "champion",
     }
     assert shown["output_tokens"] == sum(row["output_tokens"] or 0 for row in scored["b"])
@@ -145,13 +149,25 @@ def test_the_graph_runs_end_to_end_on_local_files_with_a_local_encoder_decoder(g
 
     # the talk's prompt, the first ten rows of each batch by id, one request for each different document
     answered = {batch: graph.rows(AI_QUERY_INFERENCE, batch) for batch in ("a", "b", "c")}
-    assert {batch: len(rows) for batch, rows in answered.items()} == {"a": 4, "b": 3, "c": 10}
+    assert {batch: len(rows) for batch, rows in answered.items()} == {"a": 4, "b": 5, "c": 10}
     assert {row["id"] for row in answered["c"]} == set(sorted(row["id"] for row in documents[5:17])[:10])
     asked = [originals[row["id"]]["document"] for rows in answered.values() for row in rows if row["id"] in originals]
     prompt = "Based on the following document, provide a summary in less than 100 words. Document: "
     assert sorted(graph.server.prompts) == sorted(prompt + text for text in asked)
+    for row in answered["b"]:
+        error = "the document has no text" if row["id"] in NO_TEXT else None
+        assert (row["error_message"], row["generated_summary"] is None) == (error, error is not None)
+    shown = graph.metadata("ai_query_inference", "b")
+    assert {name: shown[name] for name in ("requests", "summaries", "errors", "no_text")} == {
+        "requests": 1,
+        "summaries": 2,
+        "errors": 0,
+        "no_text": 3,
+    }
     assert {row["model"] for row in answered["a"]} == {"said-by-server"}
 
+    for row in graph.rows(SUMMARY_QUALITY, "b"):
+        assert [row[name] for name in ("documents", "summaries", "errors")] == [2, 2, 0]
     quality = {row["table_name"]: row for row in graph.rows(SUMMARY_QUALITY, "c")}
     assert quality["m4_1_batch_inference"]["documents"] == 12
     assert quality["ai_query_inference"]["documents"] == 10
@@ -163,6 +179,7 @@ def test_the_graph_runs_end_to_end_on_local_files_with_a_local_encoder_decoder(g
     assert {one["id"] for one in best} <= originals.keys()
     report = (graph.settings.home / "reports" / "quality_report.html").read_text()
     assert report.count("<svg") >= 4
+    assert "3 in m4_1_batch_inference, 3 in ai_query_inference." in report
     assert originals[best[0]["id"]]["document"][:200].split("<")[0].split("'")[0] in report
     for outside in ("src=", "<script", "@import", "url("):
         assert outside not in report.replace("url(#", "")

@@ -1,10 +1,12 @@
 import html
+from datetime import UTC, datetime
 
 import pytest
 
 from batch_assets.assets._tables import markdown_sample
 from batch_assets.quality import plots
-from batch_assets.quality.measures import measure
+from batch_assets.quality.batches import measure_batch
+from batch_assets.quality.measures import measure, per_document
 from batch_assets.quality.report import markdown, totals
 from batch_assets.quality.rouge import lead, mean_rouge, rouge
 
@@ -42,6 +44,31 @@ def test_reference_free_measures_by_hand():
     assert measured.repetition == 0
     assert measure("x", "go go go go go").repetition == pytest.approx(2 / 3)
     assert measure("x", " ... ") is None
+
+
+def test_a_reference_without_text_is_none():
+    figures = per_document("the cat sat", "\u200b ", "the cat")
+    assert (figures["rouge1"], figures["lead_rouge1"], figures["words"]) == (None, None, 2)
+
+
+def test_documents_without_text_count_nowhere_and_summaries_without_text_are_empty(spark):
+    names = ("id", "document", "summary", "generated_summary", "error_message", "finish_reason", "input_truncated")
+    rows = [
+        ("1", "a document", "a document", "a document", None, "stop", "false"),
+        ("2", "a document", None, "\u200b ", None, "length", "true"),
+        ("3", "a document", None, None, "RuntimeError: x", None, None),
+        ("4", None, None, None, "the document has no text", None, None),
+        ("5", None, None, None, None, None, None),  # as earlier releases wrote it
+        ("6", "\ufeff", "x", "invented", None, "length", "true"),  # as earlier releases wrote it
+    ]
+    schema = ", ".join(f"{name} string" for name in (*names, "model_name", "model_version"))
+    frame = spark.createDataFrame([(*row, "m", "1") for row in rows], schema)
+    (row,) = measure_batch("a", "t", frame, datetime.now(UTC))
+    counted = ("documents", "summaries", "errors", "empty", "cut", "truncated", "references")
+    assert {name: row[name] for name in counted} == {
+        "documents": 3, "summaries": 2, "errors": 1, "empty": 1, "cut": 1, "truncated": 1, "references": 1,
+    }  # fmt: skip
+    assert row["rouge1"] == 1
 
 
 def test_totals_weigh_means_by_what_they_were_taken_over():

@@ -22,6 +22,7 @@ from batch_assets.inference.completions import Completion, CompletionStore, swee
 from batch_assets.inference.contract import Generation, generate
 from batch_assets.inference.engines import load_engine
 from batch_assets.inference.scorer import score_batch
+from batch_assets.lake.counts import Counts
 from batch_assets.lake.staging import stage
 from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
 from batch_assets.models.registry import scoring_model
@@ -61,21 +62,80 @@ def texts(documents, count):
     return [row["document"] for row in documents[:count]]
 
 
-def test_equal_documents_are_scored_once_and_null_ones_never(spark, lake, t5, documents):
+NO_TEXT = [None, "", " \t\n", "\u200b\u200d", "\ufeff", "\u2800"]
+
+
+def test_equal_documents_are_scored_once_and_documents_without_text_never(spark, lake, t5, documents):
     first, second = texts(documents, 2)
-    land(lake, "a", [first, None, second, first, "", first])
+    land(lake, "a", [first, None, second, first, ".", first])
     scored = score(spark, lake, "a", t5)
-    assert (scored.rows, scored.scored, scored.errors) == (6, 3, 0)
+    assert (scored.rows, scored.scored, scored.counts) == (6, 3, Counts(summaries=5, errors=0, no_text=1))
     found = rows(lake, "a")
     assert found[0]["generated_summary"] == found[3]["generated_summary"] == found[5]["generated_summary"]
     null = found[1]
-    assert {null[name] for name in ("generated_summary", "error_message", "request_hash", "finish_reason")} == {None}
+    assert {null[name] for name in ("generated_summary", "request_hash", "finish_reason", "input_tokens")} == {None}
+    assert null["error_message"] == "the document has no text"
     assert (null["model_name"], null["model_version"]) == (t5.name, t5.version)
     engine = load_engine(t5, 2)
     assert [found[0]["generated_summary"], found[2]["generated_summary"]] == [
         generation.text for generation in generate(engine, [first, second])
     ]
     assert not list((Path(lake.uri) / "_completions").rglob("*.parquet"))
+
+
+def test_a_document_without_text_reaches_no_engine_and_gets_its_error_whatever_was_written_before(
+    spark, lake, t5, tmp_path
+):
+    model, given = score_model_of_its_own(t5), tmp_path / "given"
+    given.mkdir()
+
+    class Recording:
+        """Leaves a file for each document that it is given."""
+
+        def __init__(self, model, threads):
+            pass
+
+        def stream(self, documents, batch_tokens=None):
+            for place, document in enumerate(documents):
+                (given / uuid.uuid4().hex).write_text(document)
+                yield place, Generation(text=f"about {document}", finish_reason="stop")
+
+    # Earlier releases scored an empty document too: one summary is committed, others wait from a run that was killed.
+    land(lake, "a", [*NO_TEXT, ".", "0"])
+    now = datetime.now(UTC)
+    old = [{"id": "0000", "landed_at": now}]
+    for number, text, said in ((1, "", "invented"), (6, ".", "about .")):
+        made = {"generated_summary": said, "request_hash": model.request_hash(text)}
+        old.append({"id": f"{number:04}", "document": text, "landed_at": now, **made})
+    output = lake.open(BATCH_INFERENCE)
+    table = pa.Table.from_pylist(old, schema=BATCH_INFERENCE.file_schema)
+    output.replace("a", stage([table], output.staging_area("a")), {})
+    waiting = [Completion(model.request_hash(text), "invented", *[None] * 7, now) for text in ("", "\ufeff")]
+    CompletionStore.of(lake, BATCH_INFERENCE, "a", model.fingerprint).write(waiting)
+
+    scored = score(spark, lake, "a", model, load=Recording)
+    assert scored.counts == Counts(summaries=2, errors=0, no_text=6)
+    found = [(row["generated_summary"], row["error_message"]) for row in rows(lake, "a")]
+    assert found == [(None, "the document has no text")] * 6 + [("about .", None), ("about 0", None)]
+    land(lake, "b", NO_TEXT)
+    scored = score(spark, lake, "b", model, load=Recording)
+    assert (scored.rows, scored.scored, scored.workers) == (6, 0, None)
+    assert [row["error_message"] for row in rows(lake, "b")] == ["the document has no text"] * 6
+    assert [file.read_text() for file in given.iterdir()] == ["0"]
+
+
+def test_rows_with_neither_a_summary_nor_an_error_are_not_committed(spark, lake, t5):
+    class Silent:
+        def __init__(self, model, threads):
+            pass
+
+        def stream(self, documents, batch_tokens=None):
+            return ((place, Generation(text=None)) for place in range(len(documents)))
+
+    land(lake, "a", ["x", None])
+    with pytest.raises(BatchAssetsError, match="batch a: 1 rows have neither a summary nor an error"):
+        score(spark, lake, "a", score_model_of_its_own(t5), load=Silent)
+    assert rows(lake, "a") == []
 
 
 def test_a_second_time_nothing_is_scored_and_only_what_is_new_after_a_change(spark, lake, t5, documents):
@@ -137,7 +197,7 @@ def test_rows_that_kill_their_worker_are_found_and_the_rest_completes(spark, lak
     some = texts(documents, 8)
     land(lake, "a", [*some, *[f"deadly {number}" for number in range(deadly)]])
     scored = score(spark, lake, "a", score_model_of_its_own(t5), load=by_value(Deadly))
-    assert (scored.rows, scored.errors) == (8 + deadly, deadly)
+    assert (scored.rows, scored.counts.errors) == (8 + deadly, deadly)
     found = rows(lake, "a")
     expected = generate(load_engine(t5, 2), some)
     assert [row["generated_summary"] for row in found[:8]] == [generation.text for generation in expected]
@@ -220,7 +280,7 @@ def test_finished_completions_are_not_made_again_and_old_signs_accuse_nobody(spa
     old.join()
     assert store.tried("oldjob") == {t5.request_hash(some[1]): 1}
     scored = score(spark, lake, "a", t5)
-    assert (scored.scored, scored.errors) == (3, 0)
+    assert (scored.scored, scored.counts.errors) == (3, 0)
     assert rows(lake, "a")[0]["generated_summary"] == "made before the kill"
     assert store._all_paths(store._files()) == []
 
@@ -265,10 +325,11 @@ def test_a_sign_is_taken_back_unless_the_process_dies(lake):
 def test_the_stock_spark_udf_is_an_engine_and_writes_the_same(spark, lake, t5_version, documents):
     settings, client, version = t5_version
     stock = scoring_model(client, version, settings.model_copy(update={"engine": "mlflow"}))
-    land(lake, "a", [*texts(documents, 4), None, "", documents[0]["document"]])
+    land(lake, "a", [*texts(documents, 4), None, "", "\ufeff", documents[0]["document"]])
     scored = score(spark, lake, "a", stock)
-    assert (scored.rows, scored.scored, scored.errors) == (7, 5, 0)
+    assert (scored.rows, scored.scored, scored.counts) == (8, 4, Counts(summaries=5, errors=0, no_text=3))
     found = rows(lake, "a")
+    assert {row["error_message"] for row in found[4:7]} == {"the document has no text"}
     reference = scoring_model(client, version, settings.model_copy(update={"engine": "transformers"}))
     expected = generate(load_engine(reference, 2), texts(documents, 4))
     assert [row["generated_summary"] for row in found[:4]] == [generation.text for generation in expected]
@@ -330,10 +391,10 @@ def test_rows_that_always_fail_do_not_keep_others_from_being_committed(spark, la
     model = score_model_of_its_own(t5)
     bad = [f"bad {number}" for number in range(6)]
     land(lake, "a", [*texts(documents, 4), *bad])
-    assert score(spark, lake, "a", model, load=Picky).errors == 6
+    assert score(spark, lake, "a", model, load=Picky).counts.errors == 6
     land(lake, "a", [*texts(documents, 3), *bad])
     again = score(spark, lake, "a", model, load=Picky)
-    assert (again.rows, again.scored, again.errors) == (9, 6, 6)
+    assert (again.rows, again.scored, again.counts.errors) == (9, 6, 6)
 
 
 def test_progress_says_what_is_left_and_who_works(spark, lake, t5, documents):

@@ -44,6 +44,13 @@ def test_evaluated_documents_are_never_scored_ones(home):
         assert not scored & {document.id for document in evaluation_dataset(settings).held_out(25)}
 
 
+def test_a_held_out_document_has_a_text_and_a_summary(tmp_path):
+    texts = [("", "s"), (None, "s"), ("\u200b\ufeff", "s"), ("d", " \u200b"), ("d", ""), ("d", None), (".", "s")]
+    rows = [{"id": str(n), "document": text, "summary": summary} for n, (text, summary) in enumerate(texts)]
+    dataset = FileDataset(str(write_json_lines(tmp_path / "a.jsonl", rows)), batch_rows=10)
+    assert [item.id for item in dataset.held_out(10)] == ["6"]
+
+
 def test_a_limit_takes_the_first_records_over_all_batches():
     dataset = ACLSumDataset("test", 25, limit=30)
     assert [len(list(dataset.records(batch))) for batch in dataset.batches()] == [25, 5]

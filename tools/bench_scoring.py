@@ -109,7 +109,7 @@ class Bench:
                 resource.session, self.lake.open(PROD_DATA), output, batch, fresh, store, {}, lambda line: None, load
             )
             rows = self.lake.open(PROD_DATA).rows(batch)
-            assert (scored.scored, scored.errors) == (rows, 0)
+            assert (scored.scored, scored.counts.errors) == (rows, 0)
             seconds.append(scored.seconds)
             memory = max(memory, scored.workers.mebibytes if scored.workers else 0)
             if stop:

@@ -150,7 +150,7 @@ def _errors() -> str:
         "## Names of ai_query\n",
         "Errors of endpoints and answers begin with a name in square brackets: in `errorMessage`, in the column",
         "`error_message` of [ai_query_inference](tables.md#ai_query_inference), and in the message that ends a",
-        "statement.\n",
+        f"statement. In ai_query_inference, a document without text has the error `{RowError.NO_TEXT.value}`.\n",
     ]
     for name, messages in sorted(_named().items()):
         lines += [f"### {name}\n", *(f"- `{message}`" for message in messages), ""]

@@ -9,14 +9,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from batch_assets.ai_functions.endpoints import Endpoint
 from batch_assets.ai_functions.requests import AiFunctionError
 from batch_assets.ai_functions.sql import parse, run
 from batch_assets.errors import BatchAssetsError, reason
 from batch_assets.inference.completions import CompletionStore, FinishedWork, refuse_if_all_failed
+from batch_assets.inference.contract import RowError
+from batch_assets.inference.encoding import texts_of
 from batch_assets.inference.progress import progress
+from batch_assets.lake.counts import Counts, check_rows, counts_of
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.lake.tables import AI_QUERY_INFERENCE
+from batch_assets.text import has_text
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -78,12 +84,12 @@ class Usage:
 
 @dataclass(frozen=True)
 class AnsweredBatch:
-    """What one batch came to."""
+    """The outcome of one batch."""
 
     version: int
     rows: int
     usage: Usage
-    errors: int
+    counts: Counts
     seconds: float
 
 
@@ -102,7 +108,8 @@ def answer_batch(
     """Run the statement and replace the batch of ``ai_query_inference`` by its rows.
 
     Args:
-        spark: the session; the batch of ``m4_1_prod_data`` becomes a view in it.
+        spark: the session; the batch of ``m4_1_prod_data`` becomes a view in it, in which documents without text are
+            null.
         lake: where finished answers are kept until the commit.
         documents: ``m4_1_prod_data`` at the version to be read.
         output: ``ai_query_inference``, opened before the input's version was resolved.
@@ -115,7 +122,8 @@ def answer_batch(
         report: takes lines on the progress.
 
     Raises:
-        BatchAssetsError: the endpoint is out of reach, or rows are missing; nothing is committed.
+        BatchAssetsError: the endpoint is out of reach, rows are missing, or rows have neither an answer nor an error;
+            nothing is committed.
     """
     from batch_assets.ai_functions.functions import register_ai_functions
     from batch_assets.lake.deltars import read_batch, stage_frame
@@ -125,21 +133,30 @@ def answer_batch(
     store = CompletionStore.of(lake, AI_QUERY_INFERENCE, batch, digest)
     finished = FinishedWork.of(store, output, batch, _COLUMNS)
     functions = register_ai_functions(spark, {endpoint.name: endpoint})
-    read_batch(spark, documents, batch).createOrReplaceTempView("m4_1_prod_data")
+    _null_without_text(read_batch(spark, documents, batch)).createOrReplaceTempView("m4_1_prod_data")
     rows = min(limit, documents.rows(batch)) if limit else documents.rows(batch)
     with output.saying_if_overtaken(batch):
         with progress(f"batch {batch}", rows, store.count, report), _ended_by(store):
             answered = run(spark, functions, statement, finished, details=True)
             staged = stage_frame(_to_ai_query_inference(answered, endpoint), output, batch)
-        refuse_if_all_failed(store, batch, sum(file.rows - file.null_counts["generated_summary"] for file in staged))
-        staged_rows = sum(file.rows for file in staged)
-        if staged_rows != rows:
-            raise BatchAssetsError(f"batch {batch}: {rows} rows were to be answered, but there are {staged_rows}")
-    errors = sum(file.rows - file.null_counts["error_message"] for file in staged)
-    version = output.replace(batch, staged, {**metadata, "errors": errors})
+        counts = counts_of(staged)
+        refuse_if_all_failed(store, batch, counts.summaries)
+        check_rows(batch, staged, rows)
+    version = output.replace(batch, staged, {**metadata, "errors": counts.errors})
     usage = Usage.of(store)
     store.clear_batch()
-    return AnsweredBatch(version, rows, usage, errors, time.monotonic() - started)
+    return AnsweredBatch(version, rows, usage, counts, time.monotonic() - started)
+
+
+def _null_without_text(documents: "DataFrame") -> "DataFrame":
+    """The same rows, with null for each document without text: a prompt made of it is null, and makes no request."""
+    from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
+    from pyspark.sql.functions import arrow_udf  # type: ignore[attr-defined]
+
+    def text_or_null(column: pa.Array) -> pa.Array:
+        return pa.array([text if has_text(text) else None for text in texts_of(column)], column.type)
+
+    return documents.withColumn("document", arrow_udf(text_or_null, "string")(F.col("document")))
 
 
 def _to_ai_query_inference(answered: "DataFrame", endpoint: Endpoint) -> "DataFrame":
@@ -147,6 +164,8 @@ def _to_ai_query_inference(answered: "DataFrame", endpoint: Endpoint) -> "DataFr
 
     columns = {"id": F.col("id"), "batch": F.col("batch"), "endpoint": F.lit(endpoint.name)}
     columns |= {name: F.col(f"answer.{field}") for name, field in _ANSWERS.items()}
+    unasked = F.col("answer").isNull()  # because the request is null, see _null_without_text
+    columns["error_message"] = F.when(unasked, RowError.NO_TEXT.value).otherwise(columns["error_message"])
     return answered.select(*(columns[name].alias(name) for name in AI_QUERY_INFERENCE.column_names))
 
 

@@ -1,12 +1,14 @@
 """What the assets that write tables have in common: metadata of a table, samples, versions that a run works on."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import dagster as dg
 import pyarrow.compute as pc
 
 from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.counts import COUNTED, Counts
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.lake.tables import PROD_DATA, Table
 from batch_assets.quality.markdown import markdown_table
@@ -53,19 +55,19 @@ def table_metadata(
 
 
 def totals(snapshot: BatchSnapshot, batch: str, tokens: Sequence[str]) -> dict[str, int]:
-    """Errors and tokens of all rows of a batch, whichever run made them.
+    """Summaries, errors, documents without text, and tokens of all rows of a batch, whichever run made them.
 
     Args:
-        snapshot: a table with ``error_message``.
+        snapshot: a table of summaries.
         batch: key of the batch.
         tokens: columns that count tokens.
     """
-    sums = dict.fromkeys(("errors", *tokens), 0)
-    for rows in snapshot.read(batch, ["error_message", *tokens]):
-        sums["errors"] += rows.num_rows - rows.column("error_message").null_count
+    counts, sums = Counts(), dict.fromkeys(tokens, 0)
+    for rows in snapshot.read(batch, [*COUNTED, *tokens]):
+        counts += Counts.of(rows.num_rows, {name: rows.column(name).null_count for name in COUNTED})
         for name in tokens:
             sums[name] += pc.sum(rows.column(name)).as_py() or 0
-    return sums
+    return {**asdict(counts), **sums}
 
 
 def sample(snapshot: BatchSnapshot, batch: str, columns: list[str], count: int) -> dict[str, dg.MarkdownMetadataValue]:

@@ -1,4 +1,4 @@
-"""Summaries by SQL: one request to an endpoint for each of the first rows of a batch."""
+"""Summaries by SQL: one request to an endpoint for each document with text among the first rows of a batch."""
 
 import hashlib
 import json
@@ -104,7 +104,7 @@ def ai_query_inference(
         usage = answered.usage
         context.log.info(
             f"batch {batch}: {answered.rows} rows committed in {answered.seconds:.0f} s, {usage.requests} requests, "
-            f"{answered.errors} errors"
+            f"{answered.counts.errors} errors, {answered.counts.no_text} documents without text"
         )
         figures = {
             "documents_per_second": round(usage.requests / answered.seconds, 2),
@@ -122,6 +122,7 @@ def ai_query_inference(
         figures: Mapping[str, Any],
     ) -> DoneBatch:
         made_from = input_version(documents, batch)
+        counted = totals(snapshot, batch, ("prompt_tokens", "completion_tokens"))
         metadata = {
             **table_metadata(lake, snapshot, batch, version, _LINEAGE),
             "input_version": made_from,
@@ -129,8 +130,8 @@ def ai_query_inference(
             "model": endpoints.describe(settings.endpoint)["model"],
             "statement": dg.MetadataValue.md(f"```sql\n{statement}\n```"),
             "requests": usage.requests,
-            "rows_reused": _answered(snapshot, batch) - usage.answers,
-            **totals(snapshot, batch, ("prompt_tokens", "completion_tokens")),
+            "rows_reused": counted["summaries"] - usage.answers,
+            **counted,
             **figures,
             **sample(
                 snapshot, batch, ["id", "generated_summary", "prompt_tokens", "completion_tokens"], settings.samples
@@ -139,8 +140,3 @@ def ai_query_inference(
         return DoneBatch(version, metadata, {prod_data.key: made_from})
 
     return each_batch(context, ask)
-
-
-def _answered(snapshot: BatchSnapshot, batch: str) -> int:
-    parts = snapshot.read(batch, ["generated_summary"])
-    return sum(rows.num_rows - rows.column("generated_summary").null_count for rows in parts)

@@ -87,7 +87,7 @@ def batch_inference(
             by = commit.metadata["model_version"]
             hint = "" if by == number else f" (the champion is {number}; BATCH_ASSETS_RESCORE=all scores again)"
             context.log.info(f"batch {batch}: up to date, scored by version {by}{hint}")
-            return _done(output, batch, commit.version, by, {"rows_scored": 0, "rows_reused": output.rows(batch)})
+            return _done(output, batch, commit.version, by, 0, {})
         store = CompletionStore.of(lake, BATCH_INFERENCE, batch, model().fingerprint)
         recorded = {
             **expected,
@@ -101,20 +101,21 @@ def batch_inference(
         scored = score_batch(spark.session, documents, output, batch, model(), store, recorded, report=context.log.info)
         context.log.info(
             f"batch {batch}: {scored.rows} rows committed in {scored.seconds:.0f} s, {scored.scored} scored with "
-            f"version {number}, {scored.errors} errors"
+            f"version {number}, {scored.counts.errors} errors, {scored.counts.no_text} documents without text"
         )
         figures = {
-            "rows_scored": scored.scored,
-            "rows_reused": scored.rows - scored.scored,
             "documents_per_second": round(scored.scored / scored.seconds, 2),
             **_workers(scored),
         }
-        return _done(lake.open(BATCH_INFERENCE), batch, scored.version, number, figures)
+        return _done(lake.open(BATCH_INFERENCE), batch, scored.version, number, scored.scored, figures)
 
-    def _done(snapshot: BatchSnapshot, batch: str, version: int, by: int, figures: Mapping[str, Any]) -> DoneBatch:
+    def _done(
+        snapshot: BatchSnapshot, batch: str, version: int, by: int, scored: int, figures: Mapping[str, Any]
+    ) -> DoneBatch:
         commit = snapshot.last_commit(batch)
         recorded = {} if commit is None else commit.metadata
         made_from = input_version(documents, batch)
+        counted = totals(snapshot, batch, ("input_tokens", "output_tokens"))
         metadata = {
             **table_metadata(lake, snapshot, batch, version, _LINEAGE),
             "input_version": made_from,
@@ -123,8 +124,10 @@ def batch_inference(
             **({"alias": CHAMPION} if by == number else {}),
             **registry.version_link(settings.registered_model, by),
             **{key: recorded[key] for key in ("engine", "engine_reason", "dtype") if key in recorded},
+            "rows_scored": scored,
+            "rows_reused": snapshot.rows(batch) - scored - counted["no_text"],
             **figures,
-            **totals(snapshot, batch, ("input_tokens", "output_tokens")),
+            **counted,
             **sample(snapshot, batch, ["id", "document", "summary", "generated_summary"], settings.samples),
         }
         return DoneBatch(version, metadata, {prod_data.key: made_from, champion_model.key: by})

@@ -8,6 +8,7 @@ import dagster as dg
 
 from batch_assets.assets.batch_inference import batch_inference
 from batch_assets.assets.summary_quality import summary_quality
+from batch_assets.lake.counts import no_text_by_table
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
 from batch_assets.quality import plots
@@ -57,6 +58,7 @@ def quality_report(
         model=settings.registered_model,
         rows=rows,
         versions=overview(registry.client, settings, lake, []),
+        no_text=no_text_by_table(lake),
         score=task_of(settings).main_score,
         scores=scores,
         baseline=baseline,
@@ -81,6 +83,7 @@ def quality_report(
         old.unlink(missing_ok=True)
     metadata: dict[str, Any] = {
         "report": dg.MetadataValue.md(markdown(totals(rows))),
+        "no_text": facts.no_text,
         "plots": dg.MetadataValue.md("\n\n".join(plots.image(figure, title) for title, figure in figures.items())),
         "path": dg.MetadataValue.path(str(path)),
         "delta_version": snapshot.version,

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +16,7 @@ from batch_assets.automation.runs import batches_of, busy_batches, known_batches
 from batch_assets.automation.stale import unfinished_batches
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.configured import configured_lake
+from batch_assets.lake.counts import Counts, counts_by_batch
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.lake.tables import (
     AI_QUERY_INFERENCE,
@@ -38,7 +39,9 @@ _AT_WORK = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.Dagste
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch; ``summaries`` and ``errors`` are None where the table's log doesn't tell them.
+    """A batch; ``summaries``, ``errors`` and ``no_text`` are None where the table's log doesn't hold them.
+
+    ``errors`` counts documents that failed, ``no_text`` those without text.
 
     ``state`` is the first of these that fits: running, queued; failed (the last run over it failed, and has left
     something undone); landed (never scored), stale (as ``stale_batches`` has it); scored; empty (it has no documents).
@@ -50,6 +53,7 @@ class Batch:
     rejected: int
     summaries: int | None
     errors: int | None
+    no_text: int | None
     model_version: int | None
     scored_at: str | None
 
@@ -157,32 +161,16 @@ def batches_in(instance: dg.DagsterInstance, settings: Settings, champion: int |
 
 
 def scored_in(output: BatchSnapshot, batches: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """What was scored of each batch: summaries, errors, version of the model, and when."""
-    counts = _written(output)
+    """What was scored of each batch: summaries, errors, documents without text, version of the model, and when."""
+    counts = counts_by_batch(output)
     found = {}
     for batch in batches:
         commit = output.last_commit(batch)
         found[batch] = {
-            **counts.get(batch, {"summaries": None, "errors": None}),
+            **(asdict(known) if (known := counts.get(batch)) else dict.fromkeys(asdict(Counts()))),
             "model_version": None if commit is None else commit.metadata.get("model_version"),
             "scored_at": None if commit is None else _time(commit.seconds),
         }
-    return found
-
-
-def _written(output: BatchSnapshot) -> dict[str, dict[str, int | None]]:
-    """Summaries and errors of each batch by the statistics in the table's log; None where a writer left them out."""
-    names = {"summaries": "null_count.generated_summary", "errors": "null_count.error_message"}
-    files = output.delta.add_actions()
-    found: dict[str, dict[str, int | None]] = {}
-    if not set(names.values()) <= set(files.column_names):
-        return found
-    for file in files.select(["partition.batch", "num_records", *names.values()]).to_pylist():
-        counts = found.setdefault(file["partition.batch"], dict.fromkeys(names, 0))
-        for name, nulls in names.items():
-            before = counts[name]
-            known = before is not None and file["num_records"] is not None and file[nulls] is not None
-            counts[name] = before + file["num_records"] - file[nulls] if known else None
     return found
 
 

@@ -1,6 +1,7 @@
 """A check over batches: passed where no batch has anything wrong with it."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import dagster as dg
 
@@ -20,6 +21,7 @@ def batch_check(
     *,
     blocking: bool = False,
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
+    more: Callable[[Lake], Mapping[str, Any]] = lambda lake: {},
 ) -> dg.AssetChecksDefinition:
     """A check that names the batches which fail it, and why.
 
@@ -32,11 +34,12 @@ def batch_check(
         judge: looks at the tables as they are, and says what is wrong, by batch.
         blocking: whether what is downstream waits for it.
         severity: of a failure.
+        more: gives further metadata.
     """
 
     @dg.asset_check(asset=asset, name=name, blocking=blocking, description=description)
     def check(lake: dg.ResourceParam[Lake]) -> dg.AssetCheckResult:
-        return result(judge(lake), severity)
+        return result(judge(lake), severity, more(lake))
 
     return check
 
@@ -44,7 +47,7 @@ def batch_check(
 def result(
     wrong: Mapping[str, str],
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
-    more: Mapping[str, dg.MetadataValue] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> dg.AssetCheckResult:
     """What a check over batches found: the batches that failed it, some of them by name."""
     return dg.AssetCheckResult(

@@ -11,6 +11,8 @@ import dagster as dg
 from batch_assets.ai_functions.requests import NO_ANSWER
 from batch_assets.automation.stale import stale_batches
 from batch_assets.checks.batches import batch_check, result
+from batch_assets.inference.contract import RowError
+from batch_assets.lake.counts import no_text_by_table
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
 from batch_assets.quality.batches import last_measured
@@ -20,8 +22,8 @@ from batch_assets.settings import Settings, variables
 _WARN = dg.AssetCheckSeverity.WARN
 # By check, which is also the setting of its limit: what is counted, out of what, and what that means.
 _RATES = {
-    "error_rate": ("errors", "documents", "documents have an error instead of a summary"),
-    "empty_rate": ("empty", "summaries", "summaries have no word"),
+    "error_rate": ("errors", "documents", "documents failed; documents without text don't count"),
+    "empty_rate": ("empty", "summaries", "summaries are empty"),
     "cut_rate": ("cut", "summaries", "summaries end at the length limit"),
     "truncated_rate": ("truncated", "documents", "documents were cut to what the model takes"),
 }
@@ -51,9 +53,12 @@ def quality_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
                         wrong[_name(row)] += _causes(lake, row)
             return wrong
 
-        said = f"Of no batch, more than {limit:.0%} of the {what} ({names[name]})."
-        severity = dg.AssetCheckSeverity.ERROR if name == "error_rate" else _WARN
-        return batch_check("summary_quality", name, said, judge, severity=severity)
+        said = f"At most {limit:.0%} ({names[name]}) of a batch's {what}."
+        if name == "error_rate":
+            return batch_check(
+                "summary_quality", name, said, judge, more=lambda lake: {"no_text": no_text_by_table(lake)}
+            )
+        return batch_check("summary_quality", name, said, judge, severity=_WARN)
 
     def repeats(lake: Lake) -> Mapping[str, str]:
         over = [row for row in newest(lake) if (row["repetition"] or 0) > settings.repetition]
@@ -166,13 +171,13 @@ def _histograms(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
 
 
 def _causes(lake: Lake, row: Mapping[str, Any]) -> str:
-    """Whether the errors of a batch come from its documents, or from an endpoint that could not be had."""
+    """Whether the errors of a batch come from its documents, or from an endpoint that was out of reach."""
     table = {table.name: table for table in (BATCH_INFERENCE, AI_QUERY_INFERENCE)}[row["table_name"]]
     messages = [
         message
         for part in lake.open(table).read(row["batch"], ["error_message"])
         for message in part.column("error_message").to_pylist()
-        if message is not None
+        if message not in (None, RowError.NO_TEXT)
     ]
     causes = Counter("an outage of the endpoint" if NO_ANSWER in message else "the documents" for message in messages)
     return "; because of " + ", ".join(f"{cause} ({count})" for cause, count in causes.items())

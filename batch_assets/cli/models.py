@@ -8,6 +8,7 @@ import click
 from batch_assets.cli.common import json_outcome_option, load, print_json, print_table, progress_aside, shown
 from batch_assets.errors import BatchAssetsError
 from batch_assets.settings import Settings
+from batch_assets.text import has_text
 
 
 @click.command()
@@ -87,21 +88,23 @@ def _print_champion(settings: Settings, as_json: bool) -> None:
 @click.command(name="try")
 @click.argument("text")
 def try_(text: str) -> None:
-    """Let the champion answer to TEXT, as batch_inference would; - reads it from standard input.
+    """Let the champion answer TEXT, as batch_inference would; - reads it from standard input.
 
-    It changes nothing. Exit status: 0 answered, 2 there is no champion, or no answer.
+    It changes nothing. Exit status: 0 answered, 2 there is no champion, no text, or no answer.
 
     \b
     batch-assets try "Some text to be summarized."
     """
-    from batch_assets.inference.contract import generate
+    from batch_assets.inference.contract import RowError, generate
     from batch_assets.inference.engines import load_engine
     from batch_assets.models.registry import champion, scoring_model
     from batch_assets.models.tracking import connect
 
     settings = load()
-    client = connect(settings)
     document = sys.stdin.read() if text == "-" else text
+    if not has_text(document):
+        raise BatchAssetsError(RowError.NO_TEXT.value)
+    client = connect(settings)
     model = scoring_model(client, champion(client, settings), settings.model_copy(update={"engine": "transformers"}))
     (generation,) = generate(load_engine(model, os.cpu_count() or 1), [document])
     if generation.text is None:

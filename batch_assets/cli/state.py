@@ -56,7 +56,7 @@ def _print_batches(batches: "Sequence[Batch]", counts: dict[str, int]) -> None:
     notable = batches if len(batches) <= _BATCHES_SHOWN else [batch for batch in batches if batch.state != SCORED]
     shown = notable[:_BATCHES_SHOWN]
     if shown:
-        titles = ["batch", "state", "documents", "rejected", "summaries", "errors", "version", "scored"]
+        titles = ["batch", "state", "documents", "rejected", "summaries", "errors", "no text", "version", "scored"]
         print_table(titles, [tuple(asdict(batch).values()) for batch in shown])
     if len(shown) < len(batches):
         click.echo(f"{len(batches) - len(shown)} batches are left out; --json has all")

@@ -15,6 +15,7 @@ SYSTEMIC_ERRORS = 5
 class RowError(StrEnum):
     """Why a document has no summary, with braces around what depends on the model."""
 
+    NO_TEXT = "the document has no text"
     WORKER_DIED = "the worker process died over this document"
     MARKUP = "the document has text that the tokenizer takes for markup of the prompt"
     LONG_PROMPT = "the prompt alone is longer than the {tokens} tokens the model takes"

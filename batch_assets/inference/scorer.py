@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from batch_assets.errors import BatchAssetsError
 from batch_assets.inference.artifacts import Artifact
 from batch_assets.inference.completions import (
     COMPLETION_SCHEMA,
@@ -22,15 +21,17 @@ from batch_assets.inference.completions import (
     FinishedWork,
     refuse_if_all_failed,
 )
-from batch_assets.inference.contract import Engine, ScoringModel
+from batch_assets.inference.contract import Engine, RowError, ScoringModel
 from batch_assets.inference.encoding import texts_of
 from batch_assets.inference.engines import MLFLOW, load_engine
 from batch_assets.inference.progress import progress
 from batch_assets.inference.spark_udf import score_with_spark_udf
 from batch_assets.inference.worker import CAREFUL_ATTEMPT, REPORT_DDL, Scoring
+from batch_assets.lake.counts import Counts, check_rows, counts_of
 from batch_assets.lake.lake import BatchSnapshot
 from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
 from batch_assets.sessions import cores_of, is_connect, is_local, slots_of
+from batch_assets.text import has_text
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -64,12 +65,12 @@ class Workers:
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """What scoring one batch came to; ``scored`` completions were made in this run, by what was written down."""
+    """The outcome of scoring one batch; ``scored`` completions were made in this run, by what was written down."""
 
     version: int
     rows: int
     scored: int
-    errors: int
+    counts: Counts
     seconds: float
     workers: Workers | None
 
@@ -99,7 +100,7 @@ def score_batch(
         load: makes the engine of a worker from a model and a number of threads.
 
     Raises:
-        BatchAssetsError: the rows that were made are not those that were there.
+        BatchAssetsError: every request failed, rows are missing, or rows have neither a summary nor an error.
         ConcurrentCommitError: somebody else has replaced the batch meanwhile.
     """
     from batch_assets.lake.deltars import read_batch, stage_frame
@@ -111,26 +112,22 @@ def score_batch(
     with output.saying_if_overtaken(batch):
         scored, workers = _complete(spark, hashed, batch, model, finished, report, load)
         staged = stage_frame(_assemble(spark, hashed, model, finished), output, batch)
-        refuse_if_all_failed(store, batch, sum(file.rows - file.null_counts["generated_summary"] for file in staged))
-        rows = documents.rows(batch)
-        staged_rows = sum(file.rows for file in staged)
-        if staged_rows != rows:
-            raise BatchAssetsError(
-                f"batch {batch} has {rows} documents, but {staged_rows} rows were scored; nothing was committed"
-            )
-        unscored = sum(file.null_counts["request_hash"] - file.null_counts["document"] for file in staged)
-        if unscored:
-            raise BatchAssetsError(f"{unscored} documents of batch {batch} were not scored; nothing was committed")
+        counts, rows = counts_of(staged), documents.rows(batch)
+        refuse_if_all_failed(store, batch, counts.summaries)
+        check_rows(batch, staged, rows)
     version = output.replace(batch, staged, metadata)
     store.clear_batch()
-    errors = sum(file.rows - file.null_counts["error_message"] for file in staged)
-    return ScoredBatch(version, rows, scored, errors, time.monotonic() - started, workers)
+    return ScoredBatch(version, rows, scored, counts, time.monotonic() - started, workers)
 
 
 def _with_hash(model: ScoringModel) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """Add the hash of each document's request; null for a document without text, which makes none."""
+
     def add_hash(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for rows in batches:
-            hashes = [None if text is None else model.request_hash(text) for text in texts_of(rows.column("document"))]
+            hashes = [
+                model.request_hash(text) if has_text(text) else None for text in texts_of(rows.column("document"))
+            ]
             yield pa.RecordBatch.from_arrays(
                 [*rows.columns, pa.array(hashes, pa.string())], names=[*rows.schema.names, _HASH]
             )
@@ -271,7 +268,8 @@ def _assemble(spark: "SparkSession", hashed: "DataFrame", model: ScoringModel, f
         completions = spark.createDataFrame([], _completion_type())
     joined = hashed.join(completions, hashed[_HASH] == completions["request_hash"], "left")
     scored = {name: F.col(field) for name, field in _COLUMNS.items()}
-    # A row without a document went through no model, but belongs to this one's batch.
+    scored["error_message"] = F.when(F.col(_HASH).isNull(), RowError.NO_TEXT.value).otherwise(F.col("error_message"))
+    # A document without text went through no model, but its row belongs to this one's batch.
     scored["model_name"] = F.coalesce(F.col("model"), F.lit(model.name))
     scored["model_version"] = F.coalesce(F.col("model_version"), F.lit(model.version))
     return joined.select(

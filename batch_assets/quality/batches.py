@@ -12,17 +12,19 @@ from batch_assets.lake.staging import stage
 from batch_assets.quality.histograms import BINNED, bin_of, histogram
 from batch_assets.quality.measures import measure_names, per_document
 from batch_assets.quality.rouge import ROUGE_TYPES
+from batch_assets.text import has_text
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 FIGURES = (*ROUGE_TYPES, "lead_rouge1", *measure_names())
 
+# A document without text counts in none of them.
 _COUNTS = {
-    "documents": "document IS NOT NULL",
+    "documents": "true",
     "summaries": "generated_summary IS NOT NULL",
     "errors": "error_message IS NOT NULL",
-    "empty": "generated_summary IS NOT NULL AND trim(generated_summary) = ''",
+    "empty": "is_empty",
     "cut": "finish_reason = 'length'",
     "truncated": "input_truncated = 'true'",
     "references": "rouge1 IS NOT NULL",
@@ -71,19 +73,19 @@ def measure_batch(batch: str, table_name: str, summaries: "DataFrame", now: date
         now: when they are measured.
     """
     figures_schema = [(name, pa.float64()) for name in FIGURES] + [(f"{name}_bin", pa.int64()) for name in BINNED]
-    kept = ("document", *_KEPT)
-    schema = pa.schema([(name, pa.string()) for name in kept] + figures_schema)
+    flags = [(name, pa.bool_()) for name in ("has_text", "is_empty")]
+    schema = pa.schema([(name, pa.string()) for name in _KEPT] + flags + figures_schema)
 
     def figures(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for rows in batches:
             measured = []
             for row in rows.to_pylist():
-                text = row["generated_summary"]
-                if row["document"] is not None and text is not None:
-                    row |= per_document(row["document"], row["summary"], text)
+                document, text = row["document"], row["generated_summary"]
+                row["has_text"] = has_text(document)
+                row["is_empty"] = text is not None and not has_text(text)
+                if has_text(document) and text is not None:
+                    row |= per_document(document, row["summary"], text)
                 row |= {f"{name}_bin": None if row.get(name) is None else bin_of(name, row[name]) for name in BINNED}
-                # The texts themselves have been measured.
-                row["document"] = row["document"] and ""
                 measured.append(row)
             yield pa.RecordBatch.from_pylist(measured, schema=schema)
 
@@ -101,7 +103,7 @@ def _by_version(measured: "DataFrame") -> list[dict[str, Any]]:
     """Counts, means, distributions and extremes of each model version."""
     spark = measured.sparkSession
     measured.createOrReplaceTempView("_measured")
-    aggregates = [f"count_if({condition}) AS {name}" for name, condition in _COUNTS.items()]
+    aggregates = [f"count_if(has_text AND {condition}) AS {name}" for name, condition in _COUNTS.items()]
     # Rounded, because the order in which Spark adds up differs from run to run, and with it the last digits.
     aggregates += [f"round(avg({name}), 6) AS {name}" for name in FIGURES]
     rows = [

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from batch_assets.text import has_text
+
 _WORD = re.compile(r"\w+")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _NAME = re.compile(r"(?<=[\w,;:)] )[A-Z\u00c0-\u00de]\w+")
@@ -105,12 +107,12 @@ def measure_names() -> tuple[str, ...]:
 
 
 def per_document(document: str, reference: str | None, summary: str) -> dict[str, Any]:
-    """All figures of one summary; those that can't be had are None."""
+    """All figures of one summary; a figure that can't be computed is None."""
     from batch_assets.quality.rouge import ROUGE_TYPES, lead, rouge
 
     measured = measure(document, summary)
     figures: dict[str, Any] = {name: getattr(measured, name, None) for name in measure_names()}
-    scores = rouge(reference, summary) if reference else {}
+    scores = rouge(reference, summary) if has_text(reference) else {}
     figures |= {name: scores.get(name) for name in ROUGE_TYPES}
-    figures["lead_rouge1"] = rouge(reference, lead(document), ("rouge1",))["rouge1"] if reference else None
+    figures["lead_rouge1"] = rouge(reference, lead(document), ("rouge1",))["rouge1"] if has_text(reference) else None
     return figures

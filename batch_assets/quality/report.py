@@ -35,17 +35,26 @@ _MOST_BATCHES, _MOST_LINES = 200, 4
 
 @dataclass(frozen=True)
 class Facts:
-    """What a report is made from.
+    """The content of a report.
 
-    ``rows`` are those of ``summary_quality`` in the order of the batches; ``versions`` those of
-    ``models.overview.overview()``; ``scores`` mean, low and high of the main score by version, ``baseline`` that of
-    the baseline; ``pairs`` the scores of two versions, which ``compared`` names, on the same documents; ``rates``
-    documents a second by batch; ``links`` addresses by title.
+    Args:
+        model: the registered model.
+        rows: rows of ``summary_quality``, in the order of the batches.
+        versions: rows of ``models.overview.overview()``.
+        no_text: by table of summaries, its documents without text.
+        score: name of the main score.
+        scores: by version, mean, low and high of the main score.
+        baseline: main score of the baseline.
+        compared: names of two versions.
+        pairs: their scores on the same documents.
+        rates: by batch, documents a second.
+        links: addresses by title.
     """
 
     model: str
     rows: Sequence[Mapping[str, Any]]
     versions: Sequence[Mapping[str, str]]
+    no_text: Mapping[str, int]
     score: str
     scores: Mapping[str, tuple[float, float, float]]
     baseline: float | None
@@ -126,6 +135,7 @@ def page(
         written=f"{now:%Y-%m-%d %H:%M} UTC",
         links=facts.links,
         totals_columns=[title for title, _ in _COLUMNS],
+        no_text=facts.no_text,
         totals=[[_cell(row[name]) for _, name in _COLUMNS] for row in totals(facts.rows)],
         plots={title: plots.svg(figure) for title, figure in figures.items()},
         versions=facts.versions,

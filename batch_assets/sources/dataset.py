@@ -12,6 +12,7 @@ from typing import Any
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.names import batch_from
 from batch_assets.sources.records import Document, Record, Rejected, validate
+from batch_assets.text import has_text
 
 # Room for the suffix -0001 to -9999999 of a part that is cut into several batches.
 _SUFFIX_ROOM = 8
@@ -145,7 +146,7 @@ class Dataset(ABC):
         found: list[Document] = []
         for part in self.parts():
             for item in validate(self.read(part)):
-                if isinstance(item, Rejected) or not (item.document or "").strip() or not item.summary:
+                if isinstance(item, Rejected) or not has_text(item.document) or not has_text(item.summary):
                     continue
                 found.append(item)
                 if len(found) == count:
