@@ -7,6 +7,7 @@
 # make package  dist/: the wheel, and environment.tar.gz, which Spark can hand to the workers of a cluster
 # make docs   write docs/reference from the code
 # make bench  scoring against mlflow.pyfunc.spark_udf, Delta tables against Parquet, ai_query against its servers
+# make bench-startup  small commands against the imports and the Spark session that they can't do without
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -19,7 +20,7 @@ INCLUDED_BY_proof := $(INSTALLED)-run $(INSTALLED)-test
 # Python compiles a library when it is first imported. Where it may not keep the result, every process compiles it again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run install ui test proof screenshots package docs bench lint clean
+.PHONY: run install ui test proof screenshots package docs bench bench-startup lint clean
 
 run: $(INSTALLED)-run
 	@$(BIN)/batch-assets run
@@ -55,6 +56,9 @@ bench: $(INSTALLED)-test
 	@$(BIN)/python -m tools.bench_scoring
 	@$(BIN)/python -m tools.bench_lake
 	@$(BIN)/python -m tools.bench_ai_query
+
+bench-startup: $(INSTALLED)-test
+	@$(BIN)/python -m tools.bench_startup
 
 docs: $(INSTALLED)-run
 	$(BIN)/python -m tools.reference_pages
