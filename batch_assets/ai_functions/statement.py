@@ -21,7 +21,7 @@ from batch_assets.inference.encoding import texts_of
 from batch_assets.inference.progress import progress
 from batch_assets.lake.counts import Counts, check_rows, counts_of
 from batch_assets.lake.lake import BatchSnapshot, Lake
-from batch_assets.lake.tables import AI_QUERY_INFERENCE
+from batch_assets.lake.tables import AI_QUERY_INFERENCE, PROD_DATA
 from batch_assets.text import has_text
 
 if TYPE_CHECKING:
@@ -133,10 +133,10 @@ def answer_batch(
     store = CompletionStore.of(lake, AI_QUERY_INFERENCE, batch, digest)
     finished = FinishedWork.of(store, output, batch, _COLUMNS)
     functions = register_ai_functions(spark, {endpoint.name: endpoint})
-    _null_without_text(read_batch(spark, documents, batch)).createOrReplaceTempView("m4_1_prod_data")
+    asked = _null_without_text(read_batch(spark, documents, batch))
     rows = min(limit, documents.rows(batch)) if limit else documents.rows(batch)
     with output.saying_if_overtaken(batch):
-        with progress(f"batch {batch}", rows, store.count, report), _ended_by(store):
+        with progress(f"batch {batch}", rows, store.count, report), _ended_by(store), _view(asked, PROD_DATA.name):
             answered = run(spark, functions, statement, finished, details=True)
             staged = stage_frame(_to_ai_query_inference(answered, endpoint), output, batch)
         counts = counts_of(staged)
@@ -146,6 +146,16 @@ def answer_batch(
     usage = Usage.of(store)
     store.clear_batch()
     return AnsweredBatch(version, rows, usage, counts, time.monotonic() - started)
+
+
+@contextmanager
+def _view(frame: "DataFrame", name: str) -> Iterator[None]:
+    """Within it, statements of the session find a data frame by a name, which means a table of the lake elsewhere."""
+    frame.createOrReplaceTempView(name)
+    try:
+        yield
+    finally:
+        frame.sparkSession.catalog.dropTempView(name)
 
 
 def _null_without_text(documents: "DataFrame") -> "DataFrame":
