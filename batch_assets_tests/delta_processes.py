@@ -82,11 +82,11 @@ def run(work: Callable[..., Any], *arguments: Any) -> int:
     return process.exitcode
 
 
-def race(contenders: list[tuple[Any, ...]]) -> list[Any]:
+def race(contenders: list[tuple[Any, ...]], context: Any = processes) -> list[Any]:
     """Let functions start at the same moment in processes of their own; what each returned or raised."""
-    barrier, results = processes.Barrier(len(contenders)), processes.Queue()
+    barrier, results = context.Barrier(len(contenders)), context.Queue()
     started = [
-        processes.Process(target=_contend, args=(index, barrier, results, *contender))
+        context.Process(target=_contend, args=(index, barrier, results, *contender))
         for index, contender in enumerate(contenders)
     ]
     for process in started:

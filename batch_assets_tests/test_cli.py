@@ -20,8 +20,9 @@ from dagster._core.events import EngineEventData
 from deltalake import write_deltalake
 
 from batch_assets import doctor
-from batch_assets.automation.launch import held_pools, prepare_dagster_home
+from batch_assets.automation.launch import held_pools
 from batch_assets.automation.runs import range_tags, register_batches
+from batch_assets.automation.storage import prepare_dagster_home
 from batch_assets.cli import main
 from batch_assets.cli.common import print_json, print_table
 from batch_assets.lake.tables import PROD_DATA

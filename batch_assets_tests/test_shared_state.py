@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from dagster._cli import cli as dagster_cli
 from dagster._daemon.cli import cli as daemon_cli
 
-from batch_assets.automation.launch import prepare_dagster_home
+from batch_assets.automation.storage import prepare_dagster_home
 from batch_assets.cli import main
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.snapshot import ConcurrentCommitError

@@ -76,7 +76,8 @@ def quality_report(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"quality_report-{now:%Y%m%dT%H%M%S%f}.html"
     for place in (path, folder / "quality_report.html"):
-        part = place.with_suffix(".part")
+        # Of two runs that write it at once, each has a file of its own until it is whole.
+        part = folder / f".{context.run_id}.part"
         part.write_text(written, encoding="utf-8")
         part.replace(place)
     for old in sorted(folder.glob("quality_report-*.html"))[:-_KEPT]:

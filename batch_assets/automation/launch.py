@@ -1,106 +1,18 @@
 """Run the graph in this process, recorded in the same Dagster storage that the UI shows."""
 
 import os
-import re
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import dagster as dg
-import yaml
 from dagster._core.storage.runs import InMemoryRunStorage, SqliteRunStorage
 
 from batch_assets.automation.jobs import materialize_all
 from batch_assets.automation.runs import known_batches, range_tags, ranges
-from batch_assets.errors import BatchAssetsError
-from batch_assets.models.tracking import DRIVER
-from batch_assets.settings import Settings, redacted
 
 _LAUNCHED_TAG = "batch_assets/launched_by"
 _COMMAND = "command line"
 # Storage can be shared, and the number of a process says nothing on another machine, nor the lock of another home.
 _MACHINE_TAG, _HOME_TAG = "batch_assets/machine", "batch_assets/home"
-
-_DAGSTER_YAML = {
-    "telemetry": {"enabled": False},
-    "nux": {"enabled": False},
-    # Two Spark sessions would fight for one machine, two promotions for one alias.
-    "concurrency": {"pools": {"granularity": "op", "default_limit": 1}, "runs": {"max_concurrent_runs": 4}},
-    "run_retries": {"enabled": True, "max_retries": 1},
-    # A run that was killed keeps others waiting until its slots are looked after.
-    "run_monitoring": {"enabled": True, "poll_interval_seconds": 20, "free_slots_after_run_end_seconds": 30},
-}
-
-
-def prepare_dagster_home(settings: Settings) -> None:
-    """Make DAGSTER_HOME under the home folder; a dagster.yaml that is there is left as it is."""
-    folder = settings.dagster_home
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "dagster.yaml"
-    if not path.exists():
-        path.write_text(yaml.safe_dump(_DAGSTER_YAML, sort_keys=False))
-    os.environ["DAGSTER_HOME"] = str(folder)
-
-
-def open_instance(settings: Settings) -> dg.DagsterInstance:
-    """Dagster's storage, made where there is none.
-
-    Raises:
-        BatchAssetsError: it can't be opened.
-    """
-    prepare_dagster_home(settings)
-    return _open(settings.dagster_home)
-
-
-def existing_instance(settings: Settings) -> dg.DagsterInstance | None:
-    """Dagster's storage as it is, None where there is none yet; nothing is made.
-
-    Raises:
-        BatchAssetsError: it can't be opened.
-    """
-    folder = settings.dagster_home
-    path = folder / "dagster.yaml"
-    if not path.exists():
-        return None
-    # What the storage under the home folder consists of; opening it makes what is missing.
-    files = [folder / "history" / "runs.db", folder / "history" / "runs" / "index.db"]
-    files.append(folder / "schedules" / "schedules.db")
-    is_elsewhere = any(key.endswith("storage") for key in _configuration(path))
-    if not is_elsewhere and not all(file.exists() for file in files):
-        return None
-    return _open(folder)
-
-
-def _open(folder: Path) -> dg.DagsterInstance:
-    _configuration(folder / "dagster.yaml")
-    with _opening(folder):
-        return dg.DagsterInstance.from_config(str(folder))
-
-
-def _configuration(path: Path) -> dict[str, object]:
-    with _opening(path.parent):
-        configured = yaml.safe_load(path.read_text()) or {}
-    if not isinstance(configured, dict):
-        raise BatchAssetsError(f"{path} is no configuration of Dagster: mend it, or remove it to get a new one")
-    return configured
-
-
-@contextmanager
-def _opening(folder: Path) -> Iterator[None]:
-    """Turn whatever goes wrong into a line; what the libraries of other storages raise has nothing in common."""
-    try:
-        yield
-    except Exception as error:
-        # Of a setting that is wrong, Dagster prints the whole schema first.
-        unset = re.search(r'environment variable "(\w+)" which is not set', str(error))
-        reason = f"{unset[1]} is not set" if unset else (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if isinstance(error, ImportError) or "import module dagster_postgres" in str(error):
-            reason += f"; {DRIVER}"
-        raise BatchAssetsError(
-            f"Dagster's storage in {folder} can't be opened ({redacted(reason)}): mend {folder / 'dagster.yaml'}, or "
-            "move the folder away to begin a new one, which keeps the tables and forgets the runs"
-        ) from error
 
 
 def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:

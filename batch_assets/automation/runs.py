@@ -11,6 +11,7 @@ from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_START_TAG,
     PARTITION_NAME_TAG,
 )
+from sqlalchemy.exc import IntegrityError
 
 from batch_assets.automation.partitions import BATCHES
 
@@ -30,10 +31,18 @@ def known_batches(instance: dg.DagsterInstance) -> list[str]:
 
 def register_batches(instance: dg.DagsterInstance, batches: Sequence[str]) -> None:
     """Make batches known as partitions."""
+    while new := _unknown(instance, batches):
+        try:
+            instance.add_dynamic_partitions(str(BATCHES.name), new)
+        except IntegrityError:
+            # Another process may register one of them between Dagster's look and its insertion, which then adds none.
+            if _unknown(instance, batches) == new:
+                raise
+
+
+def _unknown(instance: dg.DagsterInstance, batches: Sequence[str]) -> list[str]:
     known = set(known_batches(instance))
-    new = [batch for batch in batches if batch not in known]
-    if new:
-        instance.add_dynamic_partitions(str(BATCHES.name), new)
+    return [batch for batch in dict.fromkeys(batches) if batch not in known]
 
 
 def busy_batches(instance: dg.DagsterInstance, statuses: Sequence[dg.DagsterRunStatus] = ALIVE) -> set[str]:

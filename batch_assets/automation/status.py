@@ -10,10 +10,10 @@ from typing import Any
 
 import dagster as dg
 
-from batch_assets.automation.launch import existing_instance
 from batch_assets.automation.look import stale_now
 from batch_assets.automation.runs import batches_of, busy_batches, known_batches
 from batch_assets.automation.stale import unfinished_batches
+from batch_assets.automation.storage import existing_instance
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.configured import configured_lake
 from batch_assets.lake.counts import Counts, counts_by_batch

@@ -59,9 +59,9 @@ def _run(settings: Settings) -> tuple[list[str], list[str]]:
         close_orphaned_runs,
         held_pools,
         materialize,
-        open_instance,
     )
     from batch_assets.automation.runs import register_batches
+    from batch_assets.automation.storage import open_instance
     from batch_assets.definitions import build_defs
     from batch_assets.lake.configured import configured_lake
     from batch_assets.models.checkpoint import load_checkpoint
@@ -155,24 +155,29 @@ def land(files: tuple[Path, ...], batch: str | None, as_json: bool) -> None:
     \b
     batch-assets land reviews.jsonl more.csv --batch monday
     """
-    from batch_assets.automation.launch import materialize, open_instance
+    from batch_assets.automation.launch import materialize
     from batch_assets.automation.runs import register_batches
+    from batch_assets.automation.storage import open_instance
     from batch_assets.definitions import build_defs
     from batch_assets.lake.configured import configured_lake
     from batch_assets.sources.configured import landing_folder
 
     settings = load()
     folder = landing_folder(settings)
-    name = folder.take_copies(files, batch)
-    batches = folder.keys_of(name)
-    with progress_aside(as_json), open_instance(settings) as instance:
-        register_batches(instance, batches)
-        failures = materialize(build_defs(settings=settings), instance, "land_batches", batches)
-    landed = [] if failures else _landed(configured_lake(settings), batches)
+    name = folder.name_for(files, batch)
+    # Two that land one batch at once take turns: each finds its own files as it took them.
+    with progress_aside(as_json), folder.held(name):
+        folder.take_copies(files, name, replaces=batch is not None)
+        batches = folder.keys_of(name)
+        with open_instance(settings) as instance:
+            register_batches(instance, batches)
+            failures = materialize(build_defs(settings=settings), instance, "land_batches", batches)
+        landed = [] if failures else _landed(configured_lake(settings), batches)
+        if not failures:
+            folder.forget(name)
     if as_json:
         print_json({"batches": landed, "failed": failures})
     end_if(failures)
-    folder.forget(name)
     if not as_json:
         rows = [(one["batch"], one["documents"], one["rejected"], _most(one["reasons"])) for one in landed]
         print_table(["batch", "documents", "rejected", "reasons"], rows)
@@ -219,10 +224,11 @@ def rescore(batches: str | None, everything: bool, since: Any, yes: bool, as_jso
     \b
     batch-assets rescore --since 2026-01-31 --yes
     """
-    from batch_assets.automation.launch import materialize, open_instance
+    from batch_assets.automation.launch import materialize
     from batch_assets.automation.rescoring import expectation, wanted_batches
     from batch_assets.automation.runs import register_batches
     from batch_assets.automation.status import scored_in
+    from batch_assets.automation.storage import open_instance
     from batch_assets.definitions import build_defs
     from batch_assets.lake.configured import configured_lake
     from batch_assets.lake.tables import BATCH_INFERENCE

@@ -24,10 +24,11 @@ def models(tags: tuple[str, ...], as_json: bool) -> None:
     """
     from batch_assets.lake.configured import configured_lake
     from batch_assets.models.overview import overview
-    from batch_assets.models.tracking import connect
+    from batch_assets.models.tracking import look
 
     settings = load()
-    rows = overview(connect(settings), settings, configured_lake(settings), tags)
+    client = look(settings)
+    rows = [] if client is None else overview(client, settings, configured_lake(settings), tags)
     if not rows and not as_json:
         click.echo(f"{settings.registered_model} has no versions{' with these tags' if tags else ' yet'}")
         return
@@ -98,12 +99,14 @@ def try_(text: str) -> None:
     from batch_assets.inference.contract import RowError, generate
     from batch_assets.inference.engines import load_engine
     from batch_assets.models.registry import champion, scoring_model
-    from batch_assets.models.tracking import connect
+    from batch_assets.models.tracking import connect, exists
 
     settings = load()
     document = sys.stdin.read() if text == "-" else text
     if not has_text(document):
         raise BatchAssetsError(RowError.NO_TEXT.value)
+    if not exists(settings):
+        raise BatchAssetsError(f"{settings.registered_model} has no champion yet: start 'batch-assets run' first")
     client = connect(settings)
     model = scoring_model(client, champion(client, settings), settings.model_copy(update={"engine": "transformers"}))
     (generation,) = generate(load_engine(model, os.cpu_count() or 1), [document])

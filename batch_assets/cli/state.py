@@ -155,7 +155,8 @@ def ui() -> None:
     \b
     batch-assets ui
     """
-    from batch_assets.automation.launch import close_orphaned_runs, open_instance
+    from batch_assets.automation.launch import close_orphaned_runs
+    from batch_assets.automation.storage import open_instance
     from batch_assets.ui import serve
 
     settings = load()

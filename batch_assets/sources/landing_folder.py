@@ -13,8 +13,9 @@ import hashlib
 import json
 import logging
 import time
+import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -26,6 +27,7 @@ import pyarrow.fs as pafs
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.names import batch_from
 from batch_assets.lake.storage import file_system
+from batch_assets.locks import locked
 from batch_assets.sources.dataset import Dataset, Part, Slice
 from batch_assets.sources.formats import SUFFIXES, is_readable, records_of, stem
 from batch_assets.sources.reasons import Reason
@@ -73,11 +75,13 @@ class LandingFolder:
         root: a local folder, or a URI that delta-rs understands.
         batch_rows: records that a batch has at most.
         archives: whether a file is moved to ``.taken`` once it is taken.
+        locks: folder of lock files, for several processes of this machine; None where one process takes all files.
     """
 
     root: str
     batch_rows: int
     archives: bool = True
+    locks: Path | None = None
 
     def look(self, before: Mapping[str, Seen]) -> dict[str, Seen]:
         """Every dropped file by its path below the folder; ``before`` is what the last look has seen."""
@@ -117,8 +121,18 @@ class LandingFolder:
         for place in {_place(key) for key in group.files}:
             self._write(f"{_PLACES}/{_digest(place)}", group.batch)
 
+    @contextmanager
+    def held(self, batch: str) -> Iterator[None]:
+        """Within it, no other process of this machine takes files into the batch."""
+        with nullcontext() if self.locks is None else locked(self.locks / f"landing-{batch}.lock"):
+            yield
+
     def take(self, group: Group) -> bool:
         """Write down what the files hold, and put them away; whether that is news."""
+        with self.held(group.batch):
+            return self._take(group)
+
+    def _take(self, group: Group) -> bool:
         files = self._files
         described = {key: self._describe(key, key) for key in group.files}
         known = self._known(group.batch)
@@ -135,27 +149,39 @@ class LandingFolder:
                 files.move(key, archived)
         return is_news
 
-    def take_copies(self, paths: Sequence[Path], batch: str | None) -> str:
-        """Take copies of files from anywhere on this machine at once, as one batch.
+    def name_for(self, paths: Sequence[Path], batch: str | None) -> str:
+        """Name the batch that copies of some files will be, before it is cut to size.
 
-        Returns:
-            What the batch is called before it is cut to size.
+        Args:
+            paths: the files.
+            batch: what it should be called, by default what the files are called.
 
         Raises:
-            BatchAssetsError: a file has none of the formats, two have the same name, or, where no ``batch`` is named,
-                the batch would replace one that was made from other files.
+            BatchAssetsError: a file has none of the formats, or two have the same name.
         """
         for path in paths:
             if not is_readable(path.name):
                 raise BatchAssetsError(f"{path} can't be taken: files end in {', '.join(SUFFIXES)}")
         if len({path.name for path in paths}) < len(paths):
             raise BatchAssetsError("two files have the same name: land them one by one, or rename one")
-        name = _name_of(batch or (stem(paths[0].name) if len(paths) == 1 else _joined_name()))
+        return _name_of(batch or (stem(paths[0].name) if len(paths) == 1 else _joined_name()))
+
+    def take_copies(self, paths: Sequence[Path], name: str, *, replaces: bool) -> None:
+        """Take copies of files from anywhere on this machine at once, as one batch; the caller must hold it.
+
+        Args:
+            paths: the files.
+            name: the batch, as ``name_for`` gives it.
+            replaces: whether it may replace a batch that was made from other files.
+
+        Raises:
+            BatchAssetsError: the batch would replace another one.
+        """
         known = self._known(name)
         if self._content(f"{_KEYS}/{name}") not in {None, name}:
             raise BatchAssetsError(f"the batch {name} is part of another one: say --batch with another name")
         others = {PurePosixPath(file["path"]).name for file in known["files"]} - {path.name for path in paths}
-        if batch is None and others:
+        if others and not replaces:
             raise BatchAssetsError(
                 f"the batch {name} was made from {', '.join(sorted(others))}: say --batch {name} to replace it, or "
                 "--batch with another name"
@@ -167,7 +193,6 @@ class LandingFolder:
             pafs.copy_files(str(path), target, pafs.LocalFileSystem(), self._files, use_threads=False)
             described[path.name] = self._describe(path.name, target)
         self._write_down(name, known, described)
-        return name
 
     def news(self) -> dict[str, str]:
         """Batches that were taken and are not forgotten, each with a digest of what they are made from."""
@@ -323,7 +348,7 @@ class LandingFolder:
         files = self._files
         folder, _, name = path.rpartition("/")
         files.create_dir(folder)
-        part = f"{folder}/.{name}.part"
+        part = f"{folder}/.{name}.{uuid.uuid4().hex}.part"
         # Buffered: delta-rs takes bytes, but not the buffers that Arrow would hand it.
         with files.open_output_stream(part, compression=None, buffer_size=_BUFFER) as stream:
             stream.write(content.encode())
