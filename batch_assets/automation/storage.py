@@ -1,11 +1,11 @@
-"""Dagster's storage under the home folder: opened by one command at a time, made whole or not at all."""
+"""Dagster's storage under the home folder: made by one command at a time, whole or not at all."""
 
 import os
 import re
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import dagster as dg
@@ -64,24 +64,19 @@ def existing_instance(settings: Settings) -> dg.DagsterInstance | None:
     folder = settings.dagster_home
     if not (folder / "dagster.yaml").exists():
         return None
+    # No lock, which would be a new file: databases appear whole.
     is_elsewhere = _is_elsewhere(folder)
-    with _held(folder):
-        if not is_elsewhere and not all(_is_made(folder, name) for name in _DATABASES):
-            return None
-        return _open(folder, is_elsewhere)
-
-
-def _held(folder: Path) -> AbstractContextManager[None]:
-    """Within it, no other command of this machine opens the storage."""
-    return locked(folder / ".lock")
+    if not is_elsewhere and not all(_is_made(folder, name) for name in _DATABASES):
+        return None
+    return _open(folder, is_elsewhere)
 
 
 @contextmanager
 def _prepared(settings: Settings) -> Iterator[Path]:
-    """DAGSTER_HOME with its dagster.yaml; within it, no other command of this machine opens the storage."""
+    """DAGSTER_HOME with its dagster.yaml; within it, no other command of this machine makes anything there."""
     folder = settings.dagster_home
     path = folder / "dagster.yaml"
-    with _held(folder):
+    with locked(folder / ".lock"):
         if not path.exists():
             with folder_aside(folder, path.name) as aside:
                 (aside / path.name).write_text(yaml.safe_dump(_DAGSTER_YAML, sort_keys=False))
