@@ -174,7 +174,9 @@ def test_the_image_takes_files_that_are_there_and_is_not_run_by_root():
     assert all((ROOT / name).exists() for name in let_in)
     assert [line for line in lines if line.startswith("USER ")] == ["USER batch"]
     (install,) = (line for line in lines if "tools/install.sh /usr" in line)
-    for name in re.findall(r"--(?:extra|group) (\w+)", install):
+    sets = re.findall(r"--(?:extra|group) (\w+)", install)
+    assert sets
+    for name in sets:
         assert f"\n{name} = [" in (ROOT / "pyproject.toml").read_text()
 
 
