@@ -46,7 +46,7 @@ def move_database(made: Path, path: Path) -> None:
 
     Args:
         made: the database, closed.
-        path: its place; nobody may have it open.
+        path: its place; no process may have it open.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for old in (path, *(path.with_name(path.name + suffix) for suffix in _SQLITE_LEFTOVERS)):

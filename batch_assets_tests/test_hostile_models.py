@@ -138,7 +138,7 @@ def scoring(path: str) -> ScoringModel:
 
 @pytest.fixture(scope="module")
 def registry_of_others(logged_folder, tmp_path_factory):
-    """A home in whose registry somebody put hostile versions: its settings, and the file that their code makes."""
+    """A home with hostile versions in its registry: its settings, and the file that their code makes."""
     folder = tmp_path_factory.mktemp("registry")
     settings, trace = settings_for(folder / "home"), folder / "code-ran"
     client = connect(settings)

@@ -285,6 +285,19 @@ def test_spark_reads_a_version_some_columns_and_one_batch_without_opening_the_ot
     assert some.columns == ["document", "batch"]
 
 
+def test_spark_reads_every_row_once_where_a_table_takes_more_tasks_than_there_are_slots(lake, spark, monkeypatch):
+    from batch_assets.lake.deltars import read_table, reader
+
+    for number in range(8):
+        replace(lake, f"batch-{number}", [f"first of {number}", f"second of {number}"])
+    # Opening a file counts as 4 MiB, so two files fill a task.
+    monkeypatch.setattr(reader, "_TASK_BYTES", 5 * 1024 * 1024)
+    frame = read_table(spark, lake.open(PROD_DATA).delta)
+    assert frame.rdd.getNumPartitions() > spark.sparkContext.defaultParallelism
+    found = sorted(row["document"] for row in frame.collect())
+    assert found == sorted(f"{which} of {number}" for number in range(8) for which in ("first", "second"))
+
+
 def test_spark_refuses_tables_that_it_would_read_wrongly(lake, spark):
     from deltalake import DeltaTable
 

@@ -156,16 +156,8 @@ def check_model_folder(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise BatchAssetsError(f"there is no model folder {folder}")
-    if (folder / "adapter_config.json").exists():
-        raise BatchAssetsError(
-            f"the model folder {folder} has adapter_config.json, so it is an adapter of another model: merge the two "
-            "with merge_and_unload(), and save the result with save_pretrained()"
-        )
-    if not (folder / "config.json").is_file():
-        raise BatchAssetsError(f"the model folder {folder} has no config.json: save the model with save_pretrained()")
     _check_files(folder)
-    _check_architecture(folder)
-    _check_weights(folder)
+    _check_model(folder)
 
 
 def check_mlflow_model(folder: Path) -> None:
@@ -191,7 +183,7 @@ def check_mlflow_model(folder: Path) -> None:
             "log the model by materializing logged_model"
         )
     for name, flavor in flavors.items():
-        unknown = sorted(flavor.keys() - _MLFLOW_KEYS[name])
+        unknown = sorted(map(str, flavor.keys() - _MLFLOW_KEYS[name]))
         if unknown or flavor.get("code"):
             raise _refused(file, f"{name}.{unknown[0] if unknown else 'code'}")
     # The parameters in it reach generate(), which takes custom_generate and trust_remote_code.
@@ -208,7 +200,20 @@ def check_mlflow_model(folder: Path) -> None:
             raise BatchAssetsError(f"{file}: {key} is {flavor.get(key)!r}, which is not supported; {_PAGE}")
     _check_tokenizer_class(file, flavor.get("tokenizer_type"))
     _check_files(folder)
-    check_model_folder(folder / "model")
+    _check_model(folder / "model")
+
+
+def _check_model(folder: Path) -> None:
+    """Make sure that a folder whose files were checked has a whole model that is supported."""
+    if (folder / "adapter_config.json").exists():
+        raise BatchAssetsError(
+            f"the model folder {folder} has adapter_config.json, so it is an adapter of another model: merge the two "
+            "with merge_and_unload(), and save the result with save_pretrained()"
+        )
+    if not (folder / "config.json").is_file():
+        raise BatchAssetsError(f"the model folder {folder} has no config.json: save the model with save_pretrained()")
+    _check_architecture(folder)
+    _check_weights(folder)
 
 
 def _check_files(folder: Path) -> None:

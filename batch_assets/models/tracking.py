@@ -45,7 +45,7 @@ def connect(settings: Settings) -> Any:
     _point_at(settings)
     import mlflow
 
-    # MLflow makes databases and experiments without asking whether somebody else does it at the moment.
+    # MLflow creates databases and experiments without checking whether another process is creating them.
     with _explained(settings), locked(settings.home / "mlflow" / ".lock"):
         for uri in _uris(settings):
             _make_database(uri)
@@ -59,7 +59,7 @@ def connect(settings: Settings) -> Any:
 
 
 def exists(settings: Settings) -> bool:
-    """Whether somebody has made the store; makes nothing, and gives up a store that is out of reach soon.
+    """Whether the store exists. Creates nothing, and gives up on an unreachable store within seconds.
 
     Raises:
         BatchAssetsError: the store can't be reached.
@@ -174,7 +174,7 @@ def _make_database(uri: str) -> None:
     if file is None or _is_database_there(uri):
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    # A database with rows of somebody else is left to MLflow, which makes its tables beside them.
+    # If the database holds rows of another program, MLflow adds its tables beside them.
     if file.is_file() and not filled_tables(file) <= _FILLED_BY_MIGRATIONS:
         return
     import mlflow
