@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from batch_assets.settings import PREFIX
-from batch_assets_tests import small_t5
+from batch_assets_tests.conftest import SMALL_T5
 
 _PYTHON = sys.executable
 _COMMAND = [_PYTHON, "-m", "batch_assets"]
@@ -84,7 +84,7 @@ def _home(folder: Path, url: str) -> dict[str, str]:
     (folder / "endpoints.toml").write_text(f'[endpoints.bench]\nbase_url = "{url}"\nmodel = "m"\n')
     settings = {
         "HOME": str(folder / "home"),
-        "MODEL": str(small_t5.build(folder / "small-t5")),
+        "MODEL": str(SMALL_T5),
         "DATASET": str(folder / "scored.jsonl"),
         "BATCH_ROWS": str(_DOCUMENTS // 2),
         "EVALUATION_ROWS": "5",
