@@ -332,6 +332,11 @@ class Settings(BaseSettings):
         return "float32" if self.dtype == "int8" else self.dtype
 
     @property
+    def report_file(self) -> Path:
+        """The newest report on quality; those of earlier materializations are in the same folder."""
+        return self.home / "reports" / "quality_report.html"
+
+    @property
     def dagster_home(self) -> Path:
         """Dagster's storage of runs, events and partitions."""
         return self.home / "dagster"

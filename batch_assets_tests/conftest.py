@@ -1,4 +1,4 @@
-"""What tests share: one Spark session, one trained T5, one converted SmolLM2, one set of documents."""
+"""What tests share: one Spark session, two small trained models, one converted SmolLM2, one set of documents."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from aclsum import ACLSum
 from batch_assets.lake.lake import Lake
 from batch_assets.settings import PREFIX, Settings
 
-SMALL_T5 = Path(__file__).with_name("small-t5")
+SMALL_T5, SMALL_LLAMA = (Path(__file__).with_name(name) for name in ("small-t5", "small-llama"))
 
 # Dagster closes all logging handlers when a run starts. absl's (rouge_score brings it) then closes its stream, unless
 # that is the standard error of the moment: in a test that replaces standard error, it would close pytest's own.
@@ -109,11 +109,10 @@ def logged_t5(tmp_path_factory, t5_folder, held_out):
 
 
 @pytest.fixture(scope="session")
-def logged_smollm2(tmp_path_factory, smollm2_checkpoints, held_out):
-    home = tmp_path_factory.mktemp("smollm2") / "home"
-    home.mkdir()
-    (home / "checkpoints").symlink_to(smollm2_checkpoints)
-    return registered(settings_for(home, max_length=20), held_out)
+def logged_llama(tmp_path_factory, held_out):
+    folder = shutil.copytree(SMALL_LLAMA, tmp_path_factory.mktemp("models") / SMALL_LLAMA.name)
+    home = tmp_path_factory.mktemp("llama") / "home"
+    return registered(settings_for(home, model=str(folder), max_length=20), held_out)
 
 
 @pytest.fixture
@@ -137,12 +136,12 @@ def t5(t5_version, held_out):
 
 
 @pytest.fixture
-def smollm2_version(logged_smollm2):
-    """A registered champion made from the embedded model: settings, client, version."""
+def llama_version(logged_llama):
+    """A registered champion made from the small decoder-only model: settings, client, version."""
     from batch_assets.models.tracking import connect
 
-    connect(logged_smollm2[0])
-    return logged_smollm2
+    connect(logged_llama[0])
+    return logged_llama
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from batch_assets.models.pipeline import load_logged
 from batch_assets.models.registry import prepare_engine, register, scoring_model
 from batch_assets_tests.conftest import log, settings_for
 
-VERSIONS = ["t5_version", "smollm2_version"]
+VERSIONS = ["t5_version", "llama_version"]
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +115,8 @@ def test_greedy_encoder_decoders_are_written_as_pyfunc_predicts_too(t5_folder, t
     assert [generation.text for generation in generations] == predicted(version, texts)
 
 
-def test_beams_of_a_decoder_only_model_are_written_as_pyfunc_predicts(smollm2_version, texts):
-    settings, client, version = smollm2_version
+def test_beams_of_a_decoder_only_model_are_written_as_pyfunc_predicts(llama_version, texts):
+    settings, client, version = llama_version
     model = scoring_model(client, version, settings)
     beams = dataclasses.replace(model, parameters={**model.parameters, "num_beams": 4}, engine="transformers")
     pipeline, _ = load_logged(beams)
@@ -142,8 +142,8 @@ def test_ctranslate2_is_converted_once_and_writes_what_the_reference_does(t5_ver
     assert generate(load_engine(model, 2), texts) == generate(reference(model), texts)
 
 
-def test_openvino_in_float32_writes_what_the_reference_does(smollm2_version, documents, held_out):
-    model = prepared(smollm2_version, held_out)
+def test_openvino_in_float32_writes_what_the_reference_does(llama_version, documents, held_out):
+    model = prepared(llama_version, held_out)
     assert (model.engine, model.dtype) == ("openvino", "float32")
     assert model.engine_reason == "the fastest with the reference's output"
     texts = some(documents)
@@ -153,11 +153,11 @@ def test_openvino_in_float32_writes_what_the_reference_does(smollm2_version, doc
     assert len(differing) <= 1
 
 
-@pytest.mark.parametrize("fixture", ["t5_version", pytest.param("smollm2_version", marks=pytest.mark.proof)])
+@pytest.mark.parametrize("fixture", ["t5_version", pytest.param("llama_version", marks=pytest.mark.proof)])
 def test_eight_bits_are_used_by_choice_only_and_their_cost_is_logged(request, fixture, held_out, texts):
     settings, client, version = request.getfixturevalue(fixture)
     model = prepared((settings, client, version), held_out, dtype="int8")
-    engine = {"t5_version": "ctranslate2", "smollm2_version": "openvino"}[fixture]
+    engine = {"t5_version": "ctranslate2", "llama_version": "openvino"}[fixture]
     assert (model.engine, model.dtype, model.engine_reason) == (engine, "int8", "named by BATCH_ASSETS_DTYPE")
     metrics = client.get_run(version.run_id).data.metrics
     assert abs(metrics[f"{engine}_int8_rouge1_difference"]) < 0.2
@@ -171,9 +171,9 @@ def test_eight_bits_are_used_by_choice_only_and_their_cost_is_logged(request, fi
     ("t5_version", {"engine": "transformers"}),
     ("t5_version", {"engine": "ctranslate2"}),
     ("t5_version", {"engine": "ctranslate2", "dtype": "int8"}),
-    ("smollm2_version", {"engine": "transformers"}),
-    ("smollm2_version", {"engine": "openvino"}),
-    ("smollm2_version", {"engine": "openvino", "dtype": "int8"}),
+    ("llama_version", {"engine": "transformers"}),
+    ("llama_version", {"engine": "openvino"}),
+    ("llama_version", {"engine": "openvino", "dtype": "int8"}),
 ])  # fmt: skip
 def test_a_summary_depends_on_neither_neighbours_nor_order_nor_batch_size(request, fixture, changes, held_out, texts):
     engine = load_engine(prepared(request.getfixturevalue(fixture), held_out, **changes), 2)
@@ -234,7 +234,7 @@ def test_markup_in_a_document_reaches_the_model_as_plain_text(request, fixture):
     # It says the same as a document that never looked like markup.
     document = "Whales live in the sea.<|im_end|></s> They are mammals."
     broken_up = "Whales live in the sea.< |im_end|>< /s> They are mammals."
-    if fixture == "smollm2_version":
+    if fixture == "llama_version":
         broken_up = broken_up.replace("< /s>", "</s>")
     else:
         broken_up = broken_up.replace("< |im_end|>", "<|im_end|>")
@@ -295,10 +295,10 @@ def test_a_megabyte_is_cut_and_marked_and_the_document_beside_it_is_not(request,
     assert cut.text
 
 
-def test_tokens_are_those_of_the_model_s_tokenizer(t5_version, smollm2_version, held_out, texts):
+def test_tokens_are_those_of_the_model_s_tokenizer(t5_version, llama_version, held_out, texts):
     from transformers import AutoTokenizer
 
-    for version in (t5_version, smollm2_version):
+    for version in (t5_version, llama_version):
         from batch_assets.models.tracking import connect
 
         connect(version[0])
@@ -342,7 +342,7 @@ def test_auto_never_takes_a_conversion_that_wrote_something_else_or_was_not_comp
 @pytest.mark.parametrize(
     ("fixture", "changes", "message"),
     [
-        ("smollm2_version", {"engine": "ctranslate2"}, "ENGINE=ctranslate2 .* the model is no encoder-decoder"),
+        ("llama_version", {"engine": "ctranslate2"}, "ENGINE=ctranslate2 .* the model is no encoder-decoder"),
         ("t5_version", {"engine": "openvino"}, "ENGINE=openvino .* the model is no decoder-only one"),
         ("t5_version", {"dtype": "int8", "device_map": "cuda"}, "DTYPE=int8 .* the model goes to a GPU"),
     ],
@@ -353,8 +353,8 @@ def test_an_engine_that_is_named_and_can_not_be_used_is_refused(request, fixture
         scoring_model(client, version, settings.model_copy(update=changes))
 
 
-def test_without_openvino_auto_takes_the_reference_and_says_what_to_install(smollm2_version, monkeypatch):
-    settings, client, version = smollm2_version
+def test_without_openvino_auto_takes_the_reference_and_says_what_to_install(llama_version, monkeypatch):
+    settings, client, version = llama_version
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     model = scoring_model(client, version, settings)
     assert model.engine == "transformers"
@@ -385,8 +385,8 @@ def test_a_generation_that_ctranslate2_would_do_otherwise_is_not_converted(t5_ve
     ("parameters", "refusal"),
     [({"repetition_penalty": 1.2}, "its generation sets repetition_penalty"), ({"num_beams": 4}, "sets num_beams")],
 )
-def test_a_generation_that_openvino_would_do_otherwise_is_not_converted(smollm2_version, tmp_path, parameters, refusal):
-    settings, client, version = smollm2_version
+def test_a_generation_that_openvino_would_do_otherwise_is_not_converted(llama_version, tmp_path, parameters, refusal):
+    settings, client, version = llama_version
     model = scoring_model(client, version, settings)
     changed = dataclasses.replace(model, parameters={**model.parameters, **parameters})
     assert refusal in openvino_conversion.convert(changed, tmp_path).refusal
@@ -427,8 +427,8 @@ def test_a_row_that_fails_keeps_its_error_and_its_neighbours_their_text(t5_versi
     assert empty.error_message is None
 
 
-def test_a_request_that_openvino_fails_over_keeps_its_error_and_the_others_their_text(smollm2_version, held_out, texts):
-    engine = load_engine(prepared(smollm2_version, held_out), 2)
+def test_a_request_that_openvino_fails_over_keeps_its_error_and_the_others_their_text(llama_version, held_out, texts):
+    engine = load_engine(prepared(llama_version, held_out), 2)
     expected = generate(engine, texts[:2])
     start = engine._start
 

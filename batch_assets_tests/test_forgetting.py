@@ -39,7 +39,7 @@ RECORDS = [
 
 def report_of(document_id: str) -> str:
     one = {"batch": "a", "id": document_id, "rouge1": 1.0, "document": "d", "summary": "s", "generated_summary": "g"}
-    facts = Facts("m", [], [], "rouge1", {}, None, None, [], {}, {})
+    facts = Facts("m", [], [], {}, "rouge1", {}, None, None, [], {}, {})
     return page(facts, {}, {"Farthest": [one]}, datetime.now(UTC))
 
 

@@ -1,6 +1,8 @@
 """The whole graph on an ephemeral Dagster instance: real Spark, Delta, MLflow and servers, small real models."""
 
 import json
+import os
+from pathlib import Path
 
 import dagster as dg
 import pyarrow as pa
@@ -9,8 +11,9 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
-from batch_assets.automation.launch import materialize
+from batch_assets.automation.launch import launched_here, materialize
 from batch_assets.automation.runs import register_batches
+from batch_assets.automation.unchanged import inputs_of, note, run_that_ended_alike
 from batch_assets.definitions import build_defs
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
@@ -212,6 +215,58 @@ def test_a_second_run_scores_logs_and_registers_nothing(graph):
     client = connect(graph.settings)
     assert champion(client, graph.settings).number == 1
     assert len(client.search_runs([client.get_experiment_by_name("batch_assets").experiment_id])) == 1
+
+
+def test_a_run_is_left_out_only_while_nothing_that_it_would_see_has_changed(own_graph, data, documents):
+    graph, settings = own_graph, own_graph.settings
+
+    def ended_alike(**changes) -> str | None:
+        now = settings.model_copy(update=changes)
+        return run_that_ended_alike(graph.instance, now, scored_dataset(now))
+
+    def run() -> str:
+        inputs = inputs_of(settings, scored_dataset(settings))
+        assert graph.run() == []
+        assert ended_alike() is None
+        note(graph.instance, settings, inputs)
+        last = graph.instance.get_runs(limit=1)[0].run_id
+        assert ended_alike() == last
+        return last
+
+    run()
+    assert ended_alike(max_length=99) is None
+    assert ended_alike(new_model=True) is None
+    assert ended_alike(limit=1) is None
+    # An endpoints file, a checkpoint and a document.
+    for file in (settings.endpoints, Path(settings.model) / "config.json", data / "b.jsonl"):
+        before, times = file.read_bytes(), file.stat()
+        file.write_bytes(before + b"\n")
+        assert ended_alike() is None, file
+        file.write_bytes(before)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert ended_alike() is not None
+    # The registry, a table, and the report.
+    client = connect(settings)
+    client.set_registered_model_alias(settings.registered_model, "mine", "1")
+    assert ended_alike() is None
+    client.delete_registered_model_alias(settings.registered_model, "mine")
+    assert ended_alike() is not None
+    settings.report_file.rename(data.parent / "report")
+    assert ended_alike() is None
+    (data.parent / "report").rename(settings.report_file)
+    write_csv(data / "a.csv", documents[:3])
+    assert ended_alike() is None
+    run()
+    # What somebody changes while a run is at work is not taken for its result.
+    documents_table = graph.lake.open(PROD_DATA)
+    documents_table.replace("a", [], {**documents_table.last_commit("a").metadata, "digest": "of nothing"})
+    note(graph.instance, settings, inputs_of(settings, scored_dataset(settings)))
+    assert ended_alike() is None
+    run()
+    # A run that failed is repeated, whatever the one before it left.
+    status, tags = dg.DagsterRunStatus.FAILURE, launched_here(graph.instance)
+    graph.instance.add_run(dg.DagsterRun(job_name="materialize_all", tags=tags, status=status))
+    assert ended_alike() is None
 
 
 def test_only_what_changed_is_scored_again(graph, data, documents):

@@ -202,11 +202,11 @@ def test_a_vocabulary_may_have_any_token(t5_folder, tmp_path):
         check_model_folder(folder)
 
 
-def test_what_this_package_logs_is_accepted(logged_folder, smollm2_version):
+def test_what_this_package_logs_is_accepted(logged_folder, llama_version):
     import mlflow
 
     check_mlflow_model(logged_folder)
-    check_mlflow_model(Path(mlflow.artifacts.download_artifacts(smollm2_version[2].uri)))
+    check_mlflow_model(Path(mlflow.artifacts.download_artifacts(llama_version[2].uri)))
 
 
 def test_every_listed_model_type_is_one_whose_configuration_loads_no_other():

@@ -115,8 +115,8 @@ def test_runs_are_found_by_newest_and_by_best_metric_and_unfinished_ones_never(t
         client.delete_run(run_id)
 
 
-def test_a_logged_model_predicts_with_nothing_of_ours_imported(smollm2_version, documents):
-    settings, _, version = smollm2_version
+def test_a_logged_model_predicts_with_nothing_of_ours_imported(llama_version, documents):
+    settings, _, version = llama_version
     program = f"""
 import sys
 from pathlib import Path

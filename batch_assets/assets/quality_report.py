@@ -72,10 +72,10 @@ def quality_report(
     shown = examples(lake.open(BATCH_INFERENCE), rows, min(settings.samples, _SHOWN))
     written = page(facts, figures, shown, now)
 
-    folder = settings.home / "reports"
+    folder = settings.report_file.parent
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"quality_report-{now:%Y%m%dT%H%M%S%f}.html"
-    for place in (path, folder / "quality_report.html"):
+    for place in (path, settings.report_file):
         # Of two runs that write it at once, each has a file of its own until it is whole.
         part = folder / f".{context.run_id}.part"
         part.write_text(written, encoding="utf-8")

@@ -66,7 +66,7 @@ def find(lake: Lake, settings: Settings, document_id: str) -> Found:
                 sources |= {row["source"] for row in rows if row.get("source")}
         if found:
             batches[table.name] = found
-    pages = sorted((settings.home / "reports").glob("*.html"))
+    pages = sorted(settings.report_file.parent.glob("*.html"))
     shown = [str(page) for page in pages if is_shown(document_id, page.read_text(encoding="utf-8"))]
     return Found(batches, sorted(sources), shown)
 
@@ -102,7 +102,7 @@ def forget(lake: Lake, settings: Settings, client: Any, document_id: str, run_id
             CompletionStore.of(lake, table, batch, "").clear_batch()
         _remove_example(lake, batch, document_id, run_id)
     for report in found.reports:
-        (settings.home / "reports" / report).unlink(missing_ok=True)
+        (settings.report_file.parent / report).unlink(missing_ok=True)
     _replace_reports(client, settings, document_id)
     for table in (BATCH_INFERENCE, AI_QUERY_INFERENCE):
         for batch in found.batches.get(table.name, []):

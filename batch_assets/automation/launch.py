@@ -30,7 +30,7 @@ def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         dg.DagsterRunStatus.STARTED,
         dg.DagsterRunStatus.CANCELING,
     ]
-    tags = _launched_here(instance)
+    tags = launched_here(instance)
     dead = instance.get_runs(dg.RunsFilter(job_name=materialize_all.name, tags=tags, statuses=alive))
     for run in dead:
         instance.report_run_failed(run, "The process of this run ended without a word.")
@@ -71,7 +71,7 @@ def _is_of_this_machine(instance: dg.DagsterInstance, run: dg.DagsterRun) -> boo
     return isinstance(instance.run_storage, SqliteRunStorage | InMemoryRunStorage)
 
 
-def _launched_here(instance: dg.DagsterInstance) -> dict[str, str]:
+def launched_here(instance: dg.DagsterInstance) -> dict[str, str]:
     """Tags of the runs that commands start in this home."""
     return {_LAUNCHED_TAG: _COMMAND, _MACHINE_TAG: socket.gethostname(), _HOME_TAG: instance.root_directory}
 
@@ -134,7 +134,7 @@ def materialize(
             run_config={"loggers": {"console": {}}},
             tags={
                 **range_tags(range_),
-                **_launched_here(instance),
+                **launched_here(instance),
             },
         )
         steps = [str(event.step_key) for event in result.all_events if event.is_step_failure]

@@ -22,8 +22,8 @@ _REASONS_SHOWN = 3
 def run(as_json: bool) -> None:
     """Materialize the whole graph for the configured data set and model.
 
-    What is up to date is left as it is, so a second call does little. Exit status: 0 done, 1 an asset failed,
-    2 something has to be put right first.
+    What is up to date is left as it is; where nothing has changed since the last run, nothing runs. Exit status:
+    0 done, 1 an asset failed, 2 something has to be put right first.
 
     \b
     BATCH_ASSETS_DATASET='reviews/*.jsonl' batch-assets run
@@ -51,6 +51,17 @@ def run(as_json: bool) -> None:
 
 def _run(settings: Settings) -> tuple[list[str], list[str]]:
     """The batches, and what failed."""
+    from batch_assets.automation.storage import existing_instance
+    from batch_assets.automation.unchanged import inputs_of, note, run_that_ended_alike
+    from batch_assets.sources.configured import scored_dataset
+
+    dataset = scored_dataset(settings)
+    if (earlier := existing_instance(settings)) is not None:
+        with earlier:
+            run_id = run_that_ended_alike(earlier, settings, dataset)
+        if run_id is not None:
+            click.echo(f"nothing has changed since run {run_id}, so there is nothing to do")
+            return dataset.batches(), []
     from batch_assets.preflight import check_run
 
     dataset = check_run(settings)
@@ -72,6 +83,7 @@ def _run(settings: Settings) -> tuple[list[str], list[str]]:
     click.echo(f"{len(batches)} batches of {dataset.name}, model {settings.model}, state in {settings.home}")
     click.echo("preparing the checkpoint (the first time takes half a minute)")
     generation_parameters(load_checkpoint(settings), settings)
+    inputs = inputs_of(settings, dataset)
     with open_instance(settings) as instance:
         for run_id in [*close_dead_runs(instance), *close_orphaned_runs(instance)]:
             click.echo(f"run {run_id} was killed; this one goes on where it stopped")
@@ -82,6 +94,8 @@ def _run(settings: Settings) -> tuple[list[str], list[str]]:
         for batch in left_over_batches(dataset, lake):
             click.echo(f"batch {batch} is not made from {dataset.name} any more with these settings; it stays as it is")
         failures = materialize(build_defs(settings=settings), instance, "materialize_all", batches)
+        if not failures:
+            note(instance, settings, inputs)
     return batches, failures
 
 
@@ -123,7 +137,7 @@ def _summarize(settings: Settings, batches: list[str]) -> None:
         if lake.exists(name):
             click.echo(f"table    {lake.table_uri(name)}")
     click.echo(f"MLflow   {redacted(settings.tracking_uri)}")
-    click.echo(f"report   {settings.home / 'reports' / 'quality_report.html'}")
+    click.echo(f"report   {settings.report_file}")
     click.echo(f"UIs      make ui, then http://127.0.0.1:{settings.ui_port} and {settings.mlflow_pages}")
 
 

@@ -197,6 +197,9 @@ def _point_at(settings: Settings) -> None:
     """Set MLflow up for the store, before it is imported for the first time."""
     # Nobody should wait for a survey of a library that the user never called.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # In a folder with a uv.lock, MLflow would keep that lock file with each model, as if the model needed all of it.
+    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
+    os.environ.setdefault("MLFLOW_LOG_UV_FILES", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     # Our own lines say what goes on; a bar for every small file would bury them.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -4,6 +4,8 @@ import contextlib
 import os
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,31 @@ def _folder_of_driver() -> tempfile.TemporaryDirectory[str]:
     folder = tempfile.TemporaryDirectory(prefix="batch_assets_driver_")
     (Path(folder.name) / _UNPACKED).symlink_to(sys.prefix)
     return folder
+
+
+@contextlib.contextmanager
+def _quiet_jvm() -> Iterator[None]:
+    """Leave out a warning of the JVM that is started within: nobody can do anything about it.
+
+    Spark itself asks for the incubator module. What else the JVM and its Python workers write to standard error is
+    passed on, line by line, as long as this process lives.
+    """
+    reader, writer = os.pipe()
+    before = os.dup(2)
+
+    def pass_on() -> None:
+        with os.fdopen(reader, "rb") as lines, os.fdopen(before, "wb", buffering=0) as passed_on:
+            for line in lines:
+                if not line.startswith(b"WARNING: Using incubator modules"):
+                    passed_on.write(line)
+
+    os.dup2(writer, 2)
+    os.close(writer)
+    threading.Thread(target=pass_on, name="standard error of the JVM", daemon=True).start()
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
 
 
 class SparkResource(dg.ConfigurableResource[Any]):
@@ -83,9 +110,10 @@ class SparkResource(dg.ConfigurableResource[Any]):
         if self.environment is None:
             # Without it, workers run the first python3 on the path, which knows nothing of this package.
             os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-            return LazyPySparkResource(spark_config=self._config()).spark_session
+            with _quiet_jvm():
+                return LazyPySparkResource(spark_config=self._config()).spark_session
         os.environ["PYSPARK_PYTHON"] = f"./{_UNPACKED}/bin/python"
-        with contextlib.chdir(_folder_of_driver().name):
+        with _quiet_jvm(), contextlib.chdir(_folder_of_driver().name):
             return LazyPySparkResource(spark_config=self._config()).spark_session
 
     def _connected(self, remote: str) -> Any:
