@@ -419,6 +419,7 @@ def query(home: Path, *arguments: str, file: Path) -> subprocess.CompletedProces
     return subprocess.run([*BATCH_ASSETS, "query", *arguments], env=env, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.proof
 def test_a_killed_query_goes_on_with_what_is_missing_and_a_new_one_asks_afresh(tmp_path, home):
     file = tmp_path / "endpoints.toml"
     statement = "CREATE TABLE me.said AS SELECT id, ai_query('e', CAST(id AS STRING)) AS said FROM range(60)"

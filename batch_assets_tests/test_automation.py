@@ -17,6 +17,7 @@ import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner, Result
 from deltalake import DeltaTable, write_deltalake
 
 from batch_assets.automation import schedules, sensors
@@ -25,6 +26,7 @@ from batch_assets.automation.launch import close_dead_runs, close_orphaned_runs
 from batch_assets.automation.rescoring import expectation, wanted_batches
 from batch_assets.automation.runs import busy_batches, range_tags, register_batches
 from batch_assets.automation.stale import input_of, measured_from
+from batch_assets.cli import main
 from batch_assets.definitions import build_defs
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.lake import Lake
@@ -39,7 +41,7 @@ from batch_assets.lake.tables import (
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.sources.landing import land_batch
 from batch_assets.sources.landing_folder import LandingFolder
-from batch_assets_tests.conftest import BATCH_ASSETS, environment, settings_for, write_csv, write_json_lines
+from batch_assets_tests.conftest import settings_for, write_csv, write_json_lines
 from batch_assets_tests.servers import s3_server
 
 NOW = datetime.now(UTC)
@@ -597,8 +599,8 @@ def test_a_run_by_hand_closes_those_that_died_in_its_home_and_no_other(deploymen
 
 
 def test_files_are_landed_by_hand_and_a_changed_one_replaces_its_batch(tmp_path, home):
-    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*BATCH_ASSETS, *arguments], env=environment(home), capture_output=True, text=True)
+    def command(*arguments: str) -> Result:
+        return CliRunner(env={"BATCH_ASSETS_HOME": str(home)}).invoke(main, arguments)
 
     def texts(batch: str) -> list[str]:
         read = Lake(str(home / "lake")).open(PROD_DATA).read(batch)
@@ -606,20 +608,20 @@ def test_files_are_landed_by_hand_and_a_changed_one_replaces_its_batch(tmp_path,
 
     file = drop(tmp_path, "a.jsonl", "one", "two")
     other = write_csv(tmp_path / "b.csv", [{"id": "9", "document": "three"}])
-    assert command("land", str(file), str(other), "--batch", "both").returncode == 0
+    assert command("land", str(file), str(other), "--batch", "both").exit_code == 0
     assert texts("both") == ["one", "three", "two"]
     drop(tmp_path, "a.jsonl", "one", "changed")
-    assert command("land", str(file), "--batch", "both").returncode == 0
+    assert command("land", str(file), "--batch", "both").exit_code == 0
     assert texts("both") == ["changed", "one"]
     assert LandingFolder(str(home / "landing"), 1000).news() == {}
     taken = command("land", str(drop(tmp_path, "both.jsonl", "another")))
-    assert (taken.returncode, "say --batch both to replace it" in taken.stderr) == (2, True)
+    assert (taken.exit_code, "say --batch both to replace it" in taken.stderr) == (2, True)
     assert texts("both") == ["changed", "one"]
     (tmp_path / "a.txt").write_text("no")
     refused = command("land", str(tmp_path / "a.txt"))
-    assert (refused.returncode, "files end in .jsonl" in refused.stderr) == (2, True)
+    assert (refused.exit_code, "files end in .jsonl" in refused.stderr) == (2, True)
     unknown = command("rescore", "--batches", "both,nothing")
-    assert (unknown.returncode, "has no batch 'nothing'" in unknown.stderr) == (2, True)
+    assert (unknown.exit_code, "has no batch 'nothing'" in unknown.stderr) == (2, True)
 
 
 def test_what_rescoring_takes_is_said_from_what_it_took_before(deployment):

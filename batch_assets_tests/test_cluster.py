@@ -40,6 +40,7 @@ def finished(process, folder):
     return process.wait(300), (folder / "driver.log").read_text()
 
 
+@pytest.mark.proof
 def test_workers_with_the_wheel_fetch_the_model_once_and_write_what_one_machine_does(
     spark,
     lake,
@@ -66,6 +67,7 @@ def test_workers_with_the_wheel_fetch_the_model_once_and_write_what_one_machine_
     assert len(fetched) == len([folder for folder in (model.path, model.engine_path) if folder])
 
 
+@pytest.mark.proof
 def test_a_worker_that_lacks_the_package_is_named_before_any_work(lake, t5, tmp_path, cluster):
     import venv
 

@@ -14,11 +14,11 @@ SLACK = 1.5
 
 
 def test_a_batch_is_one_commit_and_one_file_in_each_table_however_many_there_are(home):
-    small, large = measured(home, None, [2, 20], rows=5)
-    assert [each["documents"] for each in (small, large)] == [10, 100]
+    small, large = measured(home, None, [2, 6], rows=5)
+    assert [each["documents"] for each in (small, large)] == [10, 30]
     # Two tables; measuring adds two versions each time, a batch that comes and goes.
-    assert [each["data files"] for each in (small, large)] == [4, 41]
-    assert [each["commits"] for each in (small, large)] == [4, 42]
+    assert [each["data files"] for each in (small, large)] == [4, 13]
+    assert [each["commits"] for each in (small, large)] == [4, 14]
 
 
 @pytest.mark.proof

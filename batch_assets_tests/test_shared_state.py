@@ -84,6 +84,7 @@ def test_of_processes_that_replace_partitions_in_a_bucket_at_once_none_is_lost_o
     assert [whole(uri, part) for part in "bcd"] == ["run-3", "run-4", "run-5"]
 
 
+@pytest.mark.proof
 def test_the_graph_runs_with_lake_landing_folder_and_artifacts_in_a_bucket(s3, tmp_path, home, t5_folder, documents):
     data = write_json_lines(tmp_path / "data" / "a.jsonl", documents[:2])
     dropped = write_json_lines(tmp_path / "b.jsonl", documents[2:4])
