@@ -3,6 +3,7 @@
 # make ui     open Dagster and MLflow on that state
 # make test   every promise, at small size
 # make proof  full sizes, many kills, a browser (apt-get install chromium); writes proof-report.xml
+#             make proof PART=first_use: only tests with that in the name of their file or their own (pytest -k)
 # make screenshots  pictures of the UI for the README (apt-get install chromium), of the state that make run left
 # make package  dist/: the wheel, and environment.tar.gz, which Spark can hand to the workers of a cluster
 # make docs   write docs/reference from the code
@@ -37,7 +38,7 @@ test: $(INSTALLED)-test
 	$(BIN)/python -m pytest
 
 proof: $(INSTALLED)-proof
-	$(BIN)/python -m pytest -m proof --junitxml proof-report.xml -s
+	$(BIN)/python -m pytest -m proof $(if $(PART),-k "$(PART)") --junitxml proof-report.xml -s
 
 screenshots: $(INSTALLED)-proof
 	@$(BIN)/python -m tools.screenshots
