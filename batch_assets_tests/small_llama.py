@@ -23,16 +23,13 @@ _STEPS, _BATCH, _SOURCE_TOKENS, _TARGET_TOKENS = 2500, 24, (12, 96), 24
 def build(folder: Path) -> Path:
     """Train on research papers and save the model."""
     import torch
-    from aclsum import ACLSum
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     from batch_assets.models.summarization import Summarization
+    from batch_assets_tests.small_t5 import training_texts
 
-    sections = ["abstract", "introduction", "conclusion"]
-    papers = [paper.get_all_sentences(sections) for split in ("train", "val") for paper in ACLSum(split).documents]
-    texts = [" ".join(paper[start : start + 5]) for paper in papers for start in range(len(paper))]
-
+    texts = training_texts()
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()

@@ -28,17 +28,22 @@ MAX_INPUT_TOKENS = 512
 _STEPS, _BATCH, _SOURCE_TOKENS, _TARGET_TOKENS = 1000, 32, 96, 24
 
 
-def build(folder: Path) -> Path:
-    """Train on research papers and save the model."""
-    import torch
+def training_texts() -> list[str]:
+    """Five sentences from each place of the research papers."""
     from aclsum import ACLSum
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
     sections = ["abstract", "introduction", "conclusion"]
     papers = [paper.get_all_sentences(sections) for split in ("train", "val") for paper in ACLSum(split).documents]
-    texts = [" ".join(paper[start : start + 5]) for paper in papers for start in range(len(paper))]
+    return [" ".join(paper[start : start + 5]) for paper in papers for start in range(len(paper))]
 
+
+def build(folder: Path) -> Path:
+    """Train on research papers and save the model."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    texts = training_texts()
     bpe = Tokenizer(models.BPE(unk_token="<unk>"))
     bpe.normalizer = normalizers.NFKC()
     bpe.pre_tokenizer = pre_tokenizers.Metaspace()

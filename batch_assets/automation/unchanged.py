@@ -1,8 +1,9 @@
-"""Whether anything has changed since a run of the whole graph ended well: if nothing has, another one does nothing."""
+"""Whether anything has changed since the last successful run of the whole graph; if not, another run is skipped."""
 
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,15 @@ def inputs_of(settings: Settings, dataset: Dataset) -> str:
     Files count by name, size and time of modification; the records of a data set by what it calls its provenance.
 
     Raises:
-        BatchAssetsError: a data set or the checkpoint can't be had.
+        BatchAssetsError: a data set or the checkpoint can't be read.
     """
     endpoints = settings.endpoints
     return _digest(
         {
-            "settings": redacted(settings.model_dump_json()),
+            "settings": {name: redacted(str(value)) for name, value in settings},
             "packages": sorted(f"{one.name}=={one.version}" for one in importlib.metadata.distributions()),
-            "code": _files(_PACKAGE, "*.py"),
-            "checkpoint": _files(load_checkpoint(settings).folder, "*"),
+            "code": _files(_PACKAGE),
+            "checkpoint": _files(load_checkpoint(settings).folder),
             "data_set": {batch: dataset.provenance(batch) for batch in dataset.batches()},
             "evaluation": [part.provenance for part in evaluation_dataset(settings).parts()],
             "endpoints": endpoints.read_text(encoding="utf-8") if endpoints and endpoints.exists() else None,
@@ -51,7 +52,7 @@ def inputs_of(settings: Settings, dataset: Dataset) -> str:
 
 
 def run_that_ended_alike(instance: dg.DagsterInstance, settings: Settings, dataset: Dataset) -> str | None:
-    """The last run of this home, if it ended well and everything is as it was then; else None.
+    """The id of this home's last run, if it succeeded and nothing has changed since; else None.
 
     Args:
         instance: Dagster's storage.
@@ -62,7 +63,7 @@ def run_that_ended_alike(instance: dg.DagsterInstance, settings: Settings, datas
         BatchAssetsError: the data set, the checkpoint or the state can't be read.
     """
     last = _last_run(instance)
-    # A run that was killed is to be closed, and one that failed to be repeated.
+    # After a run that failed or was killed, another one is needed.
     if last is None or last.status != dg.DagsterRunStatus.SUCCESS or STATE_TAG not in last.tags:
         return None
     if settings.new_model or not settings.report_file.exists():
@@ -72,14 +73,15 @@ def run_that_ended_alike(instance: dg.DagsterInstance, settings: Settings, datas
     return last.run_id if last.tags[STATE_TAG] == _state(settings, inputs_of(settings, dataset)) else None
 
 
-def note(instance: dg.DagsterInstance, settings: Settings, inputs: str) -> None:
-    """Write down with the last run of this home how everything is now that it has ended well.
+def note(instance: dg.DagsterInstance, settings: Settings, batches: Sequence[str], inputs: str) -> None:
+    """Tag this home's last run, which succeeded, with a digest of the state that it left.
 
-    Nothing is written down where somebody has changed something meanwhile that calls for another run.
+    The run gets no tag if something was changed during the run that makes another one necessary.
 
     Args:
         instance: Dagster's storage.
         settings: name the home, the lake and the model.
+        batches: what the run covered.
         inputs: as ``inputs_of`` gave it before the run.
     """
     state, last = _state(settings, inputs), _last_run(instance)
@@ -93,7 +95,8 @@ def note(instance: dg.DagsterInstance, settings: Settings, inputs: str) -> None:
     answered, quality = lake.open(AI_QUERY_INFERENCE), lake.open(SUMMARY_QUALITY)
     stale = stale_now(instance, settings, documents, output, None if champion is None else champion.number)
     unfinished = unfinished_batches(documents, output, answered, quality, frozenset())
-    if find_run(client, settings).run_id in registered and not stale and not unfinished:
+    needs_work = {*stale, *unfinished} & {*batches}
+    if find_run(client, settings).run_id in registered and not needs_work:
         instance.add_run_tags(last.run_id, {STATE_TAG: state})
 
 
@@ -105,7 +108,7 @@ def _last_run(instance: dg.DagsterInstance) -> dg.DagsterRun | None:
 def _state(settings: Settings, inputs: str) -> str | None:
     """Digest of the inputs together with what runs and people change: tables, registered versions, MLflow runs.
 
-    None where there is no whole state yet.
+    None where MLflow's store or a table is missing.
     """
     client, lake = look(settings), configured_lake(settings)
     if client is None or not all(lake.exists(table) for table in TABLES):
@@ -123,8 +126,9 @@ def _state(settings: Settings, inputs: str) -> str | None:
     )
 
 
-def _files(folder: Path, pattern: str) -> list[tuple[str, int, int]]:
-    found = [(path, path.stat()) for path in sorted(folder.rglob(pattern)) if path.is_file()]
+def _files(folder: Path) -> list[tuple[str, int, int]]:
+    # Python writes its compiled files whenever it likes.
+    found = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".pyc"]
     return [(str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns) for path, stat in found]
 
 

@@ -95,7 +95,7 @@ def _run(settings: Settings) -> tuple[list[str], list[str]]:
             click.echo(f"batch {batch} is not made from {dataset.name} any more with these settings; it stays as it is")
         failures = materialize(build_defs(settings=settings), instance, "materialize_all", batches)
         if not failures:
-            note(instance, settings, inputs)
+            note(instance, settings, batches, inputs)
     return batches, failures
 
 

@@ -33,10 +33,10 @@ def _folder_of_driver() -> tempfile.TemporaryDirectory[str]:
 
 @contextlib.contextmanager
 def _quiet_jvm() -> Iterator[None]:
-    """Leave out a warning of the JVM that is started within: nobody can do anything about it.
+    """Hide one warning of a JVM that is started inside this context: users can't act on it.
 
-    Spark itself asks for the incubator module. What else the JVM and its Python workers write to standard error is
-    passed on, line by line, as long as this process lives.
+    Spark itself asks for the incubator module. Everything else that the JVM and its Python workers write to standard
+    error is passed on, line by line, while this process lives.
     """
     reader, writer = os.pipe()
     before = os.dup(2)
