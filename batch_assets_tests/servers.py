@@ -46,11 +46,12 @@ class _QuietServer(ThreadingHTTPServer):
 class ChatServer:
     """Answers POST requests with what ``reply`` says.
 
-    Its log is what tests believe: ``requests`` has every body and its headers, ``times`` when it came, ``most_at_once``
-    how many there were at the same time.
+    ``reply`` can be changed at any time. Its log is what tests believe: ``requests`` has every body and its headers,
+    ``times`` when it came, ``most_at_once`` how many there were at the same time.
     """
 
     def __init__(self, reply: Callable[[dict, int], Reply]) -> None:
+        self.reply = reply
         self.requests: list[tuple[dict, dict[str, str]]] = []
         self.times: list[float] = []
         self.most_at_once = 0
@@ -72,7 +73,7 @@ class ChatServer:
                     server.most_at_once = max(server.most_at_once, server._at_once)
                     number = len(server.requests)
                 try:
-                    answer = reply(body, number)
+                    answer = server.reply(body, number)
                     if answer is HUNG:
                         server._closing.wait()
                 finally:

@@ -1,27 +1,37 @@
-"""The whole graph on an ephemeral Dagster instance: real Spark, Delta, MLflow and servers, small real models."""
+"""The whole graph with real Spark, Delta, MLflow and servers, and small real models.
+
+A process of the command line runs it once, from nothing. What further runs do is tested in this process, on copies.
+"""
 
 import json
 import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
 from batch_assets.automation.launch import launched_here, materialize
 from batch_assets.automation.runs import register_batches
 from batch_assets.automation.unchanged import inputs_of, note, run_that_ended_alike
+from batch_assets.cli import main
 from batch_assets.definitions import build_defs
 from batch_assets.lake.lake import Lake
-from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
+from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY, Table
 from batch_assets.models.registry import champion, with_alias
 from batch_assets.models.tracking import connect
 from batch_assets.resources.endpoints import EndpointsResource
+from batch_assets.settings import PREFIX, Settings
 from batch_assets.sources.configured import scored_dataset
-from batch_assets_tests.conftest import settings_for, write_csv, write_json_lines
+from batch_assets_tests.conftest import BATCH_ASSETS, environment, settings_for, write_csv, write_json_lines
 from batch_assets_tests.servers import ChatServer, completion, passing_on_to
 
 WHEN = {"landed_at", "scored_at", "created_at", "measured_at"}
@@ -29,21 +39,32 @@ NO_TEXT = {"null", "no text 0", "no text 1"}
 TABLES = (PROD_DATA, BATCH_INFERENCE, AI_QUERY_INFERENCE, SUMMARY_QUALITY)
 
 
+KEY = "open-sesame-4711"
+
+
+def rows_of(lake: Lake, table: Table, batch: str) -> list[dict]:
+    rows = [row for part in lake.open(table).read(batch) for row in part.to_pylist()]
+    return sorted(rows, key=lambda row: json.dumps(row, default=str))
+
+
+def tables_of(uri: str | Path) -> dict:
+    """All rows of all tables of a lake, but for the times at which they were written."""
+    lake = Lake(str(uri))
+    return {
+        (table.name, batch): [{k: v for k, v in row.items() if k not in WHEN} for row in rows_of(lake, table, batch)]
+        for table in TABLES
+        for batch in lake.open(table).batches()
+    }
+
+
 class Graph:
-    """A deployment of its own: settings, lake, Dagster instance, and a chat server that counts.
+    """A deployment of its own: lake, Dagster instance, and a chat server that counts."""
 
-    Its models are its own too, or in ``models``, a home that others share.
-    """
-
-    def __init__(self, home, server: ChatServer, models=None, asking="deadline_seconds = 5", **values) -> None:
-        home.mkdir(parents=True, exist_ok=True)
-        endpoints = home / "endpoints.toml"
-        endpoints.write_text(f'[endpoints.counted]\nbase_url = "{server.url}"\nmodel = "m"\n{asking}')
-        places = {"home": models or home, "lake": str(home / "lake")}
-        self.settings = settings_for(**places, endpoints=endpoints, endpoint="counted", **values)
+    def __init__(self, settings: Settings, server: ChatServer, instance: dg.DagsterInstance) -> None:
+        self.settings = settings
         self.server = server
-        self.instance = dg.DagsterInstance.ephemeral()
-        self.lake = Lake(self.settings.lake_uri)
+        self.instance = instance
+        self.lake = Lake(settings.lake_uri)
 
     def run(self, **changes) -> list[str]:
         settings = self.settings.model_copy(update=changes)
@@ -52,16 +73,11 @@ class Graph:
         return materialize(build_defs(settings=settings), self.instance, "materialize_all", batches)
 
     def rows(self, table, batch) -> list[dict]:
-        rows = [row for part in self.lake.open(table).read(batch) for row in part.to_pylist()]
-        return sorted(rows, key=lambda row: json.dumps(row, default=str))
+        return rows_of(self.lake, table, batch)
 
     def tables(self) -> dict:
         """All rows of all tables, but for the times at which they were written."""
-        return {
-            (table.name, batch): [{k: v for k, v in row.items() if k not in WHEN} for row in self.rows(table, batch)]
-            for table in TABLES
-            for batch in self.lake.open(table).batches()
-        }
+        return tables_of(self.settings.lake_uri)
 
     def versions(self) -> dict[str, int]:
         return {table.name: self.lake.open(table).version for table in TABLES}
@@ -81,43 +97,102 @@ class Graph:
         return {key: value.value for key, value in records[0].asset_materialization.metadata.items()}
 
 
-@pytest.fixture
-def server():
+@dataclass(frozen=True)
+class Finished:
+    """A home after one run of the command line: what the process had, what it printed, what it asked."""
+
+    home: Path
+    environment: dict[str, str]
+    output: str
+    requests: list[tuple[dict, dict[str, str]]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("graph")
+
+
+@pytest.fixture(scope="module")
+def module_server():
     with ChatServer(lambda body, n: completion("An answer to " + body["messages"][0]["content"][-20:])) as server:
         yield server
 
 
 @pytest.fixture
-def data(tmp_path, documents):
+def server(module_server):
+    """The chat server that all graphs ask; a test may change its reply."""
+    reply = module_server.reply
+    yield module_server
+    module_server.reply = reply
+
+
+def write_data(folder: Path, documents: list[dict]) -> Path:
     """Three files of XSum's columns: CSV, JSON Lines with no text and a broken record, and Parquet."""
     odd = [documents[4], {"id": "null", "document": None, "summary": "x"}, {**documents[4], "id": "same text"}]
     odd += [{"id": f"no text {n}", "document": text, "summary": "x"} for n, text in enumerate(("", "\u200b \ufeff"))]
-    path = write_json_lines(tmp_path / "data" / "b.jsonl", odd)
+    path = write_json_lines(folder / "b.jsonl", odd)
     with path.open("a") as file:
         file.write("{broken\n")
-    write_csv(tmp_path / "data" / "a.csv", documents[:4])
-    pq.write_table(pa.Table.from_pylist(documents[5:17]), tmp_path / "data" / "c.parquet")
-    return tmp_path / "data"
+    write_csv(folder / "a.csv", documents[:4])
+    pq.write_table(pa.Table.from_pylist(documents[5:17]), folder / "c.parquet")
+    return folder
+
+
+def write_endpoints(folder: Path, server: ChatServer, more: str) -> Path:
+    path = folder / "endpoints.toml"
+    path.write_text(f'[endpoints.counted]\nbase_url = "{server.url}"\nmodel = "m"\n{more}')
+    return path
+
+
+@pytest.fixture
+def data(folder, documents) -> Path:
+    """The files that all graphs read, as they were when the first one did."""
+    return write_data(folder / "data", documents)
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """A home for those who log the same model: the first one does, the others find it."""
-    return tmp_path_factory.mktemp("models") / "home"
+def finished(folder, documents, module_server, t5_folder) -> Finished:
+    """What a user has after the first run."""
+    home = folder / "home"
+    home.mkdir()
+    endpoints = write_endpoints(home, module_server, 'api_key_env = "SOME_KEY"')
+    values = {"MODEL": str(t5_folder), "DATASET": str(write_data(folder / "data", documents)), "EVALUATION_ROWS": "3"}
+    values |= {"ENDPOINTS": str(endpoints), "ENDPOINT": "counted", "SPARK_MASTER": "local[2,4]"}
+    env = {**environment(home, **values), "SOME_KEY": KEY}
+    run = subprocess.run([*BATCH_ASSETS, "run"], env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return Finished(home, env, run.stdout + run.stderr, [*module_server.requests])
+
+
+def settings_of(finished: Finished, server: ChatServer, folder: Path, **values) -> Settings:
+    """The settings of the process, but for the key: Spark's workers have the environment that Spark began with."""
+    same = {name: finished.environment[f"{PREFIX}{name.upper()}"] for name in ("model", "dataset", "endpoint")}
+    endpoints = write_endpoints(folder, server, "deadline_seconds = 5")
+    return settings_for(**{"home": finished.home, **same, "endpoints": endpoints, **values})
 
 
 @pytest.fixture
-def graph(home, server, data, models, t5_folder, spark):
-    return Graph(home, server, models, model=str(t5_folder), dataset=str(data))
+def graph(tmp_path, finished, data, server, spark) -> Iterator[Graph]:
+    """A copy of the tables and of Dagster's storage after the first run, with the same models."""
+    for part in ("lake", "dagster"):
+        shutil.copytree(finished.home / part, tmp_path / part)
+    with dg.DagsterInstance.from_config(str(tmp_path / "dagster")) as instance:
+        yield Graph(settings_of(finished, server, tmp_path, lake=str(tmp_path / "lake")), server, instance)
 
 
 @pytest.fixture
-def own_graph(home, server, data, t5_folder, spark):
-    return Graph(home, server, model=str(t5_folder), dataset=str(data))
+def unasked(graph) -> Iterator[Graph]:
+    """The same documents and scored rows, but no answers of an endpoint, and nothing in Dagster's storage."""
+    for table in (AI_QUERY_INFERENCE, SUMMARY_QUALITY):
+        shutil.rmtree(graph.lake.table_uri(table))
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Graph(graph.settings, graph.server, instance)
 
 
-def test_the_graph_runs_end_to_end_on_local_files_with_a_local_encoder_decoder(graph, documents):
-    assert graph.run() == []
+def test_the_graph_runs_end_to_end_on_local_files_with_a_local_encoder_decoder(graph, finished, documents):
+    for part in ("expert summary", "ROUGE-1", "m4_1_batch_inference", "MLflow", "make ui", "Done in"):
+        assert part in finished.output
+    assert "Traceback" not in finished.output
     scored = {batch: graph.rows(BATCH_INFERENCE, batch) for batch in ("a", "b", "c")}
     assert {batch: len(rows) for batch, rows in scored.items()} == {"a": 4, "b": 5, "c": 12}
     originals = {row["id"]: row for row in documents}
@@ -156,7 +231,9 @@ def test_the_graph_runs_end_to_end_on_local_files_with_a_local_encoder_decoder(g
     assert {row["id"] for row in answered["c"]} == set(sorted(row["id"] for row in documents[5:17])[:10])
     asked = [originals[row["id"]]["document"] for rows in answered.values() for row in rows if row["id"] in originals]
     prompt = "Based on the following document, provide a summary in less than 100 words. Document: "
-    assert sorted(graph.server.prompts) == sorted(prompt + text for text in asked)
+    assert sorted(body["messages"][0]["content"] for body, _ in finished.requests) == sorted(
+        prompt + text for text in asked
+    )
     for row in answered["b"]:
         error = "the document has no text" if row["id"] in NO_TEXT else None
         assert (row["error_message"], row["generated_summary"] is None) == (error, error is not None)
@@ -200,8 +277,35 @@ def test_the_graph_runs_end_to_end_on_local_files_with_a_local_encoder_decoder(g
     assert {"lead_rouge1", "rouge1"} <= graph.metadata("model_evaluation").keys()
 
 
+def test_a_key_is_sent_and_found_nowhere_else(finished, spark):
+    assert {headers["Authorization"] for _, headers in finished.requests} == {f"Bearer {KEY}"}
+    statement = "EXPLAIN_NOT"  # what Spark says of a plan comes with an error
+    query = ["query", f"SELECT {statement}, ai_gen(id) FROM m4_1_prod_data"]
+    failed = CliRunner(env=finished.environment).invoke(main, query)
+    assert (failed.exit_code, statement in failed.stderr) == (2, True)
+    assert KEY not in failed.output + finished.output
+    files = [path for path in finished.home.rglob("*") if path.is_file()]
+    assert {"m4_1_prod_data", "mlflow.db"} <= {part for path in files for part in path.parts}
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+
+
+def test_a_second_run_by_command_has_nothing_to_do_and_shows_the_same_figures(finished, data, server):
+    report, tables = finished.home / "reports" / "quality_report.html", tables_of(finished.home / "lake")
+    asked, written = len(server.requests), report.stat().st_mtime_ns
+    again = CliRunner(env=finished.environment).invoke(main, ["run"])
+    assert again.exit_code == 0, again.output
+    assert "so there is nothing to do" in again.output
+    for part in ("expert summary", "ROUGE-1", "m4_1_batch_inference", "Done in"):
+        assert part in again.output
+    assert "batch_inference       batch" not in again.output
+    assert (len(server.requests), report.stat().st_mtime_ns) == (asked, written)
+    assert tables_of(finished.home / "lake") == tables
+
+
 def test_a_second_run_scores_logs_and_registers_nothing(graph):
-    assert graph.run() == []
+    client = connect(graph.settings)
+    experiment = client.get_experiment_by_name("batch_assets").experiment_id
+    runs = [run.info.run_id for run in client.search_runs([experiment])]
     tables, versions, asked = graph.tables(), graph.versions(), len(graph.server.requests)
     assert graph.run() == []
     assert graph.versions() == versions
@@ -212,13 +316,12 @@ def test_a_second_run_scores_logs_and_registers_nothing(graph):
     # What there is to see of a model is still there to be seen.
     assert "generated" in graph.metadata("logged_model")["sample"]
     assert graph.metadata("champion_model")["single_node_inference"].count("\n") == 3
-    client = connect(graph.settings)
     assert champion(client, graph.settings).number == 1
-    assert len(client.search_runs([client.get_experiment_by_name("batch_assets").experiment_id])) == 1
+    assert [run.info.run_id for run in client.search_runs([experiment])] == runs
 
 
-def test_a_run_is_left_out_only_while_nothing_that_it_would_see_has_changed(own_graph, data, documents):
-    graph, settings = own_graph, own_graph.settings
+def test_a_run_is_left_out_only_while_nothing_that_it_would_see_has_changed(graph, data, documents):
+    settings = graph.settings
 
     def ended_alike(**changes) -> str | None:
         now = settings.model_copy(update=changes)
@@ -278,7 +381,6 @@ def test_a_run_is_left_out_only_while_nothing_that_it_would_see_has_changed(own_
 
 
 def test_only_what_changed_is_scored_again(graph, data, documents):
-    assert graph.run() == []
     before, asked = graph.tables(), len(graph.server.requests)
     changed = [{**documents[0], "document": "An entirely new text about whales and the sea."}, *documents[1:4]]
     write_csv(data / "a.csv", changed)
@@ -295,7 +397,6 @@ def test_a_batch_shows_as_stale_when_its_own_input_has_changed_and_only_then(gra
         assert materialize(build_defs(settings=graph.settings), graph.instance, "land_batches", [*batches]) == []
 
     followers = ("batch_inference", "ai_query_inference")
-    assert graph.run() == []
     assert [graph.stale(asset) for asset in (*followers, "summary_quality")] == [[], [], []]
     land("a", "b", "c")
     assert [graph.stale(asset) for asset in followers] == [[], []]
@@ -306,50 +407,50 @@ def test_a_batch_shows_as_stale_when_its_own_input_has_changed_and_only_then(gra
     assert [graph.stale(asset) for asset in (*followers, "summary_quality")] == [[], [], []]
 
 
-def test_a_new_champion_rescores_history_only_when_asked_to(own_graph):
-    assert own_graph.run() == []
-    before = own_graph.tables()
-    assert own_graph.run(max_length=30) == []
-    client = connect(own_graph.settings)
-    assert champion(client, own_graph.settings).number == 2
-    assert with_alias(client, "main.default.summarizer", "previous").number == 1
-    assert own_graph.tables() == before
-    assert own_graph.stale("batch_inference") == ["a", "b", "c"]
-    assert own_graph.stale("ai_query_inference") == []
-    assert own_graph.run(max_length=30, rescore="all") == []
-    assert own_graph.stale("batch_inference") == []
-    rows = [row for batch in ("a", "b", "c") for row in own_graph.rows(BATCH_INFERENCE, batch)]
+def test_a_new_champion_rescores_history_only_when_asked_to(graph):
+    # The others go on with the champion of the first run; this is a name of its own for the same model.
+    graph.settings = graph.settings.model_copy(update={"model_name": "other"})
+    assert graph.run() == []
+    before = graph.tables()
+    assert graph.run(max_length=30) == []
+    client = connect(graph.settings)
+    assert champion(client, graph.settings).number == 2
+    assert with_alias(client, "main.default.other", "previous").number == 1
+    assert graph.tables() == before
+    assert graph.stale("batch_inference") == ["a", "b", "c"]
+    assert graph.stale("ai_query_inference") == []
+    assert graph.run(max_length=30, rescore="all") == []
+    assert graph.stale("batch_inference") == []
+    rows = [row for batch in ("a", "b", "c") for row in graph.rows(BATCH_INFERENCE, batch)]
     assert {row["model_version"] for row in rows} == {2}
-    versions = {row["model_version"] for row in own_graph.rows(SUMMARY_QUALITY, "a") if row["model_version"]}
+    versions = {row["model_version"] for row in graph.rows(SUMMARY_QUALITY, "a") if row["model_version"]}
     assert versions == {"1", "2"}
     # back to the first model: its run and its version are found again
-    assert own_graph.run() == []
-    assert champion(client, own_graph.settings).number == 1
+    assert graph.run() == []
+    assert champion(client, graph.settings).number == 1
 
 
 @pytest.mark.proof
-def test_another_precision_or_engine_rescores_history_only_when_asked_to_and_only_once(own_graph):
-    assert own_graph.run() == []
-    before = own_graph.tables()
-    assert own_graph.run(dtype="int8") == []
-    assert own_graph.tables() == before
-    assert own_graph.run(dtype="int8", rescore="all") == []
+def test_another_precision_or_engine_rescores_history_only_when_asked_to_and_only_once(graph):
+    before = graph.tables()
+    assert graph.run(dtype="int8") == []
+    assert graph.tables() == before
+    assert graph.run(dtype="int8", rescore="all") == []
     hashes = {row["request_hash"] for key, rows in before.items() for row in rows if key[0] == BATCH_INFERENCE.name}
-    rescored = [row for batch in ("a", "b", "c") for row in own_graph.rows(BATCH_INFERENCE, batch) if row["document"]]
+    rescored = [row for batch in ("a", "b", "c") for row in graph.rows(BATCH_INFERENCE, batch) if row["document"]]
     assert not hashes & {row["request_hash"] for row in rescored}
-    assert own_graph.metadata("batch_inference", "c")["dtype"] == "int8"
-    assert own_graph.metadata("batch_inference", "c")["rows_scored"] == 12
-    assert "int8" in own_graph.metadata("champion_model")["engine"]
-    versions = own_graph.versions()
-    assert own_graph.run(dtype="int8", rescore="all") == []
-    assert own_graph.versions() == versions
-    assert own_graph.run(engine="transformers", rescore="latest") == []
-    engines = [own_graph.metadata("batch_inference", batch)["engine"] for batch in ("a", "b", "c")]
+    assert graph.metadata("batch_inference", "c")["dtype"] == "int8"
+    assert graph.metadata("batch_inference", "c")["rows_scored"] == 12
+    assert "int8" in graph.metadata("champion_model")["engine"]
+    versions = graph.versions()
+    assert graph.run(dtype="int8", rescore="all") == []
+    assert graph.versions() == versions
+    assert graph.run(engine="transformers", rescore="latest") == []
+    engines = [graph.metadata("batch_inference", batch)["engine"] for batch in ("a", "b", "c")]
     assert engines == ["ctranslate2", "ctranslate2", "transformers"]
 
 
 def test_one_batch_can_be_materialized_alone(graph):
-    assert graph.run() == []
     before = graph.versions()
     result = (
         build_defs(settings=graph.settings.model_copy(update={"ai_query_limit": 2}))
@@ -364,52 +465,49 @@ def test_one_batch_can_be_materialized_alone(graph):
     assert graph.versions() == {**before, "ai_query_inference": before["ai_query_inference"] + 1}
 
 
-def test_a_failed_batch_leaves_its_table_as_it_was_and_the_others_are_committed_and_recorded(graph, home, models):
+def test_a_failed_batch_leaves_its_table_as_it_was_and_the_others_are_committed_and_recorded(unasked):
     refused = "Handling terminology"
 
     def reply(body, n):
         bad = refused in body["messages"][0]["content"]
         return (401, {}, b"") if bad else completion("fine")
 
-    with ChatServer(reply) as server:
-        failing = Graph(home, server, models, model=graph.settings.model, dataset=graph.settings.dataset)
-        (failure,) = failing.run()
-        assert "summary_quality" in failure
-        assert failing.rows(AI_QUERY_INFERENCE, "a") == []
-        assert len(failing.rows(AI_QUERY_INFERENCE, "c")) == 10
-        for asset, batches in {"batch_inference": "abc", "ai_query_inference": "bc", "summary_quality": "bc"}.items():
-            assert failing.instance.get_materialized_partitions(dg.AssetKey(asset)) == {*batches}
-        refused = "nothing any more"
-        asked = len(server.requests)
-        assert failing.run() == []
-        assert len(failing.rows(AI_QUERY_INFERENCE, "a")) == 4
-        assert 1 <= len(server.requests) - asked <= 4
+    unasked.server.reply = reply
+    (failure,) = unasked.run()
+    assert "summary_quality" in failure
+    assert unasked.rows(AI_QUERY_INFERENCE, "a") == []
+    assert len(unasked.rows(AI_QUERY_INFERENCE, "c")) == 10
+    for asset, batches in {"batch_inference": "abc", "ai_query_inference": "bc", "summary_quality": "bc"}.items():
+        assert unasked.instance.get_materialized_partitions(dg.AssetKey(asset)) == {*batches}
+    refused = "nothing any more"
+    asked = len(unasked.server.requests)
+    assert unasked.run() == []
+    assert len(unasked.rows(AI_QUERY_INFERENCE, "a")) == 4
+    assert 1 <= len(unasked.server.requests) - asked <= 4
 
 
-def test_an_endpoint_that_refuses_everything_commits_nothing_and_is_asked_again_when_mended(graph, home, models):
-    mended = False
-
-    def reply(body, n):
-        return completion("fine") if mended else (404, {}, b"no such model")
-
-    with ChatServer(reply) as server:
-        broken = Graph(home, server, models, model=graph.settings.model, dataset=graph.settings.dataset)
-        (failure,) = broken.run()
-        assert "summary_quality" in failure
-        assert broken.rows(AI_QUERY_INFERENCE, "c") == []
-        mended = True
-        assert broken.run() == []
-        rows = broken.rows(AI_QUERY_INFERENCE, "c")
-        assert [row["generated_summary"] for row in rows] == ["fine"] * 10
+def test_an_endpoint_that_refuses_everything_commits_nothing_and_is_asked_again_when_mended(unasked):
+    unasked.server.reply = lambda body, n: (404, {}, b"no such model")
+    (failure,) = unasked.run()
+    assert "summary_quality" in failure
+    assert unasked.rows(AI_QUERY_INFERENCE, "c") == []
+    unasked.server.reply = lambda body, n: completion("fine")
+    assert unasked.run() == []
+    rows = unasked.rows(AI_QUERY_INFERENCE, "c")
+    assert [row["generated_summary"] for row in rows] == ["fine"] * 10
 
 
-def test_no_text_is_shown_where_samples_are_turned_off(own_graph, documents):
-    assert own_graph.run(samples=0) == []
-    words = documents[0]["document"][:40], documents[5]["document"][:40]
-    shown = [str(event) for run in own_graph.instance.get_runs() for event in own_graph.instance.all_logs(run.run_id)]
+def test_no_text_is_shown_where_samples_are_turned_off(finished, tmp_path, home, documents, server, spark):
+    few = write_json_lines(tmp_path / "few" / "few.jsonl", documents[:2])
+    settings = settings_of(finished, server, tmp_path, home=home, dataset=str(few), samples=0)
+    silent = Graph(settings, server, dg.DagsterInstance.ephemeral())
+    assert silent.run() == []
+    assert len(silent.rows(BATCH_INFERENCE, "few")) == 2
+    words = [document["document"][:40] for document in documents[:2]]
+    shown = [str(event) for run in silent.instance.get_runs() for event in silent.instance.all_logs(run.run_id)]
     assert not [event for event in shown for text in words if text in event]
     mlflow_files = [
-        path for path in own_graph.settings.artifact_root.rglob("*") if path.suffix in {".json", ".md", ".txt"}
+        path for path in silent.settings.artifact_root.rglob("*") if path.suffix in {".json", ".md", ".txt"}
     ]
     assert mlflow_files
     held_out = "Identifying named entities"
@@ -426,7 +524,9 @@ def test_the_embedded_default_runs_with_one_request_a_row_counted_at_the_server(
             small = {"limit": 3, "batch_rows": 2, "max_length": 8, "evaluation_rows": 2, "ai_query_limit": 1}
             # As patient as the embedded endpoint itself, which counts on machines that are busy or stand still.
             patient = "timeout_seconds = 1800\ndeadline_seconds = 1800\nparameters = { max_tokens = 16 }"
-            graph = Graph(home, server, engine="transformers", asking=patient, **small)
+            endpoints = write_endpoints(home, server, patient)
+            settings = settings_for(home, engine="transformers", endpoints=endpoints, endpoint="counted", **small)
+            graph = Graph(settings, server, dg.DagsterInstance.ephemeral())
             assert graph.run() == []
             assert len(server.requests) == 1 + 1
     finally:

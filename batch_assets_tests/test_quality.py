@@ -1,4 +1,5 @@
 import html
+import json
 from datetime import UTC, datetime
 
 import pytest
@@ -9,6 +10,8 @@ from batch_assets.quality.batches import measure_batch
 from batch_assets.quality.measures import measure, per_document
 from batch_assets.quality.report import markdown, totals
 from batch_assets.quality.rouge import lead, mean_rouge, rouge
+
+SCORED = ("id", "document", "summary", "generated_summary", "error_message", "finish_reason", "input_truncated")
 
 
 def test_scores_are_those_of_the_rouge_score_package():
@@ -52,7 +55,6 @@ def test_a_reference_without_text_is_none():
 
 
 def test_documents_without_text_count_nowhere_and_summaries_without_text_are_empty(spark):
-    names = ("id", "document", "summary", "generated_summary", "error_message", "finish_reason", "input_truncated")
     rows = [
         ("1", "a document", "a document", "a document", None, "stop", "false"),
         ("2", "a document", None, "\u200b ", None, "length", "true"),
@@ -61,14 +63,35 @@ def test_documents_without_text_count_nowhere_and_summaries_without_text_are_emp
         ("5", None, None, None, None, None, None),  # as earlier releases wrote it
         ("6", "\ufeff", "x", "invented", None, "length", "true"),  # as earlier releases wrote it
     ]
-    schema = ", ".join(f"{name} string" for name in (*names, "model_name", "model_version"))
+    schema = ", ".join(f"{name} string" for name in (*SCORED, "model_name", "model_version"))
     frame = spark.createDataFrame([(*row, "m", "1") for row in rows], schema)
-    (row,) = measure_batch("a", "t", frame, datetime.now(UTC))
+    (row,) = measure_batch("a", {"t": frame}, datetime.now(UTC))
     counted = ("documents", "summaries", "errors", "empty", "cut", "truncated", "references")
     assert {name: row[name] for name in counted} == {
         "documents": 3, "summaries": 2, "errors": 1, "empty": 1, "cut": 1, "truncated": 1, "references": 1,
     }  # fmt: skip
     assert row["rouge1"] == 1
+
+
+def test_figures_of_a_batch_are_the_same_whatever_number_of_tasks_adds_them_up(spark):
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
+    rows = [
+        (str(n), "One two three. " * n, "one two three four", " ".join(words[:n]), None, "stop", "false", "m", version)
+        for n in range(1, 8)
+        for version in ("1", "2" if n < 4 else None)
+    ]
+    schema = ", ".join(f"{name} string" for name in (*SCORED, "model_name", "model_version"))
+    frame = spark.createDataFrame(rows, schema)
+    now = datetime.now(UTC)
+    of_one = measure_batch("a", {"t": frame.repartition(1), "u": frame.limit(0)}, now)
+    assert of_one == measure_batch("a", {"t": frame.repartition(5), "u": frame.limit(0)}, now)
+    assert [(row["table_name"], row["model_version"]) for row in of_one] == [("t", None), ("t", "1"), ("t", "2")]
+    figures = of_one[1]
+    assert (figures["summaries"], figures["words"], figures["compression"]) == (7, 4, 3)
+    assert sum(json.loads(figures["words_histogram"])) == 7
+    # F-measures of n words of which the reference has four; of two that are equal, the lower id is first.
+    assert [one["id"] for one in json.loads(figures["best"])] == ["4", "5", "3", "6", "7"]
+    assert [one["id"] for one in json.loads(figures["worst"])] == ["1", "2", "7", "6", "3"]
 
 
 def test_totals_weigh_means_by_what_they_were_taken_over():

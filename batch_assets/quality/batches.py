@@ -1,8 +1,13 @@
-"""Measure the summaries of one batch on Spark: per-document figures on the workers, their means here."""
+"""Measure the summaries of one batch on Spark: the workers add up what the driver puts together."""
 
+import heapq
 import json
+import pickle
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -19,17 +24,11 @@ if TYPE_CHECKING:
 
 FIGURES = (*ROUGE_TYPES, "lead_rouge1", *measure_names())
 
-# A document without text counts in none of them.
-_COUNTS = {
-    "documents": "true",
-    "summaries": "generated_summary IS NOT NULL",
-    "errors": "error_message IS NOT NULL",
-    "empty": "is_empty",
-    "cut": "finish_reason = 'length'",
-    "truncated": "input_truncated = 'true'",
-    "references": "rouge1 IS NOT NULL",
-}
+_COUNTS = ("documents", "summaries", "errors", "empty", "cut", "truncated", "references")
+_VERSION = ("table_name", "model_name", "model_version")
 _INPUT = (
+    "model_name",
+    "model_version",
     "id",
     "document",
     "summary",
@@ -37,11 +36,7 @@ _INPUT = (
     "error_message",
     "finish_reason",
     "input_truncated",
-    "model_name",
-    "model_version",
 )
-_KEPT = tuple(name for name in _INPUT if name not in ("document", "summary"))
-_VERSION = "model_name, model_version"
 # Documents at either end that people are shown.
 _SHOWN = 5
 
@@ -62,78 +57,106 @@ def last_measured(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [row for together in last.values() for row in together]
 
 
-def measure_batch(batch: str, table_name: str, summaries: "DataFrame", now: datetime) -> list[dict[str, Any]]:
-    """Rows of ``summary_quality`` for one table of one batch, one for each model version.
+@dataclass
+class _Sums:
+    """What some documents of one model version come to; that of two lots of documents can be added."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(FIGURES, 0.0))
+    values: Counter[str] = field(default_factory=Counter)
+    bins: Counter[tuple[str, int]] = field(default_factory=Counter)
+    best: list[tuple[float, str]] = field(default_factory=list)
+    worst: list[tuple[float, str]] = field(default_factory=list)
+
+    def count(self, row: Mapping[str, Any]) -> None:
+        """Add a document. One without text counts in nothing."""
+        document, text = row["document"], row["generated_summary"]
+        if not has_text(document):
+            return
+        figures = {} if text is None else per_document(document, row["summary"], text)
+        rouge1 = figures.get("rouge1")
+        is_so = {
+            "documents": True,
+            "summaries": text is not None,
+            "errors": row["error_message"] is not None,
+            "empty": text is not None and not has_text(text),
+            "cut": row["finish_reason"] == "length",
+            "truncated": row["input_truncated"] == "true",
+            "references": rouge1 is not None,
+        }
+        self.counts.update(name for name, so in is_so.items() if so)
+        for name, value in figures.items():
+            if value is not None:
+                self.totals[name] += value
+                self.values[name] += 1
+                if name in BINNED:
+                    self.bins[name, bin_of(name, value)] += 1
+        if rouge1 is not None:
+            self._show([(rouge1, row["id"])], [(rouge1, row["id"])])
+
+    def __add__(self, other: "_Sums") -> "_Sums":
+        totals = {name: self.totals[name] + other.totals[name] for name in FIGURES}
+        counts, values, bins = self.counts + other.counts, self.values + other.values, self.bins + other.bins
+        both = _Sums(counts, totals, values, bins, self.best, self.worst)
+        both._show(other.best, other.worst)
+        return both
+
+    def _show(self, best: list[tuple[float, str]], worst: list[tuple[float, str]]) -> None:
+        self.best = heapq.nsmallest(_SHOWN, self.best + best, key=lambda one: (-one[0], one[1]))
+        self.worst = heapq.nsmallest(_SHOWN, self.worst + worst)
+
+    def row(self) -> dict[str, Any]:
+        """Counts, means, distributions and extremes, as ``summary_quality`` has them."""
+        counts = {name: self.counts[name] for name in _COUNTS}
+        # Rounded, because the order in which Spark's tasks end differs from run to run, and with it the last digits.
+        means = {
+            name: round(self.totals[name] / self.values[name], 6) if self.values[name] else None for name in FIGURES
+        }
+        histograms = {
+            f"{name}_histogram": histogram(name, {place: n for (of, place), n in self.bins.items() if of == name})
+            for name in BINNED
+        }
+        extremes = {
+            name: json.dumps([{"id": id_, "rouge1": round(score, 4)} for score, id_ in shown])
+            for name, shown in (("best", self.best), ("worst", self.worst))
+        }
+        return {**counts, **means, **histograms, **extremes}
+
+
+def measure_batch(batch: str, tables: Mapping[str, "DataFrame"], now: datetime) -> list[dict[str, Any]]:
+    """Rows of ``summary_quality`` for one batch, one for each table and model version.
 
     Args:
         batch: key of the batch.
-        table_name: table that the summaries are from.
-        summaries: one row a document, with ``id``, ``document``, ``summary`` (the reference), ``generated_summary``,
-            ``error_message``, ``finish_reason``, ``input_truncated``, ``model_name`` and ``model_version``.
+        tables: by the name of a table its rows of the batch, one a document, with ``model_name``, ``model_version``,
+            ``id``, ``document``, ``summary`` (the reference), ``generated_summary``, ``error_message``,
+            ``finish_reason`` and ``input_truncated``. Rows without a ``model_name`` are left out.
         now: when they are measured.
     """
-    figures_schema = [(name, pa.float64()) for name in FIGURES] + [(f"{name}_bin", pa.int64()) for name in BINNED]
-    flags = [(name, pa.bool_()) for name in ("has_text", "is_empty")]
-    schema = pa.schema([(name, pa.string()) for name in _KEPT] + flags + figures_schema)
 
-    def figures(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def add_up(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        sums: dict[tuple[str, ...], _Sums] = {}
         for rows in batches:
-            measured = []
             for row in rows.to_pylist():
-                document, text = row["document"], row["generated_summary"]
-                row["has_text"] = has_text(document)
-                row["is_empty"] = text is not None and not has_text(text)
-                if has_text(document) and text is not None:
-                    row |= per_document(document, row["summary"], text)
-                row |= {f"{name}_bin": None if row.get(name) is None else bin_of(name, row[name]) for name in BINNED}
-                measured.append(row)
-            yield pa.RecordBatch.from_pylist(measured, schema=schema)
+                sums.setdefault(tuple(row[name] or "" for name in _VERSION), _Sums()).count(row)
+        yield pa.RecordBatch.from_pydict({"sums": pa.array([pickle.dumps(sums)], pa.binary())})
 
-    from pyspark.sql.pandas.types import from_arrow_schema
-
-    texts = summaries.selectExpr(*(f"CAST({name} AS STRING) AS {name}" for name in _INPUT))
-    measured = texts.mapInArrow(figures, from_arrow_schema(schema)).where("model_name IS NOT NULL").persist()
-    try:
-        return [{"batch": batch, "table_name": table_name, **row, "measured_at": now} for row in _by_version(measured)]
-    finally:
-        measured.unpersist()
-
-
-def _by_version(measured: "DataFrame") -> list[dict[str, Any]]:
-    """Counts, means, distributions and extremes of each model version."""
-    spark = measured.sparkSession
-    measured.createOrReplaceTempView("_measured")
-    aggregates = [f"count_if(has_text AND {condition}) AS {name}" for name, condition in _COUNTS.items()]
-    # Rounded, because the order in which Spark adds up differs from run to run, and with it the last digits.
-    aggregates += [f"round(avg({name}), 6) AS {name}" for name in FIGURES]
-    rows = [
-        row.asDict()
-        for row in spark.sql(
-            f"SELECT {_VERSION}, {', '.join(aggregates)} FROM _measured GROUP BY {_VERSION} ORDER BY {_VERSION}"
-        ).collect()
+    texts = [f"CAST({name} AS STRING) AS {name}" for name in _INPUT]
+    rows = [frame.selectExpr(f"'{name}' AS table_name", *texts) for name, frame in tables.items()]
+    summaries = reduce(lambda some, more: some.unionByName(more), rows).where("model_name IS NOT NULL")
+    of_tasks = [pickle.loads(task.sums) for task in summaries.mapInArrow(add_up, "sums binary").collect()]
+    return [
+        {
+            "batch": batch,
+            "table_name": table_name,
+            "model_name": model_name,
+            "model_version": model_version or None,
+            **sum((sums[version] for sums in of_tasks if version in sums), _Sums()).row(),
+            "measured_at": now,
+        }
+        for version in sorted({version for sums in of_tasks for version in sums})
+        for table_name, model_name, model_version in [version]
     ]
-    of_version = {(row["model_name"], row["model_version"]): row for row in rows}
-    for name in BINNED:
-        counted: dict[tuple[str, str | None], dict[int, int]] = {key: {} for key in of_version}
-        for row in spark.sql(
-            f"SELECT {_VERSION}, {name}_bin AS bin, count(*) AS count FROM _measured WHERE {name} IS NOT NULL "
-            f"GROUP BY {_VERSION}, {name}_bin"
-        ).collect():
-            counted[row["model_name"], row["model_version"]][row["bin"]] = row["count"]
-        for key, counts in counted.items():
-            of_version[key][f"{name}_histogram"] = histogram(name, counts)
-    for name, order in (("best", "DESC"), ("worst", "ASC")):
-        shown: dict[tuple[str, str | None], list[dict[str, Any]]] = {key: [] for key in of_version}
-        for row in spark.sql(
-            f"SELECT {_VERSION}, id, rouge1 FROM (SELECT *, row_number() OVER (PARTITION BY {_VERSION} "
-            f"ORDER BY rouge1 {order}, id) AS place FROM _measured WHERE rouge1 IS NOT NULL) "
-            f"WHERE place <= {_SHOWN} ORDER BY place"
-        ).collect():
-            one = {"id": row["id"], "rouge1": round(row["rouge1"], 4)}
-            shown[row["model_name"], row["model_version"]].append(one)
-        for key, documents in shown.items():
-            of_version[key][name] = json.dumps(documents)
-    return rows
 
 
 def measure_tables(
@@ -159,9 +182,7 @@ def measure_tables(
     by_endpoint = read_batch(spark, answered, batch).drop("batch").withColumnRenamed("model", "model_name")
     unknown = (f"CAST(NULL AS STRING) AS {name}" for name in ("model_version", "input_truncated"))
     by_endpoint = originals.join(by_endpoint, "id").selectExpr("*", *unknown)
-    now = datetime.now(UTC)
-    new = measure_batch(batch, scored.table.name, by_model, now)
-    new += measure_batch(batch, answered.table.name, by_endpoint, now)
+    new = measure_batch(batch, {scored.table.name: by_model, answered.table.name: by_endpoint}, datetime.now(UTC))
     measured = {_key(row) for row in new}
     kept = [row for table in output.read(batch) for row in table.to_pylist() if _key(row) not in measured]
     schema = output.table.file_schema
