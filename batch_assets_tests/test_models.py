@@ -169,6 +169,15 @@ def test_a_model_folder_that_cannot_be_used_is_refused_before_anything_is_done(
     assert not home.exists()
 
 
+def test_a_damaged_tokenizer_is_noticed_without_transformers(t5_folder, tmp_path, home):
+    folder = broken(t5_folder, tmp_path)
+    settings = settings_for(home, model=str(folder))
+    check_checkpoint(settings, quickly=True)
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(BatchAssetsError, match="no tokenizer that can be loaded"):
+        check_checkpoint(settings, quickly=True)
+
+
 def test_a_model_of_the_hub_that_cannot_be_reached_names_the_embedded_one(home):
     with pytest.raises(BatchAssetsError, match="BATCH_ASSETS_MODEL=smollm2"):
         check_checkpoint(settings_for(home, model="t5-small"))

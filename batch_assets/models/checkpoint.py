@@ -69,8 +69,12 @@ def is_on_hub(model: str) -> bool:
     return model != EMBEDDED_MODEL and not _is_folder(model)
 
 
-def check_checkpoint(settings: Settings) -> None:
+def check_checkpoint(settings: Settings, *, quickly: bool = False) -> None:
     """Make sure, without loading weights, that the configured model is available and supported.
+
+    Args:
+        settings: name the model.
+        quickly: without transformers, whose import takes ten seconds. It may yet refuse a tokenizer.
 
     Raises:
         BatchAssetsError: it isn't, and what to do.
@@ -81,7 +85,7 @@ def check_checkpoint(settings: Settings) -> None:
         return
     checkpoint = _on_this_machine(settings)
     if checkpoint is not None:
-        _check_tokenizer(checkpoint)
+        _check_tokenizer(checkpoint, quickly)
         return
     import huggingface_hub
 
@@ -168,13 +172,19 @@ def _hub_error(model: str, error: Exception) -> BatchAssetsError:
     )
 
 
-def _check_tokenizer(checkpoint: Checkpoint) -> None:
-    from transformers import AutoTokenizer
-
+def _check_tokenizer(checkpoint: Checkpoint, quickly: bool) -> None:
     folder = checkpoint.folder
+    file = folder / "tokenizer.json"
     try:
-        AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        if quickly and file.is_file():
+            from tokenizers import Tokenizer
+
+            Tokenizer.from_file(str(file))
+        else:
+            from transformers import AutoTokenizer
+
+            AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises no type of its own, transformers many
         raise BatchAssetsError(
             f"the model folder {folder} has no tokenizer that can be loaded ({type(error).__name__}): save it there "
             "with tokenizer.save_pretrained()"

@@ -14,8 +14,11 @@ import dagster as dg
 from pydantic import Field, PrivateAttr
 
 from batch_assets.errors import BatchAssetsError
+from batch_assets.resources.class_archive import sharing_options
 from batch_assets.settings import Settings, redacted
 
+# Not there: Java's archive of classes can't be used where a folder that has files is among the places of classes.
+_NO_CONF = Path(__file__).with_name("no_spark_conf")
 # Where workers find the environment that Spark unpacks for them, below the folder that they run in.
 _UNPACKED = "environment"
 
@@ -54,6 +57,17 @@ def _quiet_jvm() -> Iterator[None]:
         yield
     finally:
         os.dup2(before, 2)
+
+
+def java_options() -> str:
+    """Options of the JVM that does all of Spark's work on this machine."""
+    # It starts in half the time: most of it is over before the second compiler would pay off, and the work itself is
+    # Python's.
+    options = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+    os.environ.setdefault("SPARK_CONF_DIR", str(_NO_CONF))
+    if os.environ.get("SPARK_CONF_DIR") == str(_NO_CONF):
+        options += f' "-Dlog4j2.configurationFile={Path(__file__).with_name("log4j2.properties")}"'
+    return options
 
 
 class SparkResource(dg.ConfigurableResource[Any]):
@@ -98,23 +112,32 @@ class SparkResource(dg.ConfigurableResource[Any]):
             self._session = session
         return self._session
 
+    def start_ahead(self) -> None:
+        """Start the session and a Python worker in the background, where a run is going to need them later."""
+
+        def start() -> None:
+            # Whoever needs the session starts it again and is told why it can't be had.
+            with contextlib.suppress(Exception):
+                self.session.range(1).mapInArrow(lambda rows: rows, "id long").collect()
+
+        threading.Thread(target=start, name="start of Spark", daemon=True).start()
+
     def _classic(self) -> Any:
         from dagster_pyspark import LazyPySparkResource
 
         from batch_assets.java import check_java
 
-        check_java()
+        java = check_java()
         if self.master.startswith("local"):
             os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-            os.environ.setdefault("SPARK_CONF_DIR", str(Path(__file__).parent / "spark_conf"))
         if self.environment is None:
             # Without it, workers run the first python3 on the path, which knows nothing of this package.
             os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
             with _quiet_jvm():
-                return LazyPySparkResource(spark_config=self._config()).spark_session
+                return LazyPySparkResource(spark_config=self._config(java)).spark_session
         os.environ["PYSPARK_PYTHON"] = f"./{_UNPACKED}/bin/python"
         with _quiet_jvm(), contextlib.chdir(_folder_of_driver().name):
-            return LazyPySparkResource(spark_config=self._config()).spark_session
+            return LazyPySparkResource(spark_config=self._config(java)).spark_session
 
     def _connected(self, remote: str) -> Any:
         from pyspark.errors import PySparkException
@@ -141,7 +164,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
                 session.stop()
             raise
 
-    def _config(self) -> dict[str, str]:
+    def _config(self, java: str) -> dict[str, str]:
         config = {
             "spark.app.name": "batch_assets",
             "spark.master": self.master,
@@ -157,9 +180,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
                 "spark.driver.host": "127.0.0.1",
                 "spark.driver.bindAddress": "127.0.0.1",
                 "spark.python.daemon.module": "batch_assets.resources.python_daemon",
-                # The JVM starts in half the time: most of it is over before the second compiler would pay off, and
-                # the work itself is Python's.
-                "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+                "spark.driver.extraJavaOptions": f"{java_options()} {sharing_options(java)}",
                 # A batch is small; 200 shuffle tasks would cost more than the work.
                 "spark.sql.shuffle.partitions": "4",
                 "spark.sql.warehouse.dir": str(Path(tempfile.gettempdir()) / "batch_assets_warehouse"),
