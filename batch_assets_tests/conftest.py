@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -196,3 +197,10 @@ def environment(home: Path, **settings: str) -> dict[str, str]:
 
 
 BATCH_ASSETS = [sys.executable, "-m", "batch_assets"]
+
+
+def batch_assets(*words: str, env: dict[str, str], timeout: int = 600) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a process."""
+    return subprocess.run(
+        [*BATCH_ASSETS, *words], env=env, capture_output=True, text=True, timeout=timeout, check=False
+    )

@@ -6,7 +6,6 @@ A process of the command line runs it once, from nothing. What further runs do i
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +29,8 @@ from batch_assets.models.registry import champion, with_alias
 from batch_assets.models.tracking import connect
 from batch_assets.resources.endpoints import EndpointsResource
 from batch_assets.settings import PREFIX, Settings
-from batch_assets.sources.configured import scored_dataset
-from batch_assets_tests.conftest import BATCH_ASSETS, environment, settings_for, write_csv, write_json_lines
+from batch_assets.sources.configured import evaluation_dataset, scored_dataset
+from batch_assets_tests.conftest import batch_assets, environment, settings_for, write_csv, write_json_lines
 from batch_assets_tests.servers import ChatServer, completion, passing_on_to
 
 WHEN = {"landed_at", "scored_at", "created_at", "measured_at"}
@@ -159,7 +158,7 @@ def finished(folder, documents, module_server, t5_folder) -> Finished:
     values = {"MODEL": str(t5_folder), "DATASET": str(write_data(folder / "data", documents)), "EVALUATION_ROWS": "3"}
     values |= {"ENDPOINTS": str(endpoints), "ENDPOINT": "counted", "SPARK_MASTER": "local[2,4]"}
     env = {**environment(home, **values), "SOME_KEY": KEY}
-    run = subprocess.run([*BATCH_ASSETS, "run"], env=env, capture_output=True, text=True, check=False)
+    run = batch_assets("run", env=env)
     assert run.returncode == 0, run.stdout + run.stderr
     return Finished(home, env, run.stdout + run.stderr, [*module_server.requests])
 
@@ -327,16 +326,18 @@ def test_a_run_is_left_out_only_while_nothing_that_it_would_see_has_changed(grap
         now = settings.model_copy(update=changes)
         return run_that_ended_alike(graph.instance, now, scored_dataset(now))
 
-    def run() -> str:
-        inputs = inputs_of(settings, scored_dataset(settings))
-        assert graph.run() == []
-        assert ended_alike() is None
-        note(graph.instance, settings, scored_dataset(settings).batches(), inputs)
-        last = graph.instance.get_runs(limit=1)[0].run_id
-        assert ended_alike() == last
-        return last
+    def add_run(status: dg.DagsterRunStatus) -> str:
+        run = dg.DagsterRun(job_name="materialize_all", tags=launched_here(graph.instance), status=status)
+        return graph.instance.add_run(run).run_id
 
-    run()
+    def note_last() -> None:
+        dataset = scored_dataset(settings)
+        note(graph.instance, settings, dataset.batches(), inputs_of(settings, dataset))
+
+    run = add_run(dg.DagsterRunStatus.SUCCESS)
+    assert ended_alike() is None
+    note_last()
+    assert ended_alike() == run
     assert ended_alike(max_length=99) is None
     assert ended_alike(new_model=True) is None
     assert ended_alike(limit=1) is None
@@ -366,68 +367,40 @@ def test_a_run_is_left_out_only_while_nothing_that_it_would_see_has_changed(grap
     (data.parent / "report").rename(settings.report_file)
     write_csv(data / "a.csv", documents[:3])
     assert ended_alike() is None
-    run()
+    write_csv(data / "a.csv", documents[:4])
+    # A run that failed is repeated, whatever the one before it left.
+    add_run(dg.DagsterRunStatus.FAILURE)
+    assert ended_alike() is None
     # A change that another process makes during a run is not taken for the run's own result.
+    run = add_run(dg.DagsterRunStatus.SUCCESS)
+    note_last()
+    assert ended_alike() == run
+    add_run(dg.DagsterRunStatus.SUCCESS)
     documents_table = graph.lake.open(PROD_DATA)
     documents_table.replace("a", [], {**documents_table.last_commit("a").metadata, "digest": "of nothing"})
-    dataset = scored_dataset(settings)
-    note(graph.instance, settings, dataset.batches(), inputs_of(settings, dataset))
-    assert ended_alike() is None
-    run()
-    # A run that failed is repeated, whatever the one before it left.
-    status, tags = dg.DagsterRunStatus.FAILURE, launched_here(graph.instance)
-    graph.instance.add_run(dg.DagsterRun(job_name="materialize_all", tags=tags, status=status))
+    note_last()
     assert ended_alike() is None
 
 
-def test_only_what_changed_is_scored_again(graph, data, documents):
+def test_only_what_changed_shows_as_stale_and_is_scored_again(graph, data, documents):
+    def land() -> None:
+        assert materialize(build_defs(settings=graph.settings), graph.instance, "land_batches", ["a", "b", "c"]) == []
+
+    followers = ("batch_inference", "ai_query_inference")
     before, asked = graph.tables(), len(graph.server.requests)
+    land()
+    assert [graph.stale(asset) for asset in (*followers, "summary_quality")] == [[], [], []]
     changed = [{**documents[0], "document": "An entirely new text about whales and the sea."}, *documents[1:4]]
     write_csv(data / "a.csv", changed)
-    assert graph.run() == []
+    land()
+    assert [graph.stale(asset) for asset in followers] == [["a"], ["a"]]
+    assert materialize(build_defs(settings=graph.settings), graph.instance, "score_batches", ["a"]) == []
+    assert [graph.stale(asset) for asset in (*followers, "summary_quality")] == [[], [], []]
     assert graph.metadata("batch_inference", "a")["rows_scored"] == 1
     assert graph.metadata("batch_inference", "a")["rows_reused"] == 3
     assert len(graph.server.requests) == asked + 1
     after = graph.tables()
     assert {key for key in before if before[key] != after[key]} == {(table.name, "a") for table in TABLES}
-
-
-def test_a_batch_shows_as_stale_when_its_own_input_has_changed_and_only_then(graph, data, documents):
-    def land(*batches: str) -> None:
-        assert materialize(build_defs(settings=graph.settings), graph.instance, "land_batches", [*batches]) == []
-
-    followers = ("batch_inference", "ai_query_inference")
-    assert [graph.stale(asset) for asset in (*followers, "summary_quality")] == [[], [], []]
-    land("a", "b", "c")
-    assert [graph.stale(asset) for asset in followers] == [[], []]
-    write_csv(data / "a.csv", [{**documents[0], "document": "Whales."}, *documents[1:4]])
-    land("a", "b", "c")
-    assert [graph.stale(asset) for asset in followers] == [["a"], ["a"]]
-    assert materialize(build_defs(settings=graph.settings), graph.instance, "score_batches", ["a"]) == []
-    assert [graph.stale(asset) for asset in (*followers, "summary_quality")] == [[], [], []]
-
-
-def test_a_new_champion_rescores_history_only_when_asked_to(graph):
-    # The others go on with the champion of the first run; this is a name of its own for the same model.
-    graph.settings = graph.settings.model_copy(update={"model_name": "other"})
-    assert graph.run() == []
-    before = graph.tables()
-    assert graph.run(max_length=30) == []
-    client = connect(graph.settings)
-    assert champion(client, graph.settings).number == 2
-    assert with_alias(client, "main.default.other", "previous").number == 1
-    assert graph.tables() == before
-    assert graph.stale("batch_inference") == ["a", "b", "c"]
-    assert graph.stale("ai_query_inference") == []
-    assert graph.run(max_length=30, rescore="all") == []
-    assert graph.stale("batch_inference") == []
-    rows = [row for batch in ("a", "b", "c") for row in graph.rows(BATCH_INFERENCE, batch)]
-    assert {row["model_version"] for row in rows} == {2}
-    versions = {row["model_version"] for row in graph.rows(SUMMARY_QUALITY, "a") if row["model_version"]}
-    assert versions == {"1", "2"}
-    # back to the first model: its run and its version are found again
-    assert graph.run() == []
-    assert champion(client, graph.settings).number == 1
 
 
 @pytest.mark.proof
@@ -465,63 +438,66 @@ def test_one_batch_can_be_materialized_alone(graph):
     assert graph.versions() == {**before, "ai_query_inference": before["ai_query_inference"] + 1}
 
 
-def test_a_failed_batch_leaves_its_table_as_it_was_and_the_others_are_committed_and_recorded(unasked):
-    refused = "Handling terminology"
+def test_a_failed_batch_leaves_its_table_as_it_was_and_the_others_are_committed_and_recorded(unasked, documents):
+    """Batch a has one document for which the key is refused, and the endpoint knows nothing of all those of c."""
+    unknown = {row["document"] for row in documents[5:17]}
 
     def reply(body, n):
-        bad = refused in body["messages"][0]["content"]
-        return (401, {}, b"") if bad else completion("fine")
+        asked = body["messages"][0]["content"].partition("Document: ")[2]
+        return (401, {}, b"") if asked == documents[0]["document"] else (404, {}, b"") if asked in unknown else fine
 
+    fine = completion("fine")
     unasked.server.reply = reply
     (failure,) = unasked.run()
     assert "summary_quality" in failure
-    assert unasked.rows(AI_QUERY_INFERENCE, "a") == []
-    assert len(unasked.rows(AI_QUERY_INFERENCE, "c")) == 10
-    for asset, batches in {"batch_inference": "abc", "ai_query_inference": "bc", "summary_quality": "bc"}.items():
+    assert [len(unasked.rows(AI_QUERY_INFERENCE, batch)) for batch in ("a", "b", "c")] == [0, 5, 0]
+    for asset, batches in {"batch_inference": "abc", "ai_query_inference": "b", "summary_quality": "b"}.items():
         assert unasked.instance.get_materialized_partitions(dg.AssetKey(asset)) == {*batches}
-    refused = "nothing any more"
+    unasked.server.reply = lambda body, n: fine
     asked = len(unasked.server.requests)
     assert unasked.run() == []
-    assert len(unasked.rows(AI_QUERY_INFERENCE, "a")) == 4
-    assert 1 <= len(unasked.server.requests) - asked <= 4
+    answers = [row["generated_summary"] for batch in ("a", "c") for row in unasked.rows(AI_QUERY_INFERENCE, batch)]
+    assert answers == ["fine"] * (4 + 10)
+    assert 1 + 10 <= len(unasked.server.requests) - asked <= 4 + 10
 
 
-def test_an_endpoint_that_refuses_everything_commits_nothing_and_is_asked_again_when_mended(unasked):
-    unasked.server.reply = lambda body, n: (404, {}, b"no such model")
-    (failure,) = unasked.run()
-    assert "summary_quality" in failure
-    assert unasked.rows(AI_QUERY_INFERENCE, "c") == []
-    unasked.server.reply = lambda body, n: completion("fine")
-    assert unasked.run() == []
-    rows = unasked.rows(AI_QUERY_INFERENCE, "c")
-    assert [row["generated_summary"] for row in rows] == ["fine"] * 10
+def test_a_new_champion_rescores_history_only_when_asked_to(graph):
+    before = graph.tables()
+    assert graph.run(max_length=30) == []
+    client = connect(graph.settings)
+    assert champion(client, graph.settings).number == 2
+    assert with_alias(client, "main.default.summarizer", "previous").number == 1
+    assert graph.tables() == before
+    assert graph.stale("batch_inference") == ["a", "b", "c"]
+    assert graph.stale("ai_query_inference") == []
+    assert graph.run(max_length=30, rescore="all") == []
+    assert graph.stale("batch_inference") == []
+    rows = [row for batch in ("a", "b", "c") for row in graph.rows(BATCH_INFERENCE, batch)]
+    assert {row["model_version"] for row in rows} == {2}
+    versions = {row["model_version"] for row in graph.rows(SUMMARY_QUALITY, "a") if row["model_version"]}
+    assert versions == {"1", "2"}
+    # Back to the first model, which other tests go on with: its run and its version are found again.
+    assert graph.run() == []
+    assert champion(client, graph.settings).number == 1
 
 
-def test_no_text_is_shown_where_samples_are_turned_off(finished, tmp_path, home, documents, server, spark):
-    few = write_json_lines(tmp_path / "few" / "few.jsonl", documents[:2])
-    settings = settings_of(finished, server, tmp_path, home=home, dataset=str(few), samples=0)
-    silent = Graph(settings, server, dg.DagsterInstance.ephemeral())
-    assert silent.run() == []
-    assert len(silent.rows(BATCH_INFERENCE, "few")) == 2
-    words = [document["document"][:40] for document in documents[:2]]
-    shown = [str(event) for run in silent.instance.get_runs() for event in silent.instance.all_logs(run.run_id)]
-    assert not [event for event in shown for text in words if text in event]
-    mlflow_files = [
-        path for path in silent.settings.artifact_root.rglob("*") if path.suffix in {".json", ".md", ".txt"}
-    ]
-    assert mlflow_files
-    held_out = "Identifying named entities"
-    assert not [path for path in mlflow_files if held_out in path.read_text(errors="replace")]
-
-
-def test_the_embedded_default_runs_with_one_request_a_row_counted_at_the_server(home, smollm2_checkpoints, spark):
+def test_the_embedded_default_runs_with_one_request_a_row_and_shows_no_text_where_samples_are_turned_off(
+    home, smollm2_checkpoints, spark
+):
     home.mkdir()
     (home / "checkpoints").symlink_to(smollm2_checkpoints)
     embedded = EndpointsResource()
     try:
         with passing_on_to(embedded.get("smollm2").base_url) as server:
             # Its conversion, which takes longest, is tested with the engines.
-            small = {"limit": 3, "batch_rows": 2, "max_length": 8, "evaluation_rows": 2, "ai_query_limit": 1}
+            small = {
+                "limit": 3,
+                "batch_rows": 2,
+                "max_length": 8,
+                "evaluation_rows": 2,
+                "ai_query_limit": 1,
+                "samples": 0,
+            }
             # As patient as the embedded endpoint itself, which counts on machines that are busy or stand still.
             patient = "timeout_seconds = 1800\ndeadline_seconds = 1800\nparameters = { max_tokens = 16 }"
             endpoints = write_endpoints(home, server, patient)
@@ -539,3 +515,14 @@ def test_the_embedded_default_runs_with_one_request_a_row_counted_at_the_server(
     for row in graph.rows(AI_QUERY_INFERENCE, "aclsum-test-0001"):
         assert row["generated_summary"]
         assert row["prompt_tokens"] > 20
+
+    # What Dagster and MLflow keep of the documents: nothing that people could read.
+    held_out = evaluation_dataset(settings).held_out(2)
+    words = [row["document"][:40] for row in graph.rows(PROD_DATA, "aclsum-test-0001")]
+    words += [document.document[:40] for document in held_out]
+    events = [str(event) for run in graph.instance.get_runs() for event in graph.instance.all_logs(run.run_id)]
+    files = [path for path in settings.artifact_root.rglob("*") if path.suffix in {".json", ".md", ".txt"}]
+    kept = [*events, *(path.read_text(errors="replace") for path in files)]
+    assert len(words) == 2 + 2
+    assert files
+    assert [text for text in kept for word in words if word in text] == []

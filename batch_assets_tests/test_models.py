@@ -173,7 +173,7 @@ def test_a_damaged_tokenizer_is_noticed_without_transformers(t5_folder, tmp_path
     folder = broken(t5_folder, tmp_path)
     settings = settings_for(home, model=str(folder))
     check_checkpoint(settings, quickly=True)
-    (folder / "tokenizer.json").write_text("{")
+    (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(BatchAssetsError, match="no tokenizer that can be loaded"):
         check_checkpoint(settings, quickly=True)
 

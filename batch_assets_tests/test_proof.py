@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from batch_assets_tests.conftest import BATCH_ASSETS, environment
-from batch_assets_tests.test_system import batch_assets, graphql, tables
+from batch_assets_tests.conftest import BATCH_ASSETS, batch_assets, environment
+from batch_assets_tests.test_graph import tables_of
+from tools.dagster_ui import graphql
 
 pytestmark = pytest.mark.proof
 
@@ -33,7 +34,7 @@ def full_size(tmp_path_factory, record_testsuite_property) -> Path:
 
 
 def test_the_embedded_default_scores_every_document_once(full_size):
-    content = tables(full_size)
+    content = tables_of(full_size / "lake")
     batches = [f"aclsum-test-000{number}" for number in (1, 2, 3, 4)]
     assert {key: len(rows) for key, rows in content.items()} == {
         **{("m4_1_prod_data", batch): 25 for batch in batches},
@@ -44,13 +45,13 @@ def test_the_embedded_default_scores_every_document_once(full_size):
 
 
 def test_a_second_run_does_nothing(full_size, record_property):
-    before = tables(full_size)
+    before = tables_of(full_size / "lake")
     started = time.monotonic()
     run = batch_assets("run", env=environment(full_size), timeout=FULL_SIZE)
     record_property("seconds", round(time.monotonic() - started, 1))
     assert run.returncode == 0, run.stdout + run.stderr
     assert "committed" not in run.stdout
-    assert tables(full_size) == before
+    assert tables_of(full_size / "lake") == before
 
 
 def test_a_run_killed_at_any_moment_completes_with_the_same_tables(full_size, tmp_path, record_property):
@@ -72,7 +73,7 @@ def test_a_run_killed_at_any_moment_completes_with_the_same_tables(full_size, tm
     run = batch_assets("run", env=environment(home), timeout=FULL_SIZE)
     assert run.returncode == 0, run.stdout + run.stderr
     assert kills
-    assert tables(home) == tables(full_size)
+    assert tables_of(home / "lake") == tables_of(full_size / "lake")
 
 
 @pytest.fixture(scope="module")

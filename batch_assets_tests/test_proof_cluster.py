@@ -12,11 +12,11 @@ import psutil
 import pytest
 
 from batch_assets_tests.clusters import loopback_cluster, python_with_wheel
-from batch_assets_tests.conftest import environment, write_json_lines
+from batch_assets_tests.conftest import batch_assets, environment, write_json_lines
 from batch_assets_tests.servers import ChatServer, completion
 from batch_assets_tests.test_cluster import driver, finished
+from batch_assets_tests.test_graph import tables_of
 from batch_assets_tests.test_scoring import but_for_the_model, land, rows, score, score_model_of_its_own
-from batch_assets_tests.test_system import batch_assets, tables
 from tools.spark_cluster import connect_server
 
 pytestmark = pytest.mark.proof
@@ -78,10 +78,10 @@ def on_one_machine(tmp_path_factory, environment_for) -> dict:
 def comparable(home: Path) -> dict:
     """The tables, without what differs between two loggings of one model."""
 
-    def plain(row: str) -> dict:
-        return {name: value for name, value in json.loads(row).items() if name != "request_hash"}
+    def plain(row: dict) -> str:
+        return json.dumps({name: value for name, value in row.items() if name != "request_hash"}, default=str)
 
-    return {key: sorted(json.dumps(plain(row)) for row in found) for key, found in tables(home).items()}
+    return {key: sorted(map(plain, found)) for key, found in tables_of(home / "lake").items()}
 
 
 def test_the_graph_on_a_standalone_cluster_writes_the_same_tables(

@@ -12,9 +12,16 @@ from aclsum import ACLSum
 from batch_assets.inference.contract import generate
 from batch_assets.inference.engines import load_engine
 from batch_assets.models.registry import scoring_model
-from batch_assets_tests.conftest import BATCH_ASSETS, environment, registered, settings_for, write_json_lines
+from batch_assets_tests.conftest import (
+    BATCH_ASSETS,
+    batch_assets,
+    environment,
+    registered,
+    settings_for,
+    write_json_lines,
+)
 from batch_assets_tests.test_engines import margins, predicted, prepared
-from batch_assets_tests.test_system import batch_assets, tables
+from batch_assets_tests.test_graph import tables_of
 
 pytestmark = pytest.mark.proof
 
@@ -89,7 +96,7 @@ def test_a_run_killed_at_half_of_200_documents_scores_the_other_half(
     record_property("done before the kill, scored after it", f"{done}, {scored}")
     # What the progress shows is written already; a flush of each of the two workers takes a few rows.
     assert scored <= ROWS - done
-    assert tables(killed) == tables(whole)
+    assert tables_of(killed / "lake") == tables_of(whole / "lake")
     again = batch_assets("run", env=env)
     assert "committed" not in again.stdout
     instance = dg.DagsterInstance.from_config(str(killed / "dagster"))

@@ -14,7 +14,7 @@ from deltalake import write_deltalake
 
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY, Table
-from batch_assets_tests.conftest import BATCH_ASSETS, environment, write_json_lines
+from batch_assets_tests.conftest import BATCH_ASSETS, batch_assets, environment, write_json_lines
 from batch_assets_tests.servers import ChatServer, completion
 from batch_assets_tests.test_graph import tables_of
 from tools.dagster_ui import graphql
@@ -64,17 +64,13 @@ KEY = "open-sesame-4711"
 def undisturbed(tmp_path_factory, environment_for) -> Path:
     """A home after one run that nobody disturbed."""
     home = tmp_path_factory.mktemp("undisturbed") / "home"
-    run = run_once(environment_for(home))
+    run = batch_assets("run", env=environment_for(home))
     assert run.returncode == 0, run.stdout + run.stderr
     for part in ("expert summary", "ROUGE-1", "m4_1_batch_inference", "MLflow", "make ui", "Done in"):
         assert part in run.stdout
     assert "Traceback" not in run.stdout + run.stderr
     assert KEY not in run.stdout + run.stderr
     return home
-
-
-def run_once(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*BATCH_ASSETS, "run"], env=env, capture_output=True, text=True, timeout=600, check=False)
 
 
 def kill_at(marker: str, env: dict[str, str]) -> bool:
@@ -106,7 +102,7 @@ def test_a_run_killed_again_and_again_completes_with_the_same_tables(tmp_path, u
     asked = len(server.requests)
     for marker in MOMENTS:
         assert kill_at(marker, env), marker
-    run = run_once(env)
+    run = batch_assets("run", env=env)
     assert run.returncode == 0, run.stdout + run.stderr
     assert tables_of(home / "lake") == tables_of(undisturbed / "lake")
     # What was answered before a kill is not asked for again, but for what was in flight.
