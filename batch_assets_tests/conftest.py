@@ -14,6 +14,7 @@ from aclsum import ACLSum
 
 from batch_assets.lake.lake import Lake
 from batch_assets.settings import PREFIX, Settings
+from batch_assets_tests.servers import s3_server
 
 SMALL_T5, SMALL_LLAMA = (Path(__file__).with_name(name) for name in ("small-t5", "small-llama"))
 
@@ -166,6 +167,25 @@ def home(tmp_path) -> Path:
 @pytest.fixture
 def lake(tmp_path) -> Lake:
     return Lake(str(tmp_path / "lake"))
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """A server with the buckets lake and artifacts, found by whatever this test starts."""
+    with s3_server("lake", "artifacts") as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        yield variables
+
+
+@pytest.fixture
+def s3_workers(s3, spark):
+    """Spark's workers find the server too: they have the environment that Spark began with, and what is added here."""
+    before = dict(spark.sparkContext.environment)
+    spark.sparkContext.environment.update(s3)
+    yield
+    spark.sparkContext.environment.clear()
+    spark.sparkContext.environment.update(before)
 
 
 def settings_for(home: Path, **values) -> Settings:

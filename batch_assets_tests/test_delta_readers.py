@@ -6,8 +6,11 @@ Each runs in a process of its own: two Arrow libraries in one process don't get 
 
 import datetime as dt
 import json
+import os
 import subprocess
 import sys
+import textwrap
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -43,11 +46,11 @@ rows = [json.loads(line) for line in str(chdb.query(query, "JSONCompactEachRow")
 
 PROGRAM = """
 import datetime, json, sys
-uri, columns = sys.argv[1], sys.argv[2].split(",")
-since = datetime.datetime.fromisoformat(sys.argv[3])
+columns = sys.argv[1].split(",")
+since = datetime.datetime.fromisoformat(sys.argv[2])
+for uri in sys.argv[3:]:
 {read}
-for row in rows:
-    print(json.dumps(row, default=str))
+    print(json.dumps(rows, default=str))
 """
 
 MOMENT = dt.datetime(2026, 1, 2, 3, 4, 5, 678901, dt.UTC)
@@ -62,13 +65,18 @@ def plain(value):
     return None if value is None else str(value)
 
 
-def read_by(reader: str, uri: str, columns: list[str]) -> list[list[str | None]]:
-    program = PROGRAM.format(read=READERS[reader])
-    command = [sys.executable, "-c", program, uri, ",".join(columns), MOMENT.isoformat()]
+def read_by(reader: str, uris: list[str], columns: list[str]) -> list[list[list[str | None]]]:
+    """The rows of each table."""
+    program = PROGRAM.format(read=textwrap.indent(READERS[reader], "    "))
+    command = [sys.executable, "-c", program, ",".join(columns), MOMENT.isoformat(), *uris]
     # ClickHouse reads below the current folder only.
-    result = subprocess.run(command, cwd=uri, capture_output=True, text=True, timeout=120, check=False)
+    folder = os.path.commonpath([Path(uri).parent for uri in uris])
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
-    return sorted(([plain(value) for value in json.loads(line)] for line in result.stdout.splitlines()), key=str)
+    return [
+        sorted(([plain(value) for value in row] for row in json.loads(line)), key=str)
+        for line in result.stdout.splitlines()
+    ]
 
 
 def expected(rows: list[list]) -> list[list[str | None]]:
@@ -100,14 +108,15 @@ VALUES = {
 }
 
 
-@pytest.fixture(scope="module", params=VALUES)
-def table(request, tmp_path_factory) -> tuple[str, str, list[list]]:
-    """A table with every partition replaced, over a hundred commits, some appended rows, and upkeep half-way."""
-    kind, values = VALUES[request.param]
-    uri = str(tmp_path_factory.mktemp("tables") / "table")
+def make_table(uri: str, kind: pa.DataType, values: list, commits: int) -> list[list]:
+    """Make a table in so many commits: every partition replaced, some appended rows, and upkeep half-way.
+
+    Returns:
+        Its rows.
+    """
     schema = pa.schema([("id", pa.int64()), ("text", pa.string()), ("moment", pa.timestamp("us", "UTC")), ("p", kind)])
     create_table(uri, {}, schema, ["p"])
-    rounds = 102 // len(values) + 1
+    rounds = commits // len(values) + 1
     for number in range(rounds):
         for index, value in enumerate(values):
             snapshot = Snapshot.open(uri)
@@ -118,19 +127,29 @@ def table(request, tmp_path_factory) -> tuple[str, str, list[list]]:
     snapshot = Snapshot.open(uri)
     more = pa.table({"id": range(len(values)), "text": ["more"] * len(values), "moment": [MOMENT] * len(values)})
     snapshot.append(stage([more.append_column("p", pa.array(values, kind))], snapshot.staging_area()), {})
-    rows = []
+    assert Snapshot.open(uri).version > commits
+    made = []
     for index, value in enumerate(values):
-        rows += [[index, QUOTED, MOMENT, value], [rounds - 1, None, None, value], [index, "more", MOMENT, value]]
-    assert Snapshot.open(uri).version > 100
-    return request.param, uri, rows
+        made += [[index, QUOTED, MOMENT, value], [rounds - 1, None, None, value], [index, "more", MOMENT, value]]
+    return made
 
 
-@pytest.mark.parametrize("state", ["after a hundred commits", "after upkeep"])
-def test_tables_written_here_are_read_row_for_row_by_other_engines(table, state):
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory) -> dict[str, list[list]]:
+    """Rows of a table for each kind of partition values, by its address."""
+    folder = tmp_path_factory.mktemp("tables")
+    commits = {name: 102 if name == "string" else 10 for name in VALUES}
+    return {str(folder / name): make_table(str(folder / name), *VALUES[name], commits[name]) for name in VALUES}
+
+
+@pytest.mark.parametrize("state", ["after many commits", "after upkeep"])
+def test_tables_written_here_are_read_row_for_row_by_other_engines(tables, state):
     """Also by a filter on the greatest timestamp of a file, which statistics cut to milliseconds would lose."""
-    kind, uri, rows = table
     if state == "after upkeep":
-        keep_up(Snapshot.open(uri), 168, print)
-        assert len(Snapshot.open(uri).files()) == len(VALUES[kind][1])
+        for uri in tables:
+            keep_up(Snapshot.open(uri), 168, print)
+            assert len(Snapshot.open(uri).files()) == len(VALUES[Path(uri).name][1])
     for reader in READERS:
-        assert read_by(reader, uri, ["id", "text", "moment", "p"]) == expected(rows), reader
+        read = read_by(reader, [*tables], ["id", "text", "moment", "p"])
+        for (uri, rows), found in zip(tables.items(), read, strict=True):
+            assert found == expected(rows), (reader, uri)

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import shutil
 from decimal import Decimal
 from pathlib import Path
 
@@ -342,12 +343,19 @@ def test_partition_values_that_readers_disagree_on_are_refused_with_the_remedy(d
     assert not list(Path(uri).rglob("*.parquet"))
 
 
-@pytest.fixture
-def table(deltars, spark, uri) -> str:
-    """Nine rows in the partitions 0, 1 and 2."""
+@pytest.fixture(scope="module")
+def nine_rows(spark, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("nine") / "rows"
+    register_deltars(spark)
     rows = spark.range(9).selectExpr("id", "concat('t', id) AS text", "CAST(id % 3 AS INT) AS p")
-    deltars.write(rows, uri, partitionColumns="p")
-    return uri
+    rows.write.format("deltars").mode("append").options(partitionColumns="p").save(str(folder))
+    return folder
+
+
+@pytest.fixture
+def table(nine_rows, uri) -> str:
+    """Nine rows in the partitions 0, 1 and 2."""
+    return str(shutil.copytree(nine_rows, uri))
 
 
 def counts(deltars, uri) -> dict:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import boto3
 import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -401,6 +402,30 @@ def test_only_what_changed_shows_as_stale_and_is_scored_again(graph, data, docum
     assert len(graph.server.requests) == asked + 1
     after = graph.tables()
     assert {key for key in before if before[key] != after[key]} == {(table.name, "a") for table in TABLES}
+
+
+def test_the_graph_goes_on_with_tables_and_landing_folder_in_a_bucket(graph, tmp_path, s3_workers, documents):
+    bucket = boto3.client("s3")
+    for file in (tmp_path / "lake").rglob("*"):
+        if file.is_file():
+            bucket.upload_file(str(file), "lake", str(file.relative_to(tmp_path)))
+    shutil.rmtree(tmp_path / "lake")
+    places = {"lake": "s3://lake/lake", "landing": "s3://lake/landing"}
+    graph = Graph(graph.settings.model_copy(update=places), graph.server, graph.instance)
+    before = graph.tables()
+    dropped = write_json_lines(tmp_path / "dropped.jsonl", documents[17:19])
+    environment = {f"{PREFIX}{name.upper()}": str(value) for name, value in {**places, "home": tmp_path}.items()}
+    landed = CliRunner(env=environment).invoke(main, ["land", str(dropped)])
+    assert landed.exit_code == 0, landed.output
+    register_batches(graph.instance, ["dropped"])
+    assert materialize(build_defs(settings=graph.settings), graph.instance, "score_batches", ["dropped"]) == []
+    assert graph.metadata("batch_inference", "dropped")["rows_scored"] == 2
+    assert len(graph.rows(SUMMARY_QUALITY, "dropped")) == 2
+    assert {key: rows for key, rows in graph.tables().items() if key[1] != "dropped"} == before
+    keys = [found["Key"] for found in bucket.list_objects_v2(Bucket="lake")["Contents"]]
+    assert "landing/.taken/dropped/dropped.jsonl" in keys
+    assert not [key for key in keys if "_completions" in key]
+    assert not (tmp_path / "lake").exists()
 
 
 @pytest.mark.proof

@@ -18,8 +18,9 @@ from batch_assets.errors import BatchAssetsError
 from batch_assets.models.evaluation import Scored
 from batch_assets.models.promotion import decide, promote_by_hand, propose, rollback
 from batch_assets.models.registry import promote, register, versions
-from batch_assets.models.runs import find_run
+from batch_assets.models.runs import find_run, run_of
 from batch_assets.models.task import task_of
+from batch_assets.models.tracking import connect
 from batch_assets.settings import Settings
 from batch_assets_tests.conftest import log, registered, settings_for
 from batch_assets_tests.servers import free_port, serve, stop
@@ -73,14 +74,25 @@ def test_a_decision_has_the_figures_of_both_sides():
     assert refused.tags()["promotion.champion_rouge1"] == "0.4000"
 
 
-@pytest.fixture
-def registry(tmp_path, t5_folder, held_out):
-    """A home with a champion of its own, and a worse candidate that was never evaluated: it stops after five tokens."""
-    settings = settings_for(tmp_path / "home", model=str(t5_folder))
+@pytest.fixture(scope="module")
+def logged_pair(tmp_path_factory, t5_folder, held_out):
+    """A run that was evaluated, and one of a worse model that was not: it stops after five tokens."""
+    settings = settings_for(tmp_path_factory.mktemp("pair") / "home", model=str(t5_folder))
     settings, client, version = registered(settings, held_out)
     _, logged = log(settings.model_copy(update={"min_length": 1, "max_length": 5}))
-    candidate, _ = register(client, settings.registered_model, logged.run, {"checkpoint": "small-t5", "kind": "short"})
-    return settings, client, version, candidate
+    return settings, run_of(client, version.run_id), logged.run
+
+
+@pytest.fixture
+def registry(request, logged_pair):
+    """The two runs as champion and candidate, under a name of the test's own."""
+    settings, good, worse = logged_pair
+    client = connect(settings)
+    settings = settings.model_copy(update={"model_name": request.node.name})
+    champion, _ = register(client, settings.registered_model, good, {"task": "summarization"})
+    promote(client, champion)
+    candidate, _ = register(client, settings.registered_model, worse, {"checkpoint": "small-t5", "kind": "short"})
+    return settings, client, champion, candidate
 
 
 def aliases(client, version) -> dict[str, int]:
@@ -91,6 +103,7 @@ def aliases(client, version) -> dict[str, int]:
 def invoke(settings: Settings, *arguments: str, monkeypatch):
     monkeypatch.setenv("BATCH_ASSETS_HOME", str(settings.home))
     monkeypatch.setenv("BATCH_ASSETS_MODEL", settings.model)
+    monkeypatch.setenv("BATCH_ASSETS_MODEL_NAME", settings.model_name)
     monkeypatch.setenv("BATCH_ASSETS_EVALUATION_ROWS", "3")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return CliRunner().invoke(main, arguments)
@@ -119,15 +132,15 @@ def test_a_worse_candidate_stays_challenger_and_a_person_may_promote_it_and_go_b
     assert [json.loads(line)["version"] for line in only.output.splitlines()] == ["2"]
 
     promoted = invoke(settings, "promote", "2", monkeypatch=monkeypatch)
-    assert "version 2 of main.default.summarizer is the champion; version 1 is now previous" in promoted.output
+    assert f"version 2 of {champion.name} is the champion; version 1 is now previous" in promoted.output
     assert aliases(client, champion) == {"champion": 2, "previous": 1}
     again = invoke(settings, "promote", "2", monkeypatch=monkeypatch)
     assert "previous" not in again.output
     assert aliases(client, champion) == {"champion": 2, "previous": 1}
     tried = invoke(settings, "try", held_out[0].document, monkeypatch=monkeypatch)
-    assert "version 2 of main.default.summarizer" in tried.output
+    assert f"version 2 of {champion.name}" in tried.output
     back = invoke(settings, "rollback", monkeypatch=monkeypatch)
-    assert "version 1 of main.default.summarizer is the champion again" in back.output
+    assert f"version 1 of {champion.name} is the champion again" in back.output
     assert aliases(client, champion) == {"champion": 1, "previous": 2}
     unknown = invoke(settings, "promote", "7", monkeypatch=monkeypatch)
     assert (unknown.exit_code, aliases(client, champion)["champion"]) == (2, 1)
@@ -148,11 +161,8 @@ def test_the_jobs_promote_and_roll_back_and_report_the_champion(registry):
         assert aliases(client, champion)["champion"] == 1
 
 
-def test_there_is_nothing_to_go_back_to_before_a_second_champion(tmp_path, t5_folder):
-    settings = settings_for(tmp_path / "home", model=str(t5_folder))
-    client, logged = log(settings)
-    version, _ = register(client, settings.registered_model, logged.run, {})
-    promote(client, version)
+def test_there_is_nothing_to_go_back_to_before_a_second_champion(registry):
+    settings, client, _, _ = registry
     with pytest.raises(BatchAssetsError, match=r"no version of .* has the alias previous"):
         rollback(client, settings)
 
@@ -165,9 +175,13 @@ def test_a_version_that_cannot_be_loaded_is_not_promoted_by_hand_either(registry
         if client.get_run(candidate.run_id).data.tags["batch_assets.model_uri"].removeprefix("models:/") in str(path)
     ]
     assert weights
+    before = weights[0].read_bytes()
     weights[0].write_bytes(b"no weights")
-    with pytest.raises(Exception, match=r"(?i)header|safetensors"):
-        promote_by_hand(client, settings, candidate.number, held_out, print)
+    try:
+        with pytest.raises(Exception, match=r"(?i)header|safetensors"):
+            promote_by_hand(client, settings, candidate.number, held_out, print)
+    finally:
+        weights[0].write_bytes(before)
     assert aliases(client, champion)["champion"] == 1
 
 
@@ -180,6 +194,7 @@ def test_runs_are_found_by_tag(registry):
         find_run(client, settings.model_copy(update={"select_tag": "team=sports"}))
     client.delete_run(candidate.run_id)
     assert find_run(client, settings).run_id == champion.run_id
+    client.restore_run(candidate.run_id)
 
 
 def test_a_shared_mlflow_server_works_and_when_it_goes_away_half_way_the_alias_stays(
@@ -193,16 +208,15 @@ def test_a_shared_mlflow_server_works_and_when_it_goes_away_half_way_the_alias_s
         settings = settings_for(tmp_path / "home", model=str(t5_folder), mlflow_tracking_uri=url)
         settings, client, version = registered(settings, held_out)
         assert aliases(client, version) == {"champion": 1}
-        _, logged = log(settings.model_copy(update={"max_length": 30}))
-        candidate, _ = register(client, settings.registered_model, logged.run, {})
+        source = client.get_model_version(version.name, "1").source
+        client.create_model_version(version.name, source, version.run_id, model_id=source.removeprefix("models:/"))
+        client.set_registered_model_alias(version.name, "challenger", "2")
         stop(server)
         with pytest.raises(BatchAssetsError, match="MLflow"):
-            from batch_assets.models.tracking import connect
-
-            promote_by_hand(connect(settings), settings, candidate.number, held_out, print)
+            promote_by_hand(connect(settings), settings, 2, held_out, print)
         server = serve(tmp_path / "server", port)
         assert aliases(client, version) == {"champion": 1, "challenger": 2}
-        promote_by_hand(client, settings, candidate.number, held_out, print)
+        promote_by_hand(client, settings, 2, held_out, print)
         assert aliases(client, version) == {"champion": 2, "previous": 1}
     finally:
         stop(server)
@@ -226,8 +240,6 @@ log(settings)
     assert failed.returncode != 0
     assert re.search(r"File too large|error while serializing|I/O error", failed.stderr), failed.stderr[-2000:]
     settings = settings_for(tmp_path / "home", model=str(t5_folder))
-    from batch_assets.models.tracking import connect
-
     client = connect(settings)
     with pytest.raises(BatchAssetsError, match="no finished run with a model"):
         find_run(client, settings)

@@ -26,19 +26,10 @@ from batch_assets.lake.lake import Lake
 from batch_assets.lake.snapshot import ConcurrentCommitError
 from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
 from batch_assets_tests import delta_processes as writers
-from batch_assets_tests.conftest import environment, settings_for, write_json_lines
+from batch_assets_tests.conftest import batch_assets, environment, settings_for, write_json_lines
 from batch_assets_tests.delta_processes import race, replace, whole
 from batch_assets_tests.docs_pages import ROOT
-from batch_assets_tests.servers import ChatServer, completion, free_port, s3_server, serve, stop
-
-
-@pytest.fixture
-def s3(monkeypatch):
-    """A server with the buckets lake and artifacts, found by whatever this test starts."""
-    with s3_server("lake", "artifacts") as variables:
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        yield variables
+from batch_assets_tests.servers import ChatServer, completion, free_port, serve, stop
 
 
 def keys(bucket: str) -> list[str]:
@@ -84,19 +75,8 @@ def test_of_processes_that_replace_partitions_in_a_bucket_at_once_none_is_lost_o
     assert [whole(uri, part) for part in "bcd"] == ["run-3", "run-4", "run-5"]
 
 
-@pytest.fixture
-def s3_workers(s3, spark):
-    """Spark's workers find the server too; they have the environment that Spark began with, and what is added here."""
-    before = dict(spark.sparkContext.environment)
-    spark.sparkContext.environment.update(s3)
-    yield
-    spark.sparkContext.environment.clear()
-    spark.sparkContext.environment.update(before)
-
-
-def test_the_graph_runs_with_lake_landing_folder_and_artifacts_in_a_bucket(
-    s3, s3_workers, tmp_path, home, t5_folder, documents
-):
+@pytest.mark.proof
+def test_the_graph_runs_with_lake_landing_folder_and_artifacts_in_a_bucket(s3, tmp_path, home, t5_folder, documents):
     data = write_json_lines(tmp_path / "data" / "a.jsonl", documents[:2])
     dropped = write_json_lines(tmp_path / "b.jsonl", documents[2:4])
     server = serve(tmp_path / "mlflow", port := free_port(), "--artifacts-destination", "s3://artifacts/mlflow")
@@ -109,8 +89,8 @@ def test_the_graph_runs_with_lake_landing_folder_and_artifacts_in_a_bucket(
             env = environment(home, **places, **asked, **small)
             env["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
             for words in (["run"], ["land", str(dropped)], ["upkeep"]):
-                run = CliRunner(env=env).invoke(main, words)
-                assert run.exit_code == 0, run.output
+                run = batch_assets(*words, env=env)
+                assert run.returncode == 0, run.stdout + run.stderr
     finally:
         stop(server)
     lake = Lake("s3://lake/lake")

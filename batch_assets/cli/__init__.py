@@ -13,9 +13,8 @@ from batch_assets.cli.query import query
 from batch_assets.cli.state import doctor, forget, status, ui, upkeep
 from batch_assets.errors import BatchAssetsError, ExitStatus
 
-
-# Nearly all that a command imports stays until its end. To look for garbage there as often as Python does by itself takes
-# a sixth of the time of a small command.
+# Nearly all that a command imports stays until its end. Looking for garbage there as often as Python does by default
+# takes a sixth of the time of a small command.
 gc.set_threshold(100_000, 20, 100)
 
 

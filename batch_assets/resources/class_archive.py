@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from batch_assets.java import check_java
 from batch_assets.locks import locked
@@ -71,7 +72,7 @@ def _start_and_stop(options: str) -> None:
         "SELECT id, sum(rows.n) AS n, row_number() OVER (ORDER BY id) AS place FROM rows JOIN rows AS other USING (id) "
         "GROUP BY id ORDER BY id LIMIT 1"
     ).collect()
-    gateway = SparkContext._gateway
+    gateway: Any = SparkContext._gateway
     resource.stop()
     # Java ends when its standard input does, and writes the archive then.
     gateway.proc.stdin.close()
