@@ -35,7 +35,7 @@ test: $(INSTALLED)-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 proof: $(INSTALLED)-proof
 	$(BIN)/python -m pytest -m proof $(if $(PART),-k "$(PART)") --junitxml proof-report.xml -s

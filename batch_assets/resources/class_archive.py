@@ -40,6 +40,8 @@ def sharing_options(java: str) -> str:
 def make_archive() -> Path:
     """Make the archive, unless it is there: start Spark, have it do some of everything, let Java note the classes.
 
+    Archives of other versions are removed.
+
     Raises:
         BatchAssetsError: there is no Java.
         OSError: the environment can't be written.
@@ -51,6 +53,8 @@ def make_archive() -> Path:
     with locked(path.parent / ".lock"), folder_aside(path.parent, path.name) as aside:
         _start_and_stop(f'"-XX:ArchiveClassesAtExit={aside / path.name}" {_SILENT}')
         (aside / path.name).rename(path)
+        for old in {*path.parent.glob("spark-*.jsa")} - {path}:
+            old.unlink()
     return path
 
 

@@ -1,0 +1,59 @@
+"""Java's archive of Spark's classes: made once, used where it fits, and no harm where it doesn't."""
+
+import subprocess
+import sys
+
+import pytest
+
+from batch_assets.java import check_java
+from batch_assets.resources.class_archive import archive_for, make_archive, sharing_options
+
+MAKE = """
+import sys
+sys.prefix = sys.argv[1]
+from batch_assets.resources.class_archive import make_archive
+make_archive()
+"""
+COUNT = """
+import sys
+sys.prefix = sys.argv[1]
+from batch_assets.resources.class_archive import sharing_options
+from batch_assets.resources.spark import SparkResource, java_options
+from batch_assets.java import check_java
+options = f'{java_options()} {sharing_options(check_java())} -Xlog:class+load:file={sys.argv[1]}/classes'
+resource = SparkResource(master="local[2]", config={"spark.driver.extraJavaOptions": options})
+print(resource.session.range(5).count())
+resource.stop()
+"""
+
+
+def test_an_archive_is_used_where_there_is_one_for_this_java_and_this_spark(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    path = archive_for("Java 17, /usr/bin/java")
+    assert sharing_options("Java 17, /usr/bin/java") == ""
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert f"-XX:SharedArchiveFile={path}" in sharing_options("Java 17, /usr/bin/java")
+    assert sharing_options("Java 21, /usr/bin/java") == ""
+
+
+@pytest.mark.proof
+def test_spark_takes_its_classes_from_an_archive_and_starts_without_a_word_where_that_is_damaged(tmp_path, monkeypatch):
+    def count() -> int:
+        """Classes that Spark took from the archive when it started and counted."""
+        command = [sys.executable, "-c", COUNT, str(tmp_path)]
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert (run.stdout, run.stderr) == ("5\n", "")
+        return (tmp_path / "classes").read_text().count("shared objects file (top)")
+
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    old = tmp_path / "share" / "batch_assets" / "spark-3.5.0-01234567.jsa"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    subprocess.run([sys.executable, "-c", MAKE, str(tmp_path)], check=True)
+    path = archive_for(check_java())
+    assert [*old.parent.glob("*.jsa")] == [path] == [make_archive()]
+    assert count() > 5000
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:1000])
+    assert count() == 0
