@@ -1,5 +1,6 @@
 """Java's archive of Spark's classes: made once, used where it fits, and no harm where it doesn't."""
 
+import re
 import subprocess
 import sys
 
@@ -38,7 +39,9 @@ def test_an_archive_is_used_where_there_is_one_for_this_java_and_this_spark(tmp_
 
 
 @pytest.mark.proof
-def test_spark_takes_its_classes_from_an_archive_and_starts_without_a_word_where_that_is_damaged(tmp_path, monkeypatch):
+def test_spark_takes_its_classes_from_an_archive_and_starts_without_a_word_where_it_is_another_java_s(
+    tmp_path, monkeypatch
+):
     def count() -> int:
         """Classes that Spark took from the archive when it started and counted."""
         command = [sys.executable, "-c", COUNT, str(tmp_path)]
@@ -55,5 +58,16 @@ def test_spark_takes_its_classes_from_an_archive_and_starts_without_a_word_where
     assert [*old.parent.glob("*.jsa")] == [path] == [make_archive()]
     assert count() > 5000
     path.chmod(0o600)
-    path.write_bytes(path.read_bytes()[:1000])
+    build = re.search(rb"Server VM \(([^)]+)\)", path.read_bytes())[1]
+    path.write_bytes(path.read_bytes().replace(build, build[::-1]))
     assert count() == 0
+
+
+@pytest.mark.proof
+def test_no_archive_is_kept_where_the_disk_is_full(tmp_path):
+    full = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({20 << 20},) * 2)"
+    run = subprocess.run(
+        [sys.executable, "-c", full + MAKE, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, "Java couldn't write the archive" in run.stderr) == (1, True), run.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".jsa"]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from batch_assets.errors import BatchAssetsError
 from batch_assets.java import check_java
 from batch_assets.locks import locked
 from batch_assets.whole import folder_aside
@@ -43,7 +44,7 @@ def make_archive() -> Path:
     Archives of other versions are removed.
 
     Raises:
-        BatchAssetsError: there is no Java.
+        BatchAssetsError: there is no Java, or it couldn't write the archive.
         OSError: the environment can't be written.
     """
     path = archive_for(check_java())
@@ -80,7 +81,9 @@ def _start_and_stop(options: str) -> None:
     resource.stop()
     # Java ends when its standard input does, and writes the archive then.
     gateway.proc.stdin.close()
-    gateway.proc.wait()
+    if gateway.proc.wait() != 0:
+        # Java would crash on an archive that was cut off.
+        raise BatchAssetsError("Java couldn't write the archive of Spark's classes: is there room on the disk?")
 
 
 if __name__ == "__main__":
