@@ -22,8 +22,8 @@ class ChatServer:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of one connection."""
         while head := await self._head(reader):
-            length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-            await reader.readexactly(length)
+            lengths = [int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+            await reader.readexactly(sum(lengths))  # a request for the list of models has no body
             self._first = self._first or time.monotonic()
             self._requests += 1
             async with self._slots:
