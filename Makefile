@@ -79,7 +79,7 @@ $(INSTALLED)-java: tools/java.sh | $(BIN)/python
 
 $(INSTALLED)-%: uv.lock pyproject.toml tools/install.sh | $(BIN)/python $(INSTALLED)-java
 	tools/install.sh $(BIN)/python --editable=. --group $*
-	@# Takes a minute, and shortens each start of Spark by seconds: nobody has to wait for it.
+	@# In the background: it takes a minute, and Spark starts without it, too.
 	@nice -n 19 $(BIN)/python -m batch_assets.resources.class_archive >$(VENV)/class_archive.log 2>&1 &
 	@touch $(INCLUDED_BY_$*) $@
 

@@ -47,11 +47,11 @@ def check_java() -> str:
         said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
     except OSError as error:
         raise BatchAssetsError(f"{java} doesn't run ({error.strerror}): {_REMEDY}") from error
-    version = re.search(r'version "(?:1\.)?(\d+)', said.stderr + said.stdout)
+    version = re.search(r'version "((?:1\.)?(\d+)[^"]*)', said.stderr + said.stdout)
     if said.returncode or version is None:
         raise BatchAssetsError(f"{java} doesn't run ({(said.stderr or said.stdout).strip()[:200]}): {_REMEDY}")
-    if int(version[1]) < _OLDEST:
-        raise BatchAssetsError(f"{java} is Java {version[1]}, but Spark needs {_OLDEST} or newer: {_REMEDY}")
+    if int(version[2]) < _OLDEST:
+        raise BatchAssetsError(f"{java} is Java {version[2]}, but Spark needs {_OLDEST} or newer: {_REMEDY}")
     if str(java).startswith(sys.prefix):
         os.environ["JAVA_HOME"] = str(java.parent.parent)
     return f"Java {version[1]}, {java}"

@@ -45,7 +45,8 @@ def test_spark_takes_its_classes_from_an_archive_and_starts_without_a_word_where
     def count() -> int:
         """Classes that Spark took from the archive when it started and counted."""
         command = [sys.executable, "-c", COUNT, str(tmp_path)]
-        run = subprocess.run(command, capture_output=True, text=True, check=True)
+        # Where Java would leave the report of a crash.
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         assert (run.stdout, run.stderr) == ("5\n", "")
         return (tmp_path / "classes").read_text().count("shared objects file (top)")
 

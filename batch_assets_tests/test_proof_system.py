@@ -62,7 +62,7 @@ KEY = "open-sesame-4711"
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, environment_for) -> Path:
-    """A home after one run that nobody disturbed."""
+    """A home after one undisturbed run."""
     home = tmp_path_factory.mktemp("undisturbed") / "home"
     run = batch_assets("run", env=environment_for(home))
     assert run.returncode == 0, run.stdout + run.stderr
@@ -116,7 +116,7 @@ def batches(lake: Lake, table: Table) -> set[str]:
 
 def append_row(lake: Lake) -> None:
     """Append a row as another writer would."""
-    row = {"id": ["x"], "document": ["A row of somebody else."], "summary": pa.array([None], pa.string())}
+    row = {"id": ["x"], "document": ["A row from another writer."], "summary": pa.array([None], pa.string())}
     row |= {"batch": ["theirs"], "source": ["theirs"]}
     row["landed_at"] = pa.array([datetime.now(UTC)], pa.timestamp("us", tz="UTC"))
     write_deltalake(lake.table_uri(PROD_DATA), pa.table(row), mode="append")

@@ -92,7 +92,7 @@ def _home(folder: Path, url: str) -> dict[str, str]:
         "ENDPOINT": "bench",
     }
     environment = {**os.environ, **{f"{PREFIX}{name}": value for name, value in settings.items()}}
-    # What is measured finds everything done: once a file has been landed, the next run has something to do.
+    # Land the file and run once more, so that the commands that are measured find nothing left to do.
     for words in (["land", str(folder / "landed.jsonl")], ["run"]):
         subprocess.run([*_COMMAND, *words], env=environment, check=True)
     return environment

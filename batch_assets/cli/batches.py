@@ -81,13 +81,9 @@ def _run(settings: Settings) -> tuple[list[str], list[str]]:
     from batch_assets.resources.spark import SparkResource
     from batch_assets.sources.landing import left_over_batches
 
-    lake = configured_lake(settings)
-    if not lake.exists(BATCH_INFERENCE) and settings.spark_remote is None:
-        # There is a minute of work before Spark is needed, most of it for one core.
-        SparkResource.of(settings).start_ahead()
     batches = dataset.batches()
     click.echo(f"{len(batches)} batches of {dataset.name}, model {settings.model}, state in {settings.home}")
-    click.echo("preparing the checkpoint (the first time takes a quarter of a minute)")
+    click.echo("preparing the checkpoint (about 15 seconds the first time)")
     generation_parameters(load_checkpoint(settings), settings)
     inputs = inputs_of(settings, dataset)
     with open_instance(settings) as instance:
@@ -96,8 +92,12 @@ def _run(settings: Settings) -> tuple[list[str], list[str]]:
         for pool, run_id in held_pools(instance):
             click.echo(f"run {run_id} holds the pool {pool}; this one waits for it (is it dead? cancel it in the UI)")
         register_batches(instance, batches)
+        lake = configured_lake(settings)
         for batch in left_over_batches(dataset, lake):
             click.echo(f"batch {batch} is not made from {dataset.name} any more with these settings; it stays as it is")
+        if not lake.exists(BATCH_INFERENCE):
+            # The model is logged and evaluated before Spark is needed, and most of that uses one core.
+            SparkResource.of(settings).start_ahead()
         failures = materialize(build_defs(settings=settings), instance, "materialize_all", batches)
         if not failures:
             note(instance, settings, batches, inputs)

@@ -74,7 +74,7 @@ def check_checkpoint(settings: Settings, *, quickly: bool = False) -> None:
 
     Args:
         settings: name the model.
-        quickly: without transformers, whose import takes ten seconds. It may yet refuse a tokenizer.
+        quickly: do without transformers, whose import takes ten seconds; a run may still refuse the tokenizer.
 
     Raises:
         BatchAssetsError: it isn't, and what to do.
@@ -177,15 +177,22 @@ def _check_tokenizer(checkpoint: Checkpoint, quickly: bool) -> None:
     file = folder / "tokenizer.json"
     try:
         if quickly and file.is_file():
-            from tokenizers import Tokenizer
-
-            Tokenizer.from_file(str(file))
+            _read_tokenizer(file)
         else:
             from transformers import AutoTokenizer
 
             AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises no type of its own, transformers many
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise BatchAssetsError(
             f"the model folder {folder} has no tokenizer that can be loaded ({type(error).__name__}): save it there "
             "with tokenizer.save_pretrained()"
         ) from error
+
+
+def _read_tokenizer(file: Path) -> None:
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises no other type
+        raise ValueError(str(error)) from error

@@ -40,7 +40,7 @@ def gguf_file() -> Path:
 
 
 def prepare(folder: Path) -> Path:
-    """Convert the checkpoint to safetensors, once; takes about a quarter of a minute the first time.
+    """Convert the checkpoint to safetensors, once; takes about 15 seconds the first time.
 
     Two processes at once are safe: one converts, the other waits. A process that is killed leaves
     nothing that a later one would take for the checkpoint.
@@ -62,9 +62,10 @@ def prepare(folder: Path) -> Path:
 
 @contextmanager
 def _read_once() -> Iterator[None]:
-    """Within it, transformers reads a GGUF file once, not four times at five seconds each.
+    """Have transformers read a GGUF file once while this context is open.
 
-    Nor does it make the list of all names that tensors can have, which takes ten seconds more, for every module.
+    By itself, it reads the file four times, at five seconds each, and lists all possible names of tensors again for
+    every module, which takes ten seconds more.
     """
     import gguf
 

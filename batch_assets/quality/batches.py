@@ -1,4 +1,4 @@
-"""Measure the summaries of one batch on Spark: the workers add up what the driver puts together."""
+"""Measure the summaries of one batch on Spark: each worker sums up its documents, the driver adds the sums."""
 
 import heapq
 import json
@@ -59,7 +59,7 @@ def last_measured(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 @dataclass
 class _Sums:
-    """What some documents of one model version come to; that of two lots of documents can be added."""
+    """Counts, sums and extremes of some documents of one model version; two of these can be added."""
 
     counts: Counter[str] = field(default_factory=Counter)
     totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(FIGURES, 0.0))
@@ -69,13 +69,13 @@ class _Sums:
     worst: list[tuple[float, str]] = field(default_factory=list)
 
     def count(self, row: Mapping[str, Any]) -> None:
-        """Add a document. One without text counts in nothing."""
+        """Add a document; one without text is ignored."""
         document, text = row["document"], row["generated_summary"]
         if not has_text(document):
             return
         figures = {} if text is None else per_document(document, row["summary"], text)
         rouge1 = figures.get("rouge1")
-        is_so = {
+        flags = {
             "documents": True,
             "summaries": text is not None,
             "errors": row["error_message"] is not None,
@@ -84,7 +84,7 @@ class _Sums:
             "truncated": row["input_truncated"] == "true",
             "references": rouge1 is not None,
         }
-        self.counts.update(name for name, so in is_so.items() if so)
+        self.counts.update(name for name, flag in flags.items() if flag)
         for name, value in figures.items():
             if value is not None:
                 self.totals[name] += value

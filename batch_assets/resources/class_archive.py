@@ -17,7 +17,7 @@ from batch_assets.java import check_java
 from batch_assets.locks import locked
 from batch_assets.whole import folder_aside
 
-# Java doesn't use an archive that was made by another Java or of other files, and says so on standard output.
+# Java ignores an archive from another Java or of other files, but would say so on standard output.
 _SILENT = "-Xlog:cds=off -Xlog:cds+dynamic=off"
 
 
@@ -39,21 +39,22 @@ def sharing_options(java: str) -> str:
 
 
 def make_archive() -> Path:
-    """Make the archive, unless it is there: start Spark, have it do some of everything, let Java note the classes.
+    """Make the archive, unless it is there: start Spark, run a query, and let Java record the classes that it loaded.
 
-    Archives of other versions are removed.
+    Archives for other versions of Java or Spark are removed.
 
     Raises:
-        BatchAssetsError: there is no Java, or it couldn't write the archive.
+        BatchAssetsError: Java is missing, or couldn't write the archive.
         OSError: the environment can't be written.
     """
     path = archive_for(check_java())
-    if path.exists():
-        return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.parent / ".lock"), folder_aside(path.parent, path.name) as aside:
-        _start_and_stop(f'"-XX:ArchiveClassesAtExit={aside / path.name}" {_SILENT}')
-        (aside / path.name).rename(path)
+    with locked(path.parent / ".lock"):
+        if path.exists():
+            return path
+        with folder_aside(path.parent, path.name) as aside:
+            _start_and_stop(f'"-XX:ArchiveClassesAtExit={aside / path.name}" {_SILENT}')
+            (aside / path.name).rename(path)
         for old in {*path.parent.glob("spark-*.jsa")} - {path}:
             old.unlink()
     return path
@@ -82,7 +83,7 @@ def _start_and_stop(options: str) -> None:
     # Java ends when its standard input does, and writes the archive then.
     gateway.proc.stdin.close()
     if gateway.proc.wait() != 0:
-        # Java would crash on an archive that was cut off.
+        # Java crashes when it starts with an archive that was cut off.
         raise BatchAssetsError("Java couldn't write the archive of Spark's classes: is there room on the disk?")
 
 

@@ -17,8 +17,10 @@ from batch_assets.errors import BatchAssetsError
 from batch_assets.resources.class_archive import sharing_options
 from batch_assets.settings import Settings, redacted
 
-# Not there: Java's archive of classes can't be used where a folder that has files is among the places of classes.
+# Doesn't exist, on purpose: Java can't use its archive of classes if a folder on the class path has files in it.
 _NO_CONF = Path(__file__).with_name("no_spark_conf")
+# One thread at a time starts Spark: the others then find its session.
+_STARTING = threading.Lock()
 # Where workers find the environment that Spark unpacks for them, below the folder that they run in.
 _UNPACKED = "environment"
 
@@ -64,8 +66,7 @@ def java_options() -> str:
     # It starts in half the time: most of it is over before the second compiler would pay off, and the work itself is
     # Python's.
     options = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
-    os.environ.setdefault("SPARK_CONF_DIR", str(_NO_CONF))
-    if os.environ.get("SPARK_CONF_DIR") == str(_NO_CONF):
+    if os.environ.get("SPARK_CONF_DIR", str(_NO_CONF)) == str(_NO_CONF):
         options += f' "-Dlog4j2.configurationFile={Path(__file__).with_name("log4j2.properties")}"'
     return options
 
@@ -96,31 +97,42 @@ class SparkResource(dg.ConfigurableResource[Any]):
         Raises:
             BatchAssetsError: the server can't be reached, or workers can't do the work.
         """
-        if self._session is None:
-            from pyspark.errors import PySparkRuntimeError
-            from pyspark.sql import SparkSession
-
-            try:
-                # Not getActiveSession(): a session is active for one thread of the JVM, and the driver's may change.
-                SparkSession.active()
-                self._is_ours = False
-            except PySparkRuntimeError:
-                self._is_ours = True
-            session = self._classic() if self.remote is None else self._connected(self.remote)
-            if self.remote is not None or not self.master.startswith("local"):
-                self._check(session)
-            self._session = session
+        with _STARTING:
+            if self._session is None:
+                self._session = self._start()
         return self._session
 
+    def _start(self) -> Any:
+        from pyspark.errors import PySparkRuntimeError
+        from pyspark.sql import SparkSession
+
+        try:
+            # Not getActiveSession(): a session is active for one thread of the JVM, and the driver's may change.
+            SparkSession.active()
+            self._is_ours = False
+        except PySparkRuntimeError:
+            self._is_ours = True
+        session = self._classic() if self.remote is None else self._connected(self.remote)
+        if self.remote is not None or not self.master.startswith("local"):
+            self._check(session)
+        return session
+
     def start_ahead(self) -> None:
-        """Start the session and a Python worker in the background, where a run is going to need them later."""
+        """Start the session and a Python worker in the background, for a run that will need them.
+
+        Only on this machine: a cluster is asked when it is needed, and an environment that Spark unpacks needs another
+        current folder.
+        """
+        if self.remote is not None or self.environment is not None or not self.master.startswith("local"):
+            return
 
         def start() -> None:
-            # Whoever needs the session starts it again and is told why it can't be had.
+            # If this fails, the run tries again when it needs the session, and reports the error then.
             with contextlib.suppress(Exception):
                 self.session.range(1).mapInArrow(lambda rows: rows, "id long").collect()
 
-        threading.Thread(target=start, name="start of Spark", daemon=True).start()
+        # Not a daemon: a process that ends first waits, so that nothing is lost that it writes to standard error.
+        threading.Thread(target=start, name="start of Spark").start()
 
     def _classic(self) -> Any:
         from dagster_pyspark import LazyPySparkResource
@@ -130,6 +142,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
         java = check_java()
         if self.master.startswith("local"):
             os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+            os.environ.setdefault("SPARK_CONF_DIR", str(_NO_CONF))
         if self.environment is None:
             # Without it, workers run the first python3 on the path, which knows nothing of this package.
             os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
