@@ -1,4 +1,4 @@
-"""A lock between processes of one machine that is free again when its holder dies."""
+"""File locks between processes of one machine, released when their holder dies."""
 
 import fcntl
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from batch_assets.errors import BatchAssetsError
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds the lock file ``path`` now; makes nothing."""
+    """Whether a process holds the lock file ``path`` now; does not create the file."""
     if not path.exists():
         return False
     with path.open() as file:
@@ -22,14 +22,14 @@ def is_held(path: Path) -> bool:
 
 @contextmanager
 def locked(path: Path, *, refusal: str | None = None) -> Iterator[None]:
-    """Hold the lock file ``path`` while the block runs, after whoever holds it now.
+    """Wait for the lock file ``path``, and hold it while the block runs.
 
     Args:
-        path: the file; made if missing.
-        refusal: message of the error that is raised instead of waiting.
+        path: the file; created if missing.
+        refusal: if given, message of the error to raise instead of waiting.
 
     Raises:
-        BatchAssetsError: somebody else holds the lock, and ``refusal`` was given.
+        BatchAssetsError: another process holds the lock, and ``refusal`` was given.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:

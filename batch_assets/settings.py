@@ -10,9 +10,14 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.names import check_name
+from batch_assets.names import check_name
 
 PREFIX = "BATCH_ASSETS_"
+
+# Each engine is a module in the folder engines.
+ENGINE_NAMES = tuple(
+    sorted(path.stem.removesuffix("_engine") for path in Path(__file__).with_name("engines").glob("*_engine.py"))
+)
 
 EMBEDDED_MODEL = "smollm2"
 EMBEDDED_DATASET = "aclsum"
@@ -28,7 +33,7 @@ _SECRET_PARAMETER = re.compile(
 def _absolute(path: Path) -> Path:
     try:
         return path.expanduser().resolve()
-    except RuntimeError as error:  # ~somebody, whom this machine doesn't know
+    except RuntimeError as error:  # ~user, where this machine has no such user
         raise ValueError(str(error)) from error
 
 
@@ -37,7 +42,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, populate_by_name=True)
 
-    home: Path = Field(Path(".batch_assets"), description="Where state lives.")
+    home: Path = Field(Path(".batch_assets"), description="Folder for the deployment's state.")
     lake: str | None = Field(None, description="Folder or URI of the lake; default <home>/lake.")
     catalog: str = Field("main", description="First part of table and model names.")
     schema_name: str = Field(
@@ -48,121 +53,126 @@ class Settings(BaseSettings):
 
     dataset: str = Field(
         EMBEDDED_DATASET,
-        description="aclsum, a data set of the Hugging Face hub, or local files (a file, a folder or a glob).",
+        description="Documents to score: aclsum, a Hugging Face hub data set, or a local file, folder or glob.",
     )
-    split: str = Field("test", description="Split of a hub data set that is scored.")
-    limit: int | None = Field(None, ge=1, description="Take only that many first records of the data set.")
-    batch_rows: int | None = Field(None, ge=1, description="Rows a batch at most; default 25 for aclsum, else 1,000.")
+    split: str = Field("test", description="Split of a hub data set to score.")
+    limit: int | None = Field(None, ge=1, description="Read at most this many records of the data set.")
+    batch_rows: int | None = Field(
+        None, ge=1, description="Maximum rows per batch; default 25 for aclsum, otherwise 1,000."
+    )
     evaluation_dataset: str | None = Field(
         None,
         description="Held-out documents with summaries; default: the validation split of a hub data set or of aclsum.",
     )
-    evaluation_rows: int = Field(25, ge=1, description="Held-out documents that a model is evaluated on.")
+    evaluation_rows: int = Field(25, ge=1, description="Number of held-out documents to evaluate a model on.")
 
-    model: str = Field(EMBEDDED_MODEL, description="smollm2, a model of the Hugging Face hub, or a local folder.")
-    task: str = Field(
-        SUMMARIZATION, description="What is wanted: summarization, or module:Class of a task of your own."
-    )
+    model: str = Field(EMBEDDED_MODEL, description="Model: smollm2, a Hugging Face hub model, or a local folder.")
+    task: str = Field(SUMMARIZATION, description="Task: summarization, or module:Class for your own task.")
     prompt: str | None = Field(
-        None, description="What a decoder-only model is told; {document} stands for the text. Default: the task's."
+        None, description="Prompt for a decoder-only model; {document} stands for the text. Default: the task's prompt."
     )
     min_length: int | None = Field(
-        None, ge=0, description="Shortest summary in tokens; default 20 for an encoder-decoder, else none."
+        None, ge=0, description="Minimum summary length in tokens; default 20 for an encoder-decoder, otherwise none."
     )
     max_length: int | None = Field(
-        None, ge=1, description="Longest summary in tokens; default 40 for an encoder-decoder, else 60."
+        None, ge=1, description="Maximum summary length in tokens; default 40 for an encoder-decoder, otherwise 60."
     )
-    do_sample: bool = Field(False, description="Sample instead of taking the likeliest token.")
-    seed: int = Field(0, ge=0, description="Seed of the sampling.")
-    device_map: str = Field("auto", description="Where the model goes: auto, cpu, cuda, cuda:0 and so on.")
+    do_sample: bool = Field(False, description="Sample tokens instead of always taking the most likely one.")
+    seed: int = Field(0, ge=0, description="Seed for sampling.")
+    device_map: str = Field("auto", description="Device for the model: auto, cpu, cuda, cuda:0 and so on, or mps.")
     dtype: Literal["float32", "bfloat16", "float16", "int8"] = Field(
         "float32",
-        description="Precision of the model; int8 scores with 8-bit weights on CPU (the model is logged in float32).",
+        description="Precision of the model; int8 scores with 8-bit weights on CPU but logs the model in float32.",
     )
-    experiment: str = Field("batch_assets", min_length=1, description="MLflow experiment.")
+    experiment: str = Field("batch_assets", min_length=1, description="Name of the MLflow experiment.")
     model_name: str = Field("summarizer", description="Third part of the registered model's name.")
-    select_by: str = Field("newest", description="Which run is registered: newest, or a logged metric such as rouge1.")
-    select_tag: str | None = Field(None, description="Only runs with this tag, key=value, are registered.")
+    select_by: str = Field(
+        "newest", description="Which run to register: newest, or the best by a logged metric such as rouge1."
+    )
+    select_tag: str | None = Field(None, description="Register only runs with this tag, written as key=value.")
     promotion_margin: float = Field(
-        0.02, ge=0, description="How much worse than the champion a candidate may be, in its main score (ROUGE-1)."
+        0.02, ge=0, description="How far a candidate's main score (ROUGE-1) may be below the champion's."
     )
     error_rate: float = Field(
         0.05,
         ge=0,
         le=1,
-        description="Share of documents that may fail: held-out ones of a candidate, those of a batch.",
+        description="Maximum share of documents that may fail, in a batch and in a candidate's evaluation.",
     )
-    beat_baseline: bool = Field(False, description="Promote only what is better than the document's first sentences.")
-    new_model: bool = Field(False, description="Log a new model although nothing has changed.")
+    beat_baseline: bool = Field(False, description="Promote only candidates that beat the document's first sentences.")
+    new_model: bool = Field(False, description="Log a new model even if nothing has changed.")
 
-    spark_master: str = Field("local[*,4]", min_length=1, description="Spark master.")
+    spark_master: str = Field("local[*,4]", min_length=1, description="Spark master to run on.")
     spark_remote: str | None = Field(
-        None, description="Spark Connect server, sc://host:port; it is used instead of a master."
+        None, description="Spark Connect server, sc://host:port, to use instead of a Spark master."
     )
     spark_environment: str | None = Field(
-        None, description="Packed Python environment (make package) that a Spark master hands to its workers."
+        None, description="Packed Python environment (from make package) that a Spark cluster sends to its workers."
     )
-    engine: Literal["auto", "mlflow", "transformers", "ctranslate2", "openvino"] = Field(
+    engine: str = Field(
         "auto",
-        description="What runs the model on the workers; auto takes the fastest that writes what transformers does.",
+        description=f"Engine that runs the model: {', '.join(ENGINE_NAMES)}; auto picks the fastest that writes the "
+        "same text as transformers.",
     )
     batch_tokens: int | None = Field(
         None,
         ge=1,
-        description="Padded input tokens that an engine works on at once; default 4,096 on CPU, 32,768 on a GPU.",
+        description="Maximum padded input tokens per forward pass; default 4,096 on CPU, 32,768 on a GPU.",
     )
-    batches_per_run: int = Field(20, ge=1, description="Batches that one run of a backfill covers.")
-    rescore: Literal["none", "latest", "all"] = Field("none", description="Batches that a new champion makes stale.")
+    batches_per_run: int = Field(20, ge=1, description="Maximum batches in one run of a backfill.")
+    rescore: Literal["none", "latest", "all"] = Field("none", description="Which batches a new champion makes stale.")
 
-    empty_rate: float = Field(0.01, ge=0, le=1, description="A check warns of more empty summaries in a batch.")
+    empty_rate: float = Field(0.01, ge=0, le=1, description="Warn above this share of empty summaries in a batch.")
     cut_rate: float = Field(
-        0.5, ge=0, le=1, description="A check warns of more summaries of a batch that end at the length limit."
+        0.5, ge=0, le=1, description="Warn above this share of summaries in a batch that stop at the length limit."
     )
     truncated_rate: float = Field(
-        0.2, ge=0, le=1, description="A check warns of more documents of a batch that the model didn't take whole."
+        0.2, ge=0, le=1, description="Warn above this share of documents in a batch that were truncated for the model."
     )
-    repetition: float = Field(0.2, ge=0, le=1, description="A check warns of more trigrams that repeat an earlier one.")
+    repetition: float = Field(0.2, ge=0, le=1, description="Warn above this share of repeated trigrams in summaries.")
     drift: float = Field(
-        0.25, gt=0, description="A check warns of a larger population stability index against the batches before."
+        0.25, gt=0, description="Warn above this population stability index of a batch against earlier batches."
     )
-    fresh_hours: float = Field(24, gt=0, description="A check warns of batches that wait longer for their summaries.")
+    fresh_hours: float = Field(24, gt=0, description="Warn if a batch waits more hours than this for its summaries.")
 
     vacuum_hours: int = Field(
-        168, ge=1, description="Upkeep removes unneeded data files older than this; longer than the longest run."
+        168, ge=1, description="Hours that upkeep keeps unneeded data files; must be longer than your longest run."
     )
 
-    endpoints: Path | None = Field(None, description="TOML file of endpoints for ai_query.")
-    endpoint: str = Field(EMBEDDED_ENDPOINT, description="Endpoint that ai_query_inference asks.")
-    ai_query_limit: int = Field(10, ge=0, description="Rows of each batch that ai_query is asked for; 0 = all.")
+    endpoints: Path | None = Field(None, description="TOML file with the endpoints for ai_query.")
+    endpoint: str = Field(EMBEDDED_ENDPOINT, description="Endpoint that ai_query_inference calls.")
+    ai_query_limit: int = Field(10, ge=0, description="Maximum rows of each batch to send to ai_query; 0 = all.")
 
-    landing: str | None = Field(None, description="Folder or URI where new files are dropped; default <home>/landing.")
+    landing: str | None = Field(None, description="Folder or URI to watch for new files; default <home>/landing.")
     landed_files: Literal["archive", "leave"] = Field(
-        "archive", description="What becomes of a file that was taken: archive moves it to <landing>/.taken."
+        "archive", description="Whether to move landed files to <landing>/.taken (archive) or keep them (leave)."
     )
     settle_seconds: float = Field(
-        10, ge=0, description="A file in the landing folder is complete when it has not changed for so long."
+        10, ge=0, description="Seconds without a change after which a file in the landing folder is complete."
     )
-    sensor_seconds: int = Field(15, ge=1, description="Seconds between two looks of a sensor.")
-    sensors: bool = Field(True, description="Whether sensors and schedules are on when they are first seen.")
+    sensor_seconds: int = Field(15, ge=1, description="Seconds between two evaluations of a sensor.")
+    sensors: bool = Field(True, description="Turn on sensors and schedules when Dagster first loads them.")
     alert: str | None = Field(
-        None, description="Command, or http(s) address, that is told when a run has failed for good."
+        None, description="Command or http(s) URL to notify when a run has failed and has no retries left."
     )
 
     owners: str = Field(
-        "team:batch-inference", description="Owners of the assets, team:name or an address, with commas between them."
+        "team:batch-inference", description="Owners of the assets: team:name or email addresses, separated by commas."
     )
-    samples: int = Field(3, ge=0, description="Rows of text shown in metadata and artifacts; 0 = none.")
+    samples: int = Field(3, ge=0, description="Rows of text to show in metadata and artifacts; 0 = none.")
     ui_port: int = Field(3000, ge=1, le=65535, description="Port of the Dagster UI.")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="Port of the MLflow UI.")
     mlflow_ui: str | None = Field(
-        None, description="Address of the MLflow UI in links, where browsers know the tracking server by another one."
+        None, description="URL of the MLflow UI in links, if browsers can't use the URL of the tracking server."
     )
 
     mlflow_tracking_uri: str | None = Field(
-        None, validation_alias="MLFLOW_TRACKING_URI", description="MLflow's store; default SQLite under <home>/mlflow."
+        None,
+        validation_alias="MLFLOW_TRACKING_URI",
+        description="MLflow tracking store; default SQLite under <home>/mlflow.",
     )
     mlflow_registry_uri: str | None = Field(
-        None, validation_alias="MLFLOW_REGISTRY_URI", description="MLflow's model registry; default the store."
+        None, validation_alias="MLFLOW_REGISTRY_URI", description="MLflow model registry; default the tracking store."
     )
 
     @field_validator("home")
@@ -180,7 +190,7 @@ class Settings(BaseSettings):
     def _owners(cls, owners: str) -> str:
         for owner in owners.split(","):
             if not re.fullmatch(r"team:[\w-]+|[^@\s]+@[^@\s]+", owner.strip()):
-                raise ValueError(f"{owner.strip()!r} is neither team:name nor an address")
+                raise ValueError(f"{owner.strip()!r} is neither team:name nor an email address")
         return owners
 
     @field_validator("lake")
@@ -189,8 +199,15 @@ class Settings(BaseSettings):
         if lake is None or "://" in lake:
             return lake
         if "%" in lake:
-            raise ValueError("a lake's folder must not have % in its name")
+            raise ValueError("the path of a lake folder must not contain %")
         return str(_absolute(Path(lake)))
+
+    @field_validator("engine")
+    @classmethod
+    def _engine(cls, engine: str) -> str:
+        if engine not in ("auto", *ENGINE_NAMES):
+            raise ValueError(f"use auto, {', '.join(ENGINE_NAMES)}")
+        return engine
 
     @field_validator("device_map")
     @classmethod
@@ -245,17 +262,17 @@ class Settings(BaseSettings):
     @classmethod
     def _prompt(cls, prompt: str | None) -> str | None:
         if prompt is not None and prompt.count("{document}") != 1:
-            raise ValueError("the prompt needs {document} exactly once")
+            raise ValueError("the prompt must contain {document} exactly once")
         return prompt
 
     @model_validator(mode="after")
     def _together(self) -> "Settings":
         if self.min_length is not None and self.max_length is not None and self.min_length > self.max_length:
-            raise ValueError(f"MIN_LENGTH ({self.min_length}) is more than MAX_LENGTH ({self.max_length})")
+            raise ValueError(f"MIN_LENGTH ({self.min_length}) is greater than MAX_LENGTH ({self.max_length})")
         if self.dtype == "int8" and self.engine in ("mlflow", "transformers"):
             raise ValueError(f"DTYPE int8 needs the engine ctranslate2 or openvino, not {self.engine}")
         if self.spark_environment and (self.spark_remote or self.spark_master.startswith("local")):
-            raise ValueError("SPARK_ENVIRONMENT is for the workers of a SPARK_MASTER that is a cluster")
+            raise ValueError("SPARK_ENVIRONMENT needs a SPARK_MASTER that is a cluster")
         if self.ui_port == self.mlflow_port:
             raise ValueError(f"UI_PORT and MLFLOW_PORT are both {self.ui_port}")
         return self
@@ -278,7 +295,7 @@ class Settings(BaseSettings):
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's tracking store; SQLite under the home folder unless MLFLOW_TRACKING_URI says otherwise."""
+        """MLflow's tracking store; SQLite under the home folder unless MLFLOW_TRACKING_URI is set."""
         return self.mlflow_tracking_uri or self._embedded_store
 
     @property
@@ -293,29 +310,29 @@ class Settings(BaseSettings):
 
     @property
     def artifact_root(self) -> Path:
-        """Where MLflow keeps artifacts when the tracking store is the embedded one."""
+        """Folder where MLflow keeps artifacts if the tracking store is the one under the home folder."""
         return self.home / "mlflow" / "artifacts"
 
     @property
     def has_tracking_server(self) -> bool:
-        """Whether somebody else serves the tracking store and its UI."""
+        """Whether the tracking store is a server, which has its own UI."""
         return self.tracking_uri.startswith(("http://", "https://"))
 
     @property
     def mlflow_pages(self) -> str:
-        """Address of the MLflow UI that links in metadata lead to."""
+        """URL of the MLflow UI for links in metadata."""
         if self.mlflow_ui is not None:
             return self.mlflow_ui.rstrip("/")
         return redacted(self.tracking_uri.rstrip("/")) if self.has_tracking_server else self.local_mlflow_ui
 
     @property
     def local_mlflow_ui(self) -> str:
-        """Address of the MLflow UI that ``batch-assets ui`` serves."""
+        """URL of the MLflow UI that ``batch-assets ui`` serves."""
         return f"http://127.0.0.1:{self.mlflow_port}"
 
     @property
     def registry_pages(self) -> str | None:
-        """Address of the MLflow UI that shows the registry; None where that is another store than a tracking server."""
+        """URL of the MLflow UI that shows the registry; None if the registry has no known UI."""
         if self.registry_uri == self.tracking_uri:
             return self.mlflow_pages
         is_server = self.registry_uri.startswith(("http://", "https://"))
@@ -328,12 +345,12 @@ class Settings(BaseSettings):
 
     @property
     def logged_dtype(self) -> str:
-        """Precision in which a model is logged and evaluated."""
+        """Precision for logging and evaluating a model."""
         return "float32" if self.dtype == "int8" else self.dtype
 
     @property
     def report_file(self) -> Path:
-        """The newest report on quality; those of earlier materializations are in the same folder."""
+        """The newest quality report; earlier reports are in the same folder."""
         return self.home / "reports" / "quality_report.html"
 
     @property
@@ -343,7 +360,7 @@ class Settings(BaseSettings):
 
 
 def variables() -> dict[str, str]:
-    """Environment variable of every setting, by field name."""
+    """Environment variables of all settings, by field name."""
     return {
         name: str(field.validation_alias or f"{PREFIX}{name.upper()}") for name, field in Settings.model_fields.items()
     }
@@ -353,16 +370,16 @@ def load_settings() -> Settings:
     """Read the settings from the environment.
 
     Raises:
-        BatchAssetsError: a BATCH_ASSETS_* variable is unknown, or a value can't be used.
+        BatchAssetsError: a BATCH_ASSETS_* variable is unknown, or a value is invalid.
     """
     names = variables()
     for variable in names.values():
         if variable in os.environ and not os.environ[variable].strip():
-            raise BatchAssetsError(f"{variable}={os.environ[variable]!r} can't be used: it is empty; unset it.")
+            raise BatchAssetsError(f"{variable}={os.environ[variable]!r} is invalid: set a value or unset it.")
     for variable in sorted(os.environ):
         if variable.startswith(PREFIX) and variable not in names.values():
             near = difflib.get_close_matches(variable, list(names.values()), n=1)
-            hint = f" Did you mean {near[0]}?" if near else " docs/reference/settings.md lists the settings."
+            hint = f" Did you mean {near[0]}?" if near else " See docs/reference/settings.md."
             raise BatchAssetsError(f"Unknown setting {variable}.{hint}")
     try:
         return Settings()
@@ -370,18 +387,18 @@ def load_settings() -> Settings:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
         if not first["loc"]:
-            raise BatchAssetsError(f"The settings {PREFIX}* don't fit together: {message}.") from error
+            raise BatchAssetsError(f"The {PREFIX}* settings conflict: {message}.") from error
         location = str(first["loc"][0])
         variable = names.get(location, location)
         value = redacted(os.environ.get(variable, ""))
-        raise BatchAssetsError(f"{variable}={value!r} can't be used: {message}.") from error
+        raise BatchAssetsError(f"{variable}={value!r} is invalid: {message}.") from error
 
 
 def redacted(uri: str) -> str:
-    """A text as it may be shown: addresses in it without user name, password, and parameters that hold a secret.
+    """Remove user names, passwords and secret parameters from the addresses in a text, so that it can be shown.
 
-    All parameters of Spark Connect's addresses are left out. A password may have any character but a space: all before
-    the last @ of an address goes.
+    A Spark Connect address loses all its parameters. A password may contain any character except a space, so everything
+    before the last @ of an address is removed.
     """
     without_parameters = re.sub(r"(?<=\bsc://)([^;\s]*);\S*", r"\1", uri)
     return _SECRET_PARAMETER.sub(r"\1***", re.sub(r"(?<=://)\S*@", "", without_parameters))

@@ -1,9 +1,10 @@
-"""Whether a document has any text."""
+"""Text helpers: whether a text has visible characters, and its SHA-256."""
 
+import hashlib
 import re
 from typing import TypeGuard
 
-# Characters that leave no mark on a page. The lists are those of Unicode 17:
+# Invisible characters, according to Unicode 17:
 # https://www.unicode.org/Public/17.0.0/ucd/DerivedCoreProperties.txt (Default_Ignorable_Code_Point) and
 # https://www.unicode.org/Public/17.0.0/ucd/extracted/DerivedGeneralCategory.txt (Cc, Cf, Zs, Zl, Zp).
 _INVISIBLE = (
@@ -12,11 +13,11 @@ _INVISIBLE = (
     r"\u034f"  # combining grapheme joiner
     r"\u061c"  # Arabic letter mark
     r"\u115f\u1160\u3164\uffa0"  # Hangul fillers
-    r"\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # the other spaces, line and paragraph separator
+    r"\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # other spaces, line and paragraph separators
     r"\u17b4\u17b5"  # Khmer inherent vowels
     r"\u180b-\u180f"  # Mongolian variation selectors and vowel separator
     r"\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff"  # zero-width characters, bidi controls, byte order mark
-    r"\u2800"  # Braille pattern blank, which no property of Unicode calls invisible
+    r"\u2800"  # Braille pattern blank, which no Unicode property marks as invisible
     r"\ufe00-\ufe0f\U000e0000-\U000e0fff"  # variation selectors, tags
     r"\ufff0-\ufffb"  # reserved, interlinear annotation
     r"\U00013430-\U0001343f"  # Egyptian hieroglyph format controls
@@ -28,9 +29,14 @@ _VISIBLE = re.compile(f"[^{_INVISIBLE}]")
 def has_text(document: str | None) -> TypeGuard[str]:
     """Whether a document has at least one visible character.
 
-    None, an empty document, and one of nothing but blanks and invisible characters have no text. Invisible are white
-    space, control characters, format characters (category Cf, without the Arabic, Syriac and Kaithi number signs, which
-    are visible), what Unicode's property Default_Ignorable_Code_Point names (zero-width characters, fillers, variation
-    selectors, tags), and the Braille blank. Every other character is text: a digit, a full stop, an emoji, U+FFFD.
+    Invisible characters are white space, control characters, format characters (category Cf, except the Arabic, Syriac
+    and Kaithi number signs, which are visible), Unicode's Default_Ignorable_Code_Point (zero-width characters, fillers,
+    variation selectors, tags), and the Braille blank. Every other character counts as text: a digit, a full stop,
+    an emoji, U+FFFD.
     """
     return document is not None and _VISIBLE.search(document) is not None
+
+
+def sha256_of(text: str) -> str:
+    """SHA-256 of a text, to identify it where the text itself must not be stored."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -13,6 +13,8 @@ from absl.logging import get_absl_handler
 from aclsum import ACLSum
 
 from batch_assets.lake.lake import Lake
+from batch_assets.locks import locked
+from batch_assets.models import tracking
 from batch_assets.settings import PREFIX, Settings
 from batch_assets_tests.servers import s3_server
 
@@ -32,10 +34,33 @@ def _no_settings_from_outside(monkeypatch):
             monkeypatch.delenv(name)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _mlflow_tables_made_once(tmp_path_factory):
+    """Homes in this process get a copy of tables that MLflow made once; making them takes three seconds each time."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "mlflow"
+    made, make = shared / "mlflow.db", tracking._make_database
+
+    def copy_or_make(uri: str) -> None:
+        file = tracking._sqlite_file(uri)
+        if file is None or file.exists():
+            make(uri)
+            return
+        with locked(shared / ".lock"):
+            if not made.exists():
+                make(f"sqlite:///{made}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(made, file)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracking, "_make_database", copy_or_make)
+        yield
+
+
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory):
     """One session for all tests; the resource of a run uses it and leaves it running."""
-    from batch_assets.java import check_java
+    from batch_assets.resources.java import check_java
     from batch_assets.resources.spark import SparkResource
 
     check_java()
@@ -62,22 +87,24 @@ def smollm2_checkpoints(tmp_path_factory) -> Path:
 
 def log(settings: Settings, example: str = "Some text to summarize."):
     """Log the model that settings name: an MLflow client, and what was logged."""
-    from batch_assets.models.checkpoint import load_checkpoint
+    from batch_assets.models.checkpoint_sources import checkpoint_source
     from batch_assets.models.logged import log_checkpoint
     from batch_assets.models.tracking import connect
     from batch_assets.sources.aclsum import ACLSumDataset
 
     client = connect(settings)
     dataset = ACLSumDataset("test", 25)
-    return client, log_checkpoint(client, settings, load_checkpoint(settings), dataset, example, lambda line: None)
+    return client, log_checkpoint(
+        client, settings, checkpoint_source(settings).load(), dataset, example, lambda line: None
+    )
 
 
 def registered(settings: Settings, held_out: list):
     """A champion that was evaluated on held-out documents: settings, client, version."""
-    from batch_assets.inference.transformers_engine import TransformersEngine
+    from batch_assets.engines.transformers_engine import TransformersEngine
+    from batch_assets.models.configured_task import task_of
     from batch_assets.models.evaluation import evaluate
     from batch_assets.models.registry import promote, register, run_model
-    from batch_assets.models.task import task_of
 
     client, logged = log(settings, held_out[0].document)
     run = logged.run

@@ -198,8 +198,8 @@ CHECKPOINTS: dict[Callable[[Path, Path], None], str] = {
     kernels_by_configuration: "config.json has the key kernel_config",
     adapter: "adapter_config.json, so it is an adapter",
     adapter_in_a_folder: "adapter_config.json has the key auto_mapping",
-    pickled_shard: "names the weights 'weights.bin'",
-    shard_of_another_folder: "names the weights '../other/model.safetensors'",
+    pickled_shard: "lists the weights 'weights.bin'",
+    shard_of_another_folder: "lists the weights '../other/model.safetensors'",
     pickled_weights: "has no model.safetensors",
     other_weights: "config.json has the key transformers_weights",
     pickled_vocabulary: "tokenizer class 'TransfoXLTokenizer' is not supported",
@@ -287,8 +287,8 @@ def no_description(folder: Path, trace: Path) -> None:
 
 
 VERSIONS: dict[Callable[[Path, Path], None], str] = {
-    pickled_python_model: "not of MLflow's transformers flavor",
-    loader_of_its_own: "not of MLflow's transformers flavor",
+    pickled_python_model: "does not describe a model of MLflow's transformers flavor",
+    loader_of_its_own: "does not describe a model of MLflow's transformers flavor",
     code_path: "MLmodel has the key transformers.code",
     unknown_model_class: "pipeline_model_type is 'EvilModel'",
     unknown_tokenizer_class: "tokenizer class 'EvilTokenizer' is not supported",

@@ -12,11 +12,11 @@ import sys
 import time
 from pathlib import Path
 
-from batch_assets.inference.completions import CompletionStore
-from batch_assets.inference.engines import load_engine
-from batch_assets.inference.scorer import score_batch
-from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
+from batch_assets.engines.catalog import load_engine
+from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA
 from batch_assets.resources.spark import SparkResource
+from batch_assets.scoring.completions import CompletionStore
+from batch_assets.scoring.scorer import score_batch
 
 
 def run(lake, model, batch, seconds, resource, deadline=0, counter=None) -> None:

@@ -19,7 +19,8 @@ from batch_assets.ai_functions.client import Client
 from batch_assets.ai_functions.embedded import EmbeddedServer
 from batch_assets.ai_functions.endpoints import Endpoint, configured_endpoint, read_endpoints
 from batch_assets.ai_functions.limits import Share
-from batch_assets.ai_functions.requests import AiFunctionError, Answer, Request
+from batch_assets.ai_functions.requests import AiFunctionError, Request
+from batch_assets.engines.contract import Completion
 from batch_assets.errors import BatchAssetsError
 from batch_assets_tests.servers import DROPPED, HUNG, ChatServer, Reply, completion
 
@@ -28,7 +29,7 @@ def endpoint(server: ChatServer, **fields) -> Endpoint:
     return Endpoint(**{"name": "e", "base_url": server.url, "model": "m", "deadline_seconds": 20, **fields})
 
 
-def ask(endpoint: Endpoint, requests: list[str | Request]) -> dict[str, Answer]:
+def ask(endpoint: Endpoint, requests: list[str | Request]) -> dict[str, Completion]:
     """The answer to each request, by its text."""
     client = Client(endpoint, Share.of(endpoint, 1, 1))
     asked = [request if isinstance(request, Request) else Request(request) for request in requests]
@@ -38,7 +39,7 @@ def ask(endpoint: Endpoint, requests: list[str | Request]) -> dict[str, Answer]:
         client.close()
 
 
-def answers(server: ChatServer, requests: list[str | Request], **fields) -> dict[str, Answer]:
+def answers(server: ChatServer, requests: list[str | Request], **fields) -> dict[str, Completion]:
     return ask(endpoint(server, **fields), requests)
 
 
@@ -51,7 +52,7 @@ def test_every_request_is_asked_once_with_the_endpoints_parameters_and_key(monke
     body, headers = server.requests[0]
     assert (body["model"], body["max_tokens"]) == ("m", 5)
     assert headers["Authorization"] == "Bearer sesame"
-    assert (found["a"].prompt_tokens, found["a"].completion_tokens, found["a"].model) == (7, 3, "said-by-server")
+    assert (found["a"].input_tokens, found["a"].output_tokens, found["a"].model) == (7, 3, "said-by-server")
 
 
 @pytest.mark.parametrize(
@@ -260,7 +261,7 @@ def test_an_answer_without_text_is_an_error_and_one_in_parts_is_put_together():
     with ChatServer(reply) as server:
         found = answers(server, ["refused", "parts"])
     assert "the answer has no text" in found["refused"].error_message
-    assert (found["parts"].text, found["parts"].prompt_tokens) == ("fine", None)
+    assert (found["parts"].text, found["parts"].input_tokens) == ("fine", None)
 
 
 def test_an_answer_that_misses_the_schema_is_asked_for_again_and_then_an_error():
@@ -329,7 +330,7 @@ def test_a_served_model_is_asked_with_a_text_or_with_named_columns():
         ("[endpoints.e]\nbase_url = 'http://h'\nmodel = 'm'\nrequests_in_flight = 0", "requests_in_flight"),
         ("[endpoints.e]\nbase_url = 'http://h'\nmodel = 'm'\nkey = 'k'", "key"),
         ("[endpoints.e]\nbase_url = 'http://h'\nmodel = 'm'\napi_key_env = 'sk-12'", "never the key itself"),
-        ("[endpoints.'a b']\nbase_url = 'http://h'\nmodel = 'm'", "can't name an endpoint"),
+        ("[endpoints.'a b']\nbase_url = 'http://h'\nmodel = 'm'", "is not a valid endpoint name"),
         ("endpoints = 3", "one table"),
         ("[endpoints.e]\nbase_url = 'http://h'\nmodel = 'm'\nparameters = {day = 2026-01-01}", "JSON"),
         ("[endpoints", "can't be read"),
@@ -358,7 +359,7 @@ def test_the_embedded_server_answers_the_same_in_any_order_and_is_gone_when_stop
     requests = [f"Say in one sentence what a {thing} is." for thing in ("whale", "rope", "song", "lamp")]
     first = ask(started, requests)
     again = ask(started, list(reversed(requests)))
-    assert all(answer.text and answer.completion_tokens > 0 for answer in first.values())
+    assert all(answer.text and answer.output_tokens > 0 for answer in first.values())
     assert {key: answer.text for key, answer in first.items()} == {key: answer.text for key, answer in again.items()}
     server.stop()
     with pytest.raises(httpx.TransportError):

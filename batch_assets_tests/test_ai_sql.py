@@ -21,13 +21,13 @@ from deltalake import DeltaTable
 from pyspark.sql import Row
 
 from batch_assets.ai_functions.endpoints import Endpoint
+from batch_assets.ai_functions.execution import answer_batch
+from batch_assets.ai_functions.planner import ai_sql, endpoints_of
 from batch_assets.ai_functions.requests import AiFunctionError, Request
-from batch_assets.ai_functions.sql import ai_sql, endpoints_of
-from batch_assets.ai_functions.statement import answer_batch
-from batch_assets.assets.ai_query_inference import STATEMENT
+from batch_assets.graph.ai_query_inference import STATEMENT
+from batch_assets.lake.contracts import AI_QUERY_INFERENCE, PROD_DATA
 from batch_assets.lake.counts import Counts
 from batch_assets.lake.staging import stage
-from batch_assets.lake.tables import AI_QUERY_INFERENCE, PROD_DATA
 from batch_assets_tests.conftest import BATCH_ASSETS, environment
 from batch_assets_tests.servers import ChatServer, Reply, completion
 
@@ -200,7 +200,7 @@ def test_columns_of_a_prediction_must_be_those_of_the_type(spark):
         for arguments, value in calls.items():
             assert ai_sql(spark, f"SELECT ai_query('e', {arguments})").collect()[0][0] == value
         wrong = ai_sql(spark, "SELECT ai_query('e', 'x', 'INT', false).errorMessage").collect()[0][0]
-        assert "AI_FUNCTION_HTTP_PARSE_COLUMNS_ERROR] the model gave the columns a, b" in wrong
+        assert "AI_FUNCTION_HTTP_PARSE_COLUMNS_ERROR] the model returned the columns a, b" in wrong
     assert server.requests[0][0] == {"dataframe_records": [{"x": 1.5}]}
 
 
@@ -223,21 +223,21 @@ def test_parameters_of_a_call_go_into_the_request_beside_those_of_the_endpoint(s
         ("SELECT ai_query('http://127.0.0.1:1/v1', 'x')", "no endpoint 'http"),
         ("SELECT ai_query('e', 'x', failOnError => half) FROM texts", "failOnError must be a literal"),
         ("SELECT ai_query('e')", "needs request"),
-        ("SELECT ai_query('e', 'x', model => 'm')", "no parameter model"),
-        ("SELECT ai_gen('a', 'b')", "takes 1 arguments"),
-        ("SELECT ai_query('e', 'x', returnType => 'NUMBER')", "names no type"),
-        ("SELECT ai_query('e', 'x', returnType => 'BINARY')", "no answer can be read as binary"),
-        ("SELECT ai_query('e', 'x', responseFormat => 'INT')", "is no STRUCT"),
-        ("SELECT ai_query('e', 'x', responseFormat => '{\"type\": 3}')", "no JSON schema"),
+        ("SELECT ai_query('e', 'x', model => 'm')", "unknown parameter model"),
+        ("SELECT ai_gen('a', 'b')", "takes at most 1 arguments"),
+        ("SELECT ai_query('e', 'x', returnType => 'NUMBER')", "is not a valid type"),
+        ("SELECT ai_query('e', 'x', returnType => 'BINARY')", "answers can't be read as binary"),
+        ("SELECT ai_query('e', 'x', responseFormat => 'INT')", "is not a STRUCT"),
+        ("SELECT ai_query('e', 'x', responseFormat => '{\"type\": 3}')", "is not a valid JSON schema"),
         ("SELECT ai_extract('x', array())", "0 labels"),
-        ("SELECT transform(array('a'), x -> ai_gen(x))", "can't stand in a lambda"),
-        ("SELECT * FROM texts a JOIN texts b ON ai_gen(a.text) = b.text", "can't stand in a join's condition"),
+        ("SELECT transform(array('a'), x -> ai_gen(x))", "can't be used in a lambda"),
+        ("SELECT * FROM texts a JOIN texts b ON ai_gen(a.text) = b.text", "can't be used in a join condition"),
         ("CREATE TABLE x AS SELECT 1", "needs a lake"),
         ("SELECT half, max(ai_gen(text)) FROM texts GROUP BY half WITH ROLLUP", "ROLLUP"),
         ("SELECT count(*) FILTER (WHERE ai_gen(text) = 'x') FROM texts", "FILTER"),
         (
             "SELECT ai_gen(text) FROM texts UNION ALL SELECT text FROM texts ORDER BY ai_gen('x')",
-            "can't stand where it does",
+            "can't be used here",
         ),
     ],
 )
@@ -347,7 +347,7 @@ def test_requests_in_flight_rates_and_budgets_are_kept_over_all_tasks(spark):
         with pytest.raises(Exception, match="requests_per_statement = 7"):
             ai_sql(spark, query).collect()
         assert len(server.requests) == 47
-        with pytest.raises(Exception, match=r"run it with ai_sql\(\)"):
+        with pytest.raises(Exception, match=r"run the statement with ai_sql\(\)"):
             spark.sql(query).collect()
         register(spark, server, requests_in_flight=200)
         ai_sql(spark, query).collect()  # more than one client takes: two tasks
@@ -390,10 +390,10 @@ def test_the_statement_of_the_talk_makes_a_table_with_ten_requests(spark, server
     [
         ("CREATE OR REPLACE TABLE m4_1_prod_data AS SELECT 1 AS x", "belongs to an asset"),
         ("CREATE OR REPLACE TABLE main.default.M4_1_BATCH_INFERENCE AS SELECT 1 AS x", "belongs to an asset"),
-        ("CREATE TABLE `../x`.y AS SELECT 1 AS x", "names no table"),
-        ("CREATE TABLE `_completions`.x.y AS SELECT 1 AS x", "names no table"),
-        ("CREATE TABLE x LOCATION '/tmp/x' AS SELECT 1 AS x", "takes no LOCATION"),
-        ("CREATE VIEW x AS SELECT 1", "of the CREATE statements"),
+        ("CREATE TABLE `../x`.y AS SELECT 1 AS x", "is not a valid table name"),
+        ("CREATE TABLE `_completions`.x.y AS SELECT 1 AS x", "is not a valid table name"),
+        ("CREATE TABLE x LOCATION '/tmp/x' AS SELECT 1 AS x", "doesn't support LOCATION"),
+        ("CREATE VIEW x AS SELECT 1", "only supported CREATE statement"),
         ("SELECT * FROM nowhere", "no table main.default.nowhere"),
         ("SELECT ai_gen(id) FROM m4_1_prod_data VERSION AS OF 0", "older versions"),
     ],

@@ -21,26 +21,26 @@ from click.testing import CliRunner, Result
 from deltalake import DeltaTable, write_deltalake
 
 from batch_assets.automation import schedules, sensors
-from batch_assets.automation.alert import tell
-from batch_assets.automation.launch import close_dead_runs, close_orphaned_runs
-from batch_assets.automation.rescoring import expectation, wanted_batches
-from batch_assets.automation.runs import busy_batches, range_tags, register_batches
-from batch_assets.automation.stale import input_of, measured_from
+from batch_assets.automation.alerts import send_alert
 from batch_assets.cli import main
 from batch_assets.definitions import build_defs
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.lake import Lake
-from batch_assets.lake.staging import stage
-from batch_assets.lake.tables import (
+from batch_assets.graph.partitions import busy_batches, range_tags, register_batches
+from batch_assets.lake.contracts import (
     AI_QUERY_INFERENCE,
     BATCH_INFERENCE,
     PROD_DATA,
     PROD_DATA_REJECTED,
     SUMMARY_QUALITY,
 )
+from batch_assets.lake.lake import Lake
+from batch_assets.lake.staging import stage
+from batch_assets.operations.local_runs import close_dead_runs, close_orphaned_runs
+from batch_assets.operations.rescore import describe_cost, select_batches
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.sources.landing import land_batch
 from batch_assets.sources.landing_folder import LandingFolder
+from batch_assets.staleness import input_metadata, quality_input_metadata
 from batch_assets_tests.conftest import settings_for, write_csv, write_json_lines
 from batch_assets_tests.servers import s3_server
 
@@ -84,14 +84,14 @@ class Deployment:
         texts += [{"id": f"no text {n}", "error_message": "the document has no text"} for n in range(no_text)]
         written = [pa.Table.from_pylist(texts, schema=BATCH_INFERENCE.file_schema)] if texts else []
         staged = stage(written, output.staging_area(batch))
-        output.replace(batch, staged, {**input_of(documents, batch), "model_version": self.champion})
+        output.replace(batch, staged, {**input_metadata(documents, batch), "model_version": self.champion})
 
     def finish(self, batch: str) -> None:
         """What follows on the scoring of a batch: answers, and figures of both."""
         documents, scored = self.lake.open(PROD_DATA), self.lake.open(BATCH_INFERENCE)
-        self.lake.open(AI_QUERY_INFERENCE).replace(batch, [], input_of(documents, batch))
+        self.lake.open(AI_QUERY_INFERENCE).replace(batch, [], input_metadata(documents, batch))
         answered = self.lake.open(AI_QUERY_INFERENCE)
-        self.lake.open(SUMMARY_QUALITY).replace(batch, [], measured_from(scored, answered, batch))
+        self.lake.open(SUMMARY_QUALITY).replace(batch, [], quality_input_metadata(scored, answered, batch))
 
     def night(self) -> list[tuple[str, str]]:
         resources = {"lake": self.lake, "registry": ModelRegistry(self.settings)}
@@ -157,7 +157,7 @@ def test_the_night_asks_again_for_what_is_stale_and_for_what_a_run_left_undone_a
         kept_deployment.finish(batch)
     documents = kept_deployment.lake.open(PROD_DATA)
     # Answered again, and the figures are those of the answers before.
-    kept_deployment.lake.open(AI_QUERY_INFERENCE).replace("unmeasured", [], input_of(documents, "unmeasured"))
+    kept_deployment.lake.open(AI_QUERY_INFERENCE).replace("unmeasured", [], input_metadata(documents, "unmeasured"))
     assert kept_deployment.night() == [("new", "unmeasured")]
     for batch in ("new", "unanswered", "unmeasured"):
         kept_deployment.score(batch, rows=2)
@@ -268,7 +268,7 @@ def drop(folder, name: str, *texts: str):
 
 def take_all(folder: LandingFolder) -> list[str]:
     """Take what is there, as a sensor would; the batches that are news."""
-    return [group.batch for group in folder.complete(folder.look({}), 0) if folder.take(group)]
+    return [group.batch for group in folder.complete(folder.scan({}), 0) if folder.take(group)]
 
 
 def landed(folder: LandingFolder, batch: str) -> list[str]:
@@ -280,13 +280,13 @@ def test_files_are_taken_when_they_have_settled_and_a_changed_file_is_a_new_vers
     first = drop(tmp_path, "a.jsonl", "one", "two")
     drop(tmp_path, ".hidden.jsonl", "no")
     (tmp_path / "b.jsonl.part").write_text("no")
-    seen = folder.look({})
+    seen = folder.scan({})
     assert list(seen) == ["a.jsonl"]
     assert folder.complete(seen, 5) == []
     old = {key: replace(file, since=file.since - 6) for key, file in seen.items()}
-    assert [group.batch for group in folder.complete(folder.look(old), 5)] == ["a"]
+    assert [group.batch for group in folder.complete(folder.scan(old), 5)] == ["a"]
     os.utime(first, ns=(1, 1))
-    assert folder.complete(folder.look(old), 5) == []  # it has changed meanwhile
+    assert folder.complete(folder.scan(old), 5) == []  # it has changed meanwhile
     assert take_all(folder) == ["a"]
     assert landed(folder, "a") == ["one", "two"]
     assert take_all(folder) == []
@@ -317,12 +317,12 @@ def test_files_that_were_being_taken_when_the_process_died_are_taken_as_the_same
     folder = LandingFolder(str(tmp_path), 100)
     drop(tmp_path, "a.jsonl", "one")
     drop(tmp_path, "b.jsonl", "two")
-    (group,) = folder.complete(folder.look({}), 0)
+    (group,) = folder.complete(folder.scan({}), 0)
     with monkeypatch.context() as patch:
         patch.setattr(LandingFolder, "_write_down", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             folder.take(group)
-    assert folder.news() == {}
+    assert folder.pending() == {}
     assert take_all(folder) == [group.batch]
     # And once more, after it was written down, and before the files were put away.
     drop(tmp_path, "a.jsonl", "one")
@@ -374,9 +374,9 @@ def test_files_in_a_bucket_are_taken_like_those_in_a_folder(bucket):
     put("a.jsonl.gz", gzip.compress(b'{"id": "1", "document": "one"}\n'))
     assert take_all(folder) == ["a"]
     assert (landed(folder, "reviews"), landed(folder, "a")) == (["csv"], ["one"])
-    assert set(folder.news()) == {"a", "reviews"}
-    folder.forget("reviews")
-    assert (set(folder.news()), folder.look({})) == ({"a"}, {})
+    assert set(folder.pending()) == {"a", "reviews"}
+    folder.mark_requested("reviews")
+    assert (set(folder.pending()), folder.scan({})) == ({"a"}, {})
     put("a.jsonl.gz", gzip.compress(b'{"id": "1", "document": "two"}\n'))
     assert take_all(folder) == ["a"]
     assert landed(folder, "a") == ["two"]
@@ -405,11 +405,11 @@ def test_a_version_that_is_being_put_away_is_not_read_as_the_one_before(tmp_path
     drop(tmp_path, "a.jsonl", "old")
     take_all(folder)
     drop(tmp_path, "a.jsonl", "new")
-    (group,) = folder.complete(folder.look({}), 0)
+    (group,) = folder.complete(folder.scan({}), 0)
     LandingFolder(str(tmp_path), 100, archives=False).take(group)  # as far as a process comes that dies before it moves
     assert landed(folder, "a") == ["new"]
     drop(tmp_path, "a.jsonl", "newest")
-    with pytest.raises(BatchAssetsError, match="as it was when it was taken"):
+    with pytest.raises(BatchAssetsError, match="has changed since it was taken"):
         landed(folder, "a")
 
 
@@ -465,7 +465,7 @@ def test_every_record_lands_or_is_rejected_whatever_the_file_is(tmp_path, lake):
     (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
     pq.write_table(pa.table({"text": ["other columns"]}), tmp_path / "other.parquet")
     take_all(folder)
-    (batch,) = (batch for name in folder.news() for batch in folder.keys_of(name))
+    (batch,) = (batch for name in folder.pending() for batch in folder.keys_of(name))
     dataset = folder.dataset_of(batch)
     done = land_batch(dataset, lake, batch, "run")
     rejected = [row for part in lake.open(PROD_DATA_REJECTED).read(batch) for row in part.to_pylist()]
@@ -503,7 +503,7 @@ import resource
 from batch_assets.sources.landing_folder import LandingFolder
 folder = LandingFolder({str(folder)!r}, 1000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-(group,) = folder.complete(folder.look({{}}), 0)
+(group,) = folder.complete(folder.scan({{}}), 0)
 folder.take(group)
 for record in folder.dataset_of(group.batch).records(group.batch):
     print(record.source, record.problem or record.fields["document"])
@@ -613,9 +613,9 @@ def test_files_are_landed_by_hand_and_a_changed_one_replaces_its_batch(tmp_path,
     drop(tmp_path, "a.jsonl", "one", "changed")
     assert command("land", str(file), "--batch", "both").exit_code == 0
     assert texts("both") == ["changed", "one"]
-    assert LandingFolder(str(home / "landing"), 1000).news() == {}
+    assert LandingFolder(str(home / "landing"), 1000).pending() == {}
     taken = command("land", str(drop(tmp_path, "both.jsonl", "another")))
-    assert (taken.exit_code, "say --batch both to replace it" in taken.stderr) == (2, True)
+    assert (taken.exit_code, "use --batch both to replace it" in taken.stderr) == (2, True)
     assert texts("both") == ["changed", "one"]
     (tmp_path / "a.txt").write_text("no")
     refused = command("land", str(tmp_path / "a.txt"))
@@ -627,20 +627,20 @@ def test_files_are_landed_by_hand_and_a_changed_one_replaces_its_batch(tmp_path,
 def test_what_rescoring_takes_is_said_from_what_it_took_before(deployment):
     for batch in ("a", "b"):
         deployment.land(batch, rows=120)
-    assert expectation(deployment.instance, deployment.lake, ["a", "b"]) == (
-        "240 documents in 2 batches; nobody knows yet how long that takes"
+    assert describe_cost(deployment.instance, deployment.lake, ["a", "b"]) == (
+        "240 documents in 2 batches; the duration is not known yet"
     )
     event = dg.AssetMaterialization("batch_inference", partition="a", metadata={"documents_per_second": 2.0})
     deployment.instance.report_runless_asset_event(event)
-    assert expectation(deployment.instance, deployment.lake, ["a", "b"]) == (
+    assert describe_cost(deployment.instance, deployment.lake, ["a", "b"]) == (
         "240 documents in 2 batches; about 2 minutes at 2.0 documents a second"
     )
-    assert expectation(deployment.instance, deployment.lake, ["a"]) == (
+    assert describe_cost(deployment.instance, deployment.lake, ["a"]) == (
         "120 documents in 1 batch; about 60 seconds at 2.0 documents a second"
     )
     deployment.score("a")
-    assert wanted_batches(deployment.lake, None, datetime(2026, 1, 31)) == ["a"]
-    assert wanted_batches(deployment.lake, None, None) == ["a", "b"]
+    assert select_batches(deployment.lake, None, datetime(2026, 1, 31)) == ["a"]
+    assert select_batches(deployment.lake, None, None) == ["a", "b"]
 
 
 def test_sensors_and_schedules_are_on_unless_a_setting_stops_them(home, monkeypatch):
@@ -654,9 +654,9 @@ def test_sensors_and_schedules_are_on_unless_a_setting_stops_them(home, monkeypa
 
 def test_what_is_told_of_a_run_that_failed_for_good(tmp_path):
     told = tmp_path / "told.json"
-    tell(f"tee {told}", {"run_id": "1", "job": "score_batches", "message": "no champion"})
+    send_alert(f"tee {told}", {"run_id": "1", "job": "score_batches", "message": "no champion"})
     assert json.loads(told.read_text())["job"] == "score_batches"
     for alert in ("false secret", "/no/such/secret", "http://secret@127.0.0.1:9/secret", "http://secret:port/", "'"):
         with pytest.raises(BatchAssetsError, match=r"run 1 .*BATCH_ASSETS_ALERT$") as error:
-            tell(alert, {"run_id": "1"})
+            send_alert(alert, {"run_id": "1"})
         assert "secret" not in "".join(traceback.format_exception(error.value))

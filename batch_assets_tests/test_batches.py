@@ -3,7 +3,7 @@
 import dagster as dg
 import pytest
 
-from batch_assets.assets._batches import DoneBatch, each_batch
+from batch_assets.graph.batch_execution import BatchOutcome, each_batch
 
 BATCHES = dg.StaticPartitionsDefinition(["x", "y", "z"])
 
@@ -19,11 +19,11 @@ class Chain:
         self.instance = dg.DagsterInstance.ephemeral()
 
     def _asset(self, name: str, deps: list[str]) -> dg.AssetsDefinition:
-        def work(batch: str) -> DoneBatch:
+        def work(batch: str) -> BatchOutcome:
             self.worked.append((name, batch))
             if (name, batch) in self.fails:
                 raise ValueError(f"{batch} is broken")
-            return DoneBatch(1, {})
+            return BatchOutcome(1, {})
 
         @dg.asset(name=name, deps=deps, partitions_def=BATCHES, backfill_policy=dg.BackfillPolicy.single_run())
         def asset(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:

@@ -9,9 +9,9 @@ import pytest
 
 from batch_assets.ai_functions.requests import NO_ANSWER
 from batch_assets.definitions import build_defs
+from batch_assets.lake.contracts import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.staging import stage
-from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
 from batch_assets.quality.drift import drift
 from batch_assets.quality.histograms import bin_of, edges, histogram
 from batch_assets_tests.conftest import settings_for
@@ -101,7 +101,7 @@ def test_errors_of_documents_are_told_from_an_outage(tables):
     result = tables.check("error_rate")
     ((batch, said),) = result.metadata["batches"].value.items()
     assert batch == "a (ai_query_inference)"
-    assert said.endswith("because of an outage of the endpoint (1), the documents (1)")
+    assert said.endswith("causes: endpoint outage (1), document errors (1)")
     assert result.metadata["no_text"].value == {"m4_1_batch_inference": 0, "ai_query_inference": 1}
 
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from batch_assets.java import check_java
 from batch_assets.resources.class_archive import archive_for, make_archive, sharing_options
+from batch_assets.resources.java import check_java
 
 MAKE = """
 import sys
@@ -20,7 +20,7 @@ import sys
 sys.prefix = sys.argv[1]
 from batch_assets.resources.class_archive import sharing_options
 from batch_assets.resources.spark import SparkResource, java_options
-from batch_assets.java import check_java
+from batch_assets.resources.java import check_java
 options = f'{java_options()} {sharing_options(check_java())} -Xlog:class+load:file={sys.argv[1]}/classes'
 resource = SparkResource(master="local[2]", config={"spark.driver.extraJavaOptions": options})
 print(resource.session.range(5).count())

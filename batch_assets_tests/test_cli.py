@@ -19,15 +19,15 @@ from click.testing import CliRunner, Result
 from dagster._core.events import EngineEventData
 from deltalake import write_deltalake
 
-from batch_assets import doctor
-from batch_assets.automation.launch import held_pools
-from batch_assets.automation.runs import range_tags, register_batches
-from batch_assets.automation.storage import prepare_dagster_home
 from batch_assets.cli import main
 from batch_assets.cli.common import print_json, print_table
-from batch_assets.lake.tables import PROD_DATA
+from batch_assets.graph.partitions import range_tags, register_batches
+from batch_assets.lake.contracts import PROD_DATA
 from batch_assets.locks import locked
 from batch_assets.models.tracking import connect
+from batch_assets.operations import doctor
+from batch_assets.operations.local_runs import held_pools
+from batch_assets.resources.dagster_storage import prepare_dagster_home
 from batch_assets.settings import PREFIX
 from batch_assets_tests.conftest import BATCH_ASSETS, environment, settings_for, write_json_lines
 from batch_assets_tests.test_automation import Deployment
@@ -86,7 +86,7 @@ def test_the_doctor_finds_a_new_home_fit_and_makes_nothing(home, invoke):
     result = invoke("doctor", "--json")
     found = findings(result)
     assert (result.exit_code, {level for level, _ in found.values()}) == (0, {"ok"}), found
-    assert "the first run makes it" in found["tracking server"][1]
+    assert "the first run creates it" in found["tracking server"][1]
     assert "not needed" in found["hub"][1]
     assert not home.exists()
     plain = invoke("doctor")
@@ -164,7 +164,7 @@ def test_the_doctor_asks_each_endpoint_with_its_own_key_and_says_what_is_wrong(t
     }  # fmt: skip
     assert "check the key in GOOD_KEY" in found["used"][1]
     assert "export NO_SUCH_KEY=" in found["unset"][1]
-    assert "no HTTP header takes" in found["odd"][1]
+    assert "HTTP headers don't allow" in found["odd"][1]
     assert "start the server" in found["gone"][1]
     assert KEY not in result.output
     assert servers[200].requests == [("/models", f"Bearer {KEY}")]
@@ -224,7 +224,7 @@ def test_the_doctor_sees_what_is_needed_of_the_hub(home, invoke):
     assert "BATCH_ASSETS_DATASET=aclsum, which needs no hub" in found["hub"][1]
     (home / "datasets" / "EdinburghNLP___xsum").mkdir(parents=True)
     result = invoke("doctor", "--json", MODEL="smollm2", DATASET="EdinburghNLP/xsum")
-    assert findings(result)["hub"] == ("ok", "the data set EdinburghNLP/xsum was downloaded before: ")
+    assert findings(result)["hub"] == ("ok", "the data set EdinburghNLP/xsum is already downloaded: ")
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_the_doctor_sees_dead_runs_held_pools_and_a_run_at_work_and_frees_none(h
         ("warning", "lock"), ("problem", "runs"), ("warning", "runs"),
     ]  # fmt: skip
     assert ["run dead" in one["found"] for one in found] == [False, True, False]
-    assert "run over is over and still holds the pool spark" in found[2]["found"]
+    assert "run over has ended but still holds the pool spark" in found[2]["found"]
     assert instance.get_run_by_id("dead").status == dg.DagsterRunStatus.STARTED
     assert instance.event_log_storage.get_concurrency_info("spark").claimed_slots
     assert held_pools(instance) == []
@@ -274,7 +274,7 @@ def test_the_status_of_a_new_home_is_said_and_makes_nothing(home, invoke):
     result = invoke("status")
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
-        "no batches yet: start 'batch-assets run', or land files", "no champion yet", "no runs yet",
+        "no batches yet: run 'batch-assets run', or land files", "no champion yet", "no runs yet",
     ]  # fmt: skip
     assert not home.exists()
     prepare_dagster_home(settings_for(home))  # as far as a command comes that dies before its first run
@@ -348,7 +348,7 @@ def test_the_status_names_the_champion_its_score_and_since_when(deployment, invo
     before = files(deployment.settings.home)
     champion = json.loads(invoke("status", "--json").stdout)["champion"]
     tracking = findings(invoke("doctor", "--json"))["tracking server"]
-    assert (tracking[0], "the experiment batch_assets is there" in tracking[1]) == ("ok", True)
+    assert (tracking[0], "the experiment batch_assets exists" in tracking[1]) == ("ok", True)
     assert files(deployment.settings.home) == before
     since = champion.pop("since")
     assert champion == {"model": name, "version": 2, "score_name": "rouge1", "score": 0.25}
@@ -370,7 +370,7 @@ def test_of_many_batches_those_that_are_scored_are_only_counted(deployment, invo
     plain = invoke("status").stdout
     assert "24 batches: 22 landed, 2 scored" in plain
     assert re.findall(r"^b\d\d", plain, re.MULTILINE) == names[2:22]
-    assert "4 batches are left out" in plain
+    assert "4 more batches are not shown" in plain
     assert len(json.loads(invoke("status", "--json").stdout)["batches"]) == 24
 
 

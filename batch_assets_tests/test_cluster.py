@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from batch_assets.inference.artifacts import Artifact, digest_of_folder
+from batch_assets.scoring.model_artifacts import Artifact, digest_of_folder
 from batch_assets_tests.clusters import loopback_cluster, python_with_wheel
 from batch_assets_tests.test_scoring import but_for_the_model, land, rows, score, score_model_of_its_own, texts
 
@@ -87,7 +87,7 @@ def test_what_was_fetched_is_refused_where_it_is_not_what_the_driver_has(tmp_pat
     (tmp_path / "model" / "weights").write_bytes(b"good")
     artifact = Artifact.of(str(tmp_path / "model"), (tmp_path / "model").as_uri())
     (tmp_path / "model" / "weights").write_bytes(b"evil")
-    with pytest.raises(RuntimeError, match="is not the model that the driver has"):
+    with pytest.raises(RuntimeError, match="differs from the driver's"):
         artifact.fetch()
     (tmp_path / "model" / "weights").write_bytes(b"good")
     folder = artifact.fetch()

@@ -12,9 +12,9 @@ import pytest
 from deltalake import DeltaTable
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.snapshot import ConcurrentCommitError, Snapshot
 from batch_assets.lake.staging import StagedFile, stage
-from batch_assets.lake.upkeep import keep_up
+from batch_assets.lake.upkeep import maintain
+from batch_assets.lake.writable_table import ConcurrentCommitError, WritableTable
 from batch_assets_tests import delta_processes as writers
 from batch_assets_tests.delta_processes import CRASHES, ROWS, processes, race, replace, run, whole
 
@@ -29,7 +29,7 @@ def data_files(uri: str) -> set[str]:
     return {str(path.relative_to(uri)) for path in Path(uri).rglob("*.parquet*") if "_delta_log" not in path.parts}
 
 
-def stage_a(table: Snapshot, generation: str) -> list[StagedFile]:
+def stage_a(table: WritableTable, generation: str) -> list[StagedFile]:
     """Stage a whole generation of the partition a."""
     rows = pa.table({"generation": [generation] * ROWS, "number": range(ROWS)})
     return stage([rows], table.staging_area({"part": "a"}))
@@ -44,7 +44,7 @@ def test_after_a_crash_a_rerun_leaves_the_table_as_if_run_once(uri, crash):
     replace(uri, "a", "new")
     assert whole(uri, "a") == "new"
     assert whole(uri, "b") == "old"
-    assert Snapshot.open(uri).rows() == 2 * ROWS
+    assert WritableTable.open(uri).rows() == 2 * ROWS
 
 
 @pytest.mark.parametrize("crash", CRASHES[:2])
@@ -53,49 +53,49 @@ def test_files_that_a_crash_left_go_with_upkeep_once_they_are_old(uri, crash):
     left = data_files(uri)
     assert len(left) == (2 if crash == CRASHES[0] else writers.FILES)
     replace(uri, "a", "kept")
-    assert keep_up(Snapshot.open(uri), 168, print).vacuumed == 0
+    assert maintain(WritableTable.open(uri), 168, print).vacuumed == 0
     assert left < data_files(uri)
     for path in left:
         os.utime(Path(uri, path), (time.time() - 169 * 3600,) * 2)
-    assert keep_up(Snapshot.open(uri), 168, print).vacuumed == len(left)
+    assert maintain(WritableTable.open(uri), 168, print).vacuumed == len(left)
     assert not left & data_files(uri)
     assert whole(uri, "a") == "kept"
 
 
 def test_upkeep_removes_old_checkpoints_but_the_newest_and_every_version_stays_readable(uri):
     replace(uri, "a", "first")
-    Snapshot.open(uri).checkpoint()
+    WritableTable.open(uri).checkpoint()
     replace(uri, "a", "second")
-    keep_up(Snapshot.open(uri), 168, print)
+    maintain(WritableTable.open(uri), 168, print)
     log = Path(uri, "_delta_log")
     first, second = sorted(log.glob("*.checkpoint.parquet"))
     for path in (first, second):
         os.utime(path, (time.time() - 2 * 3600,) * 2)
-    keep_up(Snapshot.open(uri), 168, print)
+    maintain(WritableTable.open(uri), 168, print)
     assert [*log.glob("*.checkpoint.parquet")] == [second]
     assert whole(uri, "a") == "second"
-    assert Snapshot.open(uri, {}, 1).rows() == ROWS
+    assert WritableTable.open(uri, {}, 1).rows() == ROWS
     Path(log, f"{0:020d}.json").rename(Path(log, "away"))
     replace(uri, "a", "third")
-    Snapshot.open(uri).checkpoint()
-    keep_up(Snapshot.open(uri), 168, print)
+    WritableTable.open(uri).checkpoint()
+    maintain(WritableTable.open(uri), 168, print)
     assert second.exists()
 
 
 def test_upkeep_leaves_files_that_are_written_and_not_yet_committed(uri):
-    table = Snapshot.open(uri)
+    table = WritableTable.open(uri)
     staged = stage_a(table, "g")
-    keep_up(Snapshot.open(uri), 168, print)
+    maintain(WritableTable.open(uri), 168, print)
     table.replace({"part": "a"}, staged, {})
     assert whole(uri, "a") == "g"
 
 
 def test_a_commit_of_files_that_a_vacuum_took_is_refused(uri):
     replace(uri, "a", "old")
-    table = Snapshot.open(uri)
+    table = WritableTable.open(uri)
     staged = stage_a(table, "g")
     DeltaTable(uri).vacuum(0, dry_run=False, enforce_retention_duration=False, full=True)
-    with pytest.raises(BatchAssetsError, match="is not there any more"):
+    with pytest.raises(BatchAssetsError, match="is missing or was changed"):
         table.replace({"part": "a"}, staged, {})
     assert whole(uri, "a") == "old"
 
@@ -126,15 +126,15 @@ def test_of_processes_that_replace_one_partition_at_once_one_wins_whole(uri, fil
 
 
 def test_two_that_both_empty_an_empty_partition_are_told_apart(uri):
-    slow = Snapshot.open(uri)
-    Snapshot.open(uri).replace({"part": "a"}, [], {"run_id": "fast"})
+    slow = WritableTable.open(uri)
+    WritableTable.open(uri).replace({"part": "a"}, [], {"run_id": "fast"})
     with pytest.raises(ConcurrentCommitError, match="version 1 by run fast"):
         slow.replace({"part": "a"}, [], {"run_id": "slow"})
 
 
 def test_a_compaction_by_delta_rs_in_the_moment_before_the_commit_is_noticed(uri, monkeypatch):
     replace(uri, "a", "old")
-    table = Snapshot.open(uri)
+    table = WritableTable.open(uri)
     staged = stage_a(table, "new")
     commit = DeltaTable.create_write_transaction
 
@@ -171,12 +171,12 @@ def test_replacements_upkeep_a_foreign_compaction_and_readers_at_once_keep_every
             result.get(60)
     assert looks > 0
     assert [whole(uri, part) for part in parts] == [f"{part}-{rounds - 1}" for part in parts]
-    keep_up(Snapshot.open(uri), 168, print)
-    assert len(Snapshot.open(uri).files()) == len(parts)
+    maintain(WritableTable.open(uri), 168, print)
+    assert len(WritableTable.open(uri).files()) == len(parts)
 
 
 def test_a_commit_whose_answer_was_lost_counts_even_if_it_was_replaced_at_once(uri, monkeypatch):
-    table = Snapshot.open(uri)
+    table = WritableTable.open(uri)
     staged = stage_a(table, "g")
     commit = DeltaTable.create_write_transaction
 
@@ -201,7 +201,7 @@ def test_a_file_whose_path_delta_rs_would_spell_otherwise_is_not_left_behind(uri
         replace(uri, "a", "new")
     assert whole(uri, "a") == "old"
     files, lines = data_files(uri), []
-    assert keep_up(Snapshot.open(uri), 168, lines.append).compacted == 0
+    assert maintain(WritableTable.open(uri), 168, lines.append).compacted == 0
     assert "rewrite that partition" in lines[0]
     assert data_files(uri) == files
 
@@ -214,7 +214,7 @@ def test_delta_rs_spells_every_path_as_expected(uri, character):
     table = DeltaTable(uri)
     add = AddAction(f"x{character}y.parquet", 1, {"part": "a"}, 0, True, '{"numRecords": 1}')
     table.create_write_transaction([add], "append", table.schema(), ["part"])
-    Snapshot.open(uri).check_replaceable({"part": "a"})
+    WritableTable.open(uri).check_replaceable({"part": "a"})
 
 
 def test_writers_that_make_the_table_at_the_same_moment_all_land(tmp_path):
@@ -224,7 +224,7 @@ def test_writers_that_make_the_table_at_the_same_moment_all_land(tmp_path):
         results = race([(make_and_replace, uri, part) for part in parts])
         assert not [result for result in results if isinstance(result, Exception)]
         assert [whole(uri, part) for part in parts] == parts
-        assert Snapshot.open(uri).version == len(parts)
+        assert WritableTable.open(uri).version == len(parts)
 
 
 def make_and_replace(uri: str, part: str) -> int:
@@ -236,11 +236,11 @@ def test_writers_that_add_columns_at_the_same_moment_all_land(uri):
     replace(uri, "a", "old")
     results = race([(add_column, uri, f"c{number // 2}") for number in range(4)])
     assert results == [None] * 4
-    assert {"c0", "c1"} < set(Snapshot.open(uri).schema.names)
+    assert {"c0", "c1"} < set(WritableTable.open(uri).schema.names)
 
 
 def add_column(uri: str, name: str) -> None:
-    Snapshot.open(uri).add_columns(pa.schema([(name, pa.int64())]))
+    WritableTable.open(uri).add_columns(pa.schema([(name, pa.int64())]))
 
 
 def test_what_other_writers_put_into_the_log_disturbs_nobody(uri):
@@ -250,7 +250,7 @@ def test_what_other_writers_put_into_the_log_disturbs_nobody(uri):
 
     for part in ("a", "b"):
         replace(uri, part, "old")
-    table = Snapshot.open(uri)
+    table = WritableTable.open(uri)
     staged = stage_a(table, "new")
     theirs = pa.table({"part": ["x" * 250], "generation": ["a\u2028b\u0085c\u2029d"], "number": [1]})
     write_deltalake(uri, theirs, mode="append")
@@ -261,30 +261,30 @@ def test_what_other_writers_put_into_the_log_disturbs_nobody(uri):
     assert whole(uri, "a") == "new"
     replace(uri, "b", "new")
     lines: list[str] = []
-    done = keep_up(Snapshot.open(uri), 168, lines.append)
+    done = maintain(WritableTable.open(uri), 168, lines.append)
     assert done.became >= 1
 
 
 def test_an_append_of_text_with_line_separators_is_found_in_the_log(uri):
-    table = Snapshot.open(uri)
+    table = WritableTable.open(uri)
     rows = pa.table({"part": ["li\u2028ne"], "generation": ["\u0085"], "number": [0]})
     version = table.append(stage([rows], table.staging_area()), {})
-    assert version == Snapshot.open(uri).version == 1
+    assert version == WritableTable.open(uri).version == 1
 
 
 def test_a_null_where_the_partition_column_must_not_be_null_is_refused(tmp_path):
-    from batch_assets.lake.snapshot import create_table
+    from batch_assets.lake.writable_table import create_table
 
     uri = str(tmp_path / "table")
     create_table(uri, {}, pa.schema([pa.field("part", pa.string(), nullable=False), ("n", pa.int64())]), ["part"])
     with pytest.raises(BatchAssetsError, match="must not be null"):
-        Snapshot.open(uri).staging_area({"part": None})
+        WritableTable.open(uri).staging_area({"part": None})
     with pytest.raises(BatchAssetsError, match="must not be null"):
-        stage([pa.table({"part": pa.nulls(1, pa.string()), "n": [1]})], Snapshot.open(uri).staging_area())
+        stage([pa.table({"part": pa.nulls(1, pa.string()), "n": [1]})], WritableTable.open(uri).staging_area())
 
 
 def test_many_partitions_in_any_order_become_a_file_each(uri):
-    area = Snapshot.open(uri).staging_area()
+    area = WritableTable.open(uri).staging_area()
     numbers = range(20_000)
     parts = [str(number * 7919 % 500) for number in numbers]
     table = pa.table({"part": parts, "generation": ["g"] * len(parts), "number": numbers})
@@ -301,7 +301,7 @@ def test_a_file_is_read_to_its_end_whatever_size_the_log_gives_it(uri):
 
     from batch_assets.lake.deltars.reader import DeltarsReader
 
-    reader = DeltarsReader(Snapshot.open(uri), StructType([StructField("number", LongType())]))
+    reader = DeltarsReader(WritableTable.open(uri), StructType([StructField("number", LongType())]))
     assert sum(batch.num_rows for task in reader.partitions() for batch in reader.read(task)) == ROWS
 
 
@@ -310,27 +310,27 @@ def test_a_shallow_clone_is_refused(uri):
     log = Path(uri, "_delta_log", f"{1:020d}.json")
     log.write_text(log.read_text().replace('"path":"part=', '"path":"file:///elsewhere/part='))
     with pytest.raises(BatchAssetsError, match="outside of its folder"):
-        list(Snapshot.open(uri).read({"part": "a"}))
+        list(WritableTable.open(uri).read({"part": "a"}))
 
 
 def test_a_table_made_anew_meanwhile_is_not_written(uri):
     import shutil
 
     replace(uri, "a", "old")
-    table = Snapshot.open(uri)
+    table = WritableTable.open(uri)
     shutil.rmtree(uri)
     writers.make_table(uri)
     for generation in ("x", "y", "z"):
         replace(uri, "a", generation)
-    with pytest.raises(ConcurrentCommitError, match="made anew"):
+    with pytest.raises(ConcurrentCommitError, match="recreated"):
         table.replace({"part": "a"}, [], {})
     assert whole(uri, "a") == "z"
 
 
 def test_a_log_that_was_cleaned_up_meanwhile_is_not_taken_for_quiet(uri):
-    table = Snapshot.open(uri)
+    table = WritableTable.open(uri)
     replace(uri, "a", "theirs")
-    Snapshot.open(uri).checkpoint()
+    WritableTable.open(uri).checkpoint()
     Path(uri, "_delta_log", f"{1:020d}.json").unlink()
     with pytest.raises(ConcurrentCommitError, match="no longer has the versions after 0"):
         table.replace({"part": "a"}, [], {})
@@ -339,13 +339,13 @@ def test_a_log_that_was_cleaned_up_meanwhile_is_not_taken_for_quiet(uri):
 
 def test_a_storage_fault_while_looking_at_the_log_is_an_error_and_changes_nothing(uri, monkeypatch):
     replace(uri, "a", "old")
-    table = Snapshot.open(uri)
+    table = WritableTable.open(uri)
     replace(uri, "a", "theirs")
 
     def out_of_reach(*arguments):
         raise OSError("the bucket is out of reach")
 
-    monkeypatch.setattr("batch_assets.lake.log.file_system", out_of_reach)
+    monkeypatch.setattr("batch_assets.lake.commit_log.file_system", out_of_reach)
     with pytest.raises(OSError, match="out of reach"):
         table.replace({"part": "a"}, [], {})
     assert whole(uri, "a") == "theirs"
@@ -359,13 +359,13 @@ def test_a_partition_of_a_batch_that_dagster_never_heard_of_is_not_written_twice
     data = write_json_lines(tmp_path / "d.jsonl", [{"id": str(n), "document": f"text {n}"} for n in range(5)])
     assert run(_land_and_die, str(home), str(data)) == -signal.SIGKILL
     assert run(_land, str(home), str(data)) == 0
-    table = Snapshot.open(str(home / "lake" / "main" / "default" / "m4_1_prod_data"))
+    table = WritableTable.open(str(home / "lake" / "main" / "default" / "m4_1_prod_data"))
     assert (table.version, table.rows()) == (1, 5)
 
 
 def _land(home: str, data: str) -> None:
-    from batch_assets.assets.prod_data import prod_data
-    from batch_assets.automation.partitions import BATCHES
+    from batch_assets.graph.partitions import BATCHES
+    from batch_assets.graph.prod_data import prod_data
     from batch_assets.lake.lake import Lake
     from batch_assets_tests.conftest import settings_for
 

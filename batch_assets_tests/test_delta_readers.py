@@ -15,9 +15,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from batch_assets.lake.snapshot import Snapshot, create_table
 from batch_assets.lake.staging import stage
-from batch_assets.lake.upkeep import keep_up
+from batch_assets.lake.upkeep import maintain
+from batch_assets.lake.writable_table import WritableTable, create_table
 
 # Each gives the rows of the table at `uri` whose column `moment` is null or not before `since`, in `columns`.
 READERS = {
@@ -119,15 +119,15 @@ def make_table(uri: str, kind: pa.DataType, values: list, commits: int) -> list[
     rounds = commits // len(values) + 1
     for number in range(rounds):
         for index, value in enumerate(values):
-            snapshot = Snapshot.open(uri)
+            snapshot = WritableTable.open(uri)
             rows = pa.table({"id": [index, number], "text": [QUOTED, None], "moment": [MOMENT, None]})
             snapshot.replace({"p": value}, stage([rows], snapshot.staging_area({"p": value})), {})
         if number == rounds // 2:
-            keep_up(Snapshot.open(uri), 168, print)
-    snapshot = Snapshot.open(uri)
+            maintain(WritableTable.open(uri), 168, print)
+    snapshot = WritableTable.open(uri)
     more = pa.table({"id": range(len(values)), "text": ["more"] * len(values), "moment": [MOMENT] * len(values)})
     snapshot.append(stage([more.append_column("p", pa.array(values, kind))], snapshot.staging_area()), {})
-    assert Snapshot.open(uri).version > commits
+    assert WritableTable.open(uri).version > commits
     made = []
     for index, value in enumerate(values):
         made += [[index, QUOTED, MOMENT, value], [rounds - 1, None, None, value], [index, "more", MOMENT, value]]
@@ -147,8 +147,8 @@ def test_tables_written_here_are_read_row_for_row_by_other_engines(tables, state
     """Also by a filter on the greatest timestamp of a file, which statistics cut to milliseconds would lose."""
     if state == "after upkeep":
         for uri in tables:
-            keep_up(Snapshot.open(uri), 168, print)
-            assert len(Snapshot.open(uri).files()) == len(VALUES[Path(uri).name][1])
+            maintain(WritableTable.open(uri), 168, print)
+            assert len(WritableTable.open(uri).files()) == len(VALUES[Path(uri).name][1])
     for reader in READERS:
         read = read_by(reader, [*tables], ["id", "text", "moment", "p"])
         for (uri, rows), found in zip(tables.items(), read, strict=True):

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from batch_assets.engines import openvino_engine
+from batch_assets.engines.catalog import load_engine
+from batch_assets.engines.contract import Completion, ScoringModel, generate
+from batch_assets.engines.conversion import Conversion
+from batch_assets.engines.ctranslate2_engine import unsupported_generation
+from batch_assets.engines.encoding import markup_in
+from batch_assets.engines.transformers_engine import TransformersEngine, load_logged
 from batch_assets.errors import BatchAssetsError
-from batch_assets.inference.contract import Generation, ScoringModel, generate
-from batch_assets.inference.conversion import Conversion
-from batch_assets.inference.encoding import markup_in
-from batch_assets.inference.engines import load_engine
-from batch_assets.inference.transformers_engine import TransformersEngine
-from batch_assets.models import openvino_conversion
-from batch_assets.models.ctranslate2_conversion import generation_difference
-from batch_assets.models.pipeline import load_logged
 from batch_assets.models.registry import prepare_engine, register, scoring_model
 from batch_assets_tests.conftest import log, settings_for
 
@@ -63,7 +62,7 @@ def reference(model: ScoringModel) -> TransformersEngine:
     return TransformersEngine(dataclasses.replace(model, engine="transformers", dtype="float32"), 2)
 
 
-def margins(model: ScoringModel, documents: Sequence[str], ours: list[Generation]) -> list[float]:
+def margins(model: ScoringModel, documents: Sequence[str], ours: list[Completion]) -> list[float]:
     """Of each row that differs from the reference's: how far the reference's two best tokens were apart there."""
     import torch
 
@@ -129,13 +128,13 @@ def test_beams_of_a_decoder_only_model_are_written_as_pyfunc_predicts(llama_vers
 def test_ctranslate2_is_converted_once_and_writes_what_the_reference_does(t5_version, documents, held_out):
     settings, client, version = t5_version
     lines: list[str] = []
-    outcome = "ctranslate2 in float32: 5 of 5 summaries as the reference writes them, ROUGE-1 +0.0000"
+    outcome = "ctranslate2 in float32: 5 of 5 summaries equal to the reference's, ROUGE-1 +0.0000"
     assert prepare_engine(client, version, settings, held_out, lines.append) == outcome
     assert prepare_engine(client, version, settings, held_out, lines.append) == outcome
     assert lines in ([], ["converting the model for ctranslate2 in float32", outcome])
     assert client.get_model_version(version.name, str(version.number)).tags["engine.ctranslate2-float32"] == outcome
     model = scoring_model(client, version, settings)
-    assert (model.engine, model.engine_reason) == ("ctranslate2", "the fastest with the reference's output")
+    assert (model.engine, model.engine_reason) == ("ctranslate2", "the fastest engine with the reference's output")
     # Not a copy of its own for everybody who scores.
     assert model.engine_path.startswith(str(settings.artifact_root))
     texts = some(documents)
@@ -145,7 +144,7 @@ def test_ctranslate2_is_converted_once_and_writes_what_the_reference_does(t5_ver
 def test_openvino_in_float32_writes_what_the_reference_does(llama_version, documents, held_out):
     model = prepared(llama_version, held_out)
     assert (model.engine, model.dtype) == ("openvino", "float32")
-    assert model.engine_reason == "the fastest with the reference's output"
+    assert model.engine_reason == "the fastest engine with the reference's output"
     texts = some(documents)
     generations = generate(load_engine(model, 2), texts)
     differing = margins(model, texts, generations)
@@ -158,7 +157,7 @@ def test_eight_bits_are_used_by_choice_only_and_their_cost_is_logged(request, fi
     settings, client, version = request.getfixturevalue(fixture)
     model = prepared((settings, client, version), held_out, dtype="int8")
     engine = {"t5_version": "ctranslate2", "llama_version": "openvino"}[fixture]
-    assert (model.engine, model.dtype, model.engine_reason) == (engine, "int8", "named by BATCH_ASSETS_DTYPE")
+    assert (model.engine, model.dtype, model.engine_reason) == (engine, "int8", "set by BATCH_ASSETS_DTYPE")
     metrics = client.get_run(version.run_id).data.metrics
     assert abs(metrics[f"{engine}_int8_rouge1_difference"]) < 0.2
     assert 0 <= metrics[f"{engine}_int8_equal"] <= 1
@@ -314,9 +313,9 @@ def test_tokens_are_those_of_the_model_s_tokenizer(t5_version, llama_version, he
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"engine": "transformers"}, "named by BATCH_ASSETS_ENGINE"),
+        ({"engine": "transformers"}, "set by BATCH_ASSETS_ENGINE"),
         ({"engine": "auto", "dtype": "bfloat16"}, "BATCH_ASSETS_DTYPE is bfloat16"),
-        ({"engine": "auto", "device_map": "cuda"}, "goes to a GPU"),
+        ({"engine": "auto", "device_map": "cuda"}, "runs on a GPU"),
     ],
 )
 def test_auto_takes_the_reference_where_a_conversion_would_not_do(t5_version, held_out, changes, reason):
@@ -342,9 +341,9 @@ def test_auto_never_takes_a_conversion_that_wrote_something_else_or_was_not_comp
 @pytest.mark.parametrize(
     ("fixture", "changes", "message"),
     [
-        ("llama_version", {"engine": "ctranslate2"}, "ENGINE=ctranslate2 .* the model is no encoder-decoder"),
-        ("t5_version", {"engine": "openvino"}, "ENGINE=openvino .* the model is no decoder-only one"),
-        ("t5_version", {"dtype": "int8", "device_map": "cuda"}, "DTYPE=int8 .* the model goes to a GPU"),
+        ("llama_version", {"engine": "ctranslate2"}, "ENGINE=ctranslate2 .* the model is not an encoder-decoder"),
+        ("t5_version", {"engine": "openvino"}, "ENGINE=openvino .* the model is not decoder-only"),
+        ("t5_version", {"dtype": "int8", "device_map": "cuda"}, "DTYPE=int8 .* the model runs on a GPU"),
     ],
 )
 def test_an_engine_that_is_named_and_can_not_be_used_is_refused(request, fixture, changes, message):
@@ -366,7 +365,7 @@ def test_without_openvino_auto_takes_the_reference_and_says_what_to_install(llam
     [
         ({"early_stopping": False}, "early_stopping is not true"),
         ({"renormalize_logits": None}, "renormalize_logits is not true"),
-        ({"repetition_penalty": 1.2}, "its generation sets repetition_penalty"),
+        ({"repetition_penalty": 1.2}, "its generation configuration sets repetition_penalty"),
         ({"do_sample": True}, "it samples"),
         ({"num_beams": 1, "renormalize_logits": None}, None),
     ],
@@ -377,19 +376,22 @@ def test_a_generation_that_ctranslate2_would_do_otherwise_is_not_converted(t5_ve
     wanted, _ = pipeline.model._prepare_generation_config(
         pipeline.generation_config, **{"renormalize_logits": True, "max_new_tokens": None, **change}
     )
-    found = generation_difference(wanted)
+    found = unsupported_generation(wanted)
     assert found is None if refusal is None else refusal in found
 
 
 @pytest.mark.parametrize(
     ("parameters", "refusal"),
-    [({"repetition_penalty": 1.2}, "its generation sets repetition_penalty"), ({"num_beams": 4}, "sets num_beams")],
+    [
+        ({"repetition_penalty": 1.2}, "its generation configuration sets repetition_penalty"),
+        ({"num_beams": 4}, "sets num_beams"),
+    ],
 )
 def test_a_generation_that_openvino_would_do_otherwise_is_not_converted(llama_version, tmp_path, parameters, refusal):
     settings, client, version = llama_version
     model = scoring_model(client, version, settings)
     changed = dataclasses.replace(model, parameters={**model.parameters, **parameters})
-    assert refusal in openvino_conversion.convert(changed, tmp_path).refusal
+    assert refusal in openvino_engine.convert(changed, tmp_path).refusal
     assert not list(tmp_path.iterdir())
 
 

@@ -18,16 +18,16 @@ from dagster._core.storage.runs import RunStorageSqlMetadata
 from sqlalchemy import create_engine
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
-from batch_assets.automation import launch
-from batch_assets.automation.runs import known_batches, register_batches
-from batch_assets.automation.storage import existing_instance, open_instance
 from batch_assets.cli import main
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.configured import configured_lake
-from batch_assets.lake.tables import TABLES
+from batch_assets.graph.partitions import known_batches, register_batches
+from batch_assets.lake.contracts import TABLES
+from batch_assets.lake.lake import Lake
 from batch_assets.locks import is_held
 from batch_assets.models import tracking
-from batch_assets.models.tracking import connect, look
+from batch_assets.models.tracking import connect, existing_client
+from batch_assets.operations import local_runs as launch
+from batch_assets.resources.dagster_storage import existing_instance, open_instance
 from batch_assets.sources.configured import landing_folder
 from batch_assets.sources.landing_folder import Group, LandingFolder
 from batch_assets_tests.conftest import settings_for, write_json_lines
@@ -93,7 +93,7 @@ def look_at_dagster(home: Path) -> bool:
 
 
 def use_tables(home: Path) -> list[str]:
-    lake = configured_lake(settings_for(home))
+    lake = Lake.of(settings_for(home))
     return [lake.open(table).table_id for table in TABLES]
 
 
@@ -150,7 +150,7 @@ def test_those_who_use_mlflow_s_store_first_at_once_find_it_whole_where_a_comman
     half(home / "mlflow" / "mlflow.db", Base.metadata)
     half(home / "mlflow" / ".mlflow.db-killed" / "mlflow.db", Base.metadata)
     settings, barrier = settings_for(home), threading.Barrier(4)
-    assert look(settings) is None
+    assert existing_client(settings) is None
 
     def use(function):
         barrier.wait(60)
@@ -158,14 +158,14 @@ def test_those_who_use_mlflow_s_store_first_at_once_find_it_whole_where_a_comman
         return None if client is None else client.get_experiment_by_name(settings.experiment)
 
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(use, (connect, connect, look, look)))
+        found = list(pool.map(use, (connect, connect, existing_client, existing_client)))
     assert [experiment.experiment_id for experiment in found[:2]] == ["1", "1"]
     assert use_again(settings) == ["Default", settings.experiment]
     assert [path.name for path in (home / "mlflow").glob(".*")] == [".lock"]
 
 
 def use_again(settings) -> list[str]:
-    return sorted(experiment.name for experiment in look(settings).search_experiments())
+    return sorted(experiment.name for experiment in existing_client(settings).search_experiments())
 
 
 def test_a_database_of_somebody_else_is_not_taken_for_a_half_made_one(home, tmp_path):
@@ -199,7 +199,7 @@ def test_a_home_that_two_commands_broke_is_repaired_and_loses_nothing(made_home)
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("several", "index.db has several schema revisions (.*abc.*), of which one can be true: restore .*, or move"),
+        ("several", "index.db has several schema revisions (.*abc.*), but only one can be right: restore .*, or move"),
         ("garbage", "index.db can't be read (file is not a database): restore .*, or move it away"),
     ],
 )

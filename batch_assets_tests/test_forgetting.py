@@ -7,14 +7,8 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from batch_assets.automation import forgetting
-from batch_assets.automation.forgetting import find, forget, out_of_reach
-from batch_assets.automation.stale import input_of
 from batch_assets.errors import BatchAssetsError
-from batch_assets.inference.completions import CompletionStore
-from batch_assets.lake.lake import Lake
-from batch_assets.lake.staging import stage
-from batch_assets.lake.tables import (
+from batch_assets.lake.contracts import (
     AI_QUERY_INFERENCE,
     BATCH_INFERENCE,
     PROD_DATA,
@@ -22,10 +16,16 @@ from batch_assets.lake.tables import (
     SUMMARY_QUALITY,
     TABLES,
 )
+from batch_assets.lake.lake import Lake
+from batch_assets.lake.staging import stage
 from batch_assets.models.tracking import connect
+from batch_assets.operations import forget as forgetting
+from batch_assets.operations.forget import find, forget, out_of_reach
 from batch_assets.quality.report import Facts, page
+from batch_assets.scoring.completions import CompletionStore
 from batch_assets.sources.files import FileDataset
 from batch_assets.sources.landing import land_batch
+from batch_assets.staleness import input_metadata
 from batch_assets_tests.conftest import settings_for, write_json_lines
 
 SECRET = "the text of somebody"
@@ -51,9 +51,9 @@ class Deployment:
         self.land()
         documents = self.lake.open(PROD_DATA)
         summaries = [{"id": name, "document": "d", "generated_summary": f"of {name}"} for name in ("1", "gone", "3")]
-        self.write(BATCH_INFERENCE, summaries, {**input_of(documents, "a"), "model_version": 1})
+        self.write(BATCH_INFERENCE, summaries, {**input_metadata(documents, "a"), "model_version": 1})
         answers = [{"id": name, "generated_summary": f"of {name}"} for name in ("1", "gone")]
-        self.write(AI_QUERY_INFERENCE, answers, input_of(documents, "a"))
+        self.write(AI_QUERY_INFERENCE, answers, input_metadata(documents, "a"))
         examples = json.dumps([{"id": "gone", "rouge1": 1.0}, {"id": "1", "rouge1": 0.5}])
         row = {"table_name": BATCH_INFERENCE.name, "model_name": "m", "best": examples, "worst": examples}
         self.write(SUMMARY_QUALITY, [row], {})
@@ -145,7 +145,7 @@ def test_what_was_set_aside_unread_is_forgotten_too_and_kept_away(deployment):
 
 def test_forgetting_that_was_interrupted_is_finished_by_another_call(deployment, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(forgetting, "_set_aside", lambda *_: 1 / 0)
+        patch.setattr(forgetting, "_remove_from_documents", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             deployment.forget("gone")
     assert deployment.forget("gone").batches == {table.name: ["a"] for table in (PROD_DATA, PROD_DATA_REJECTED)}
@@ -154,7 +154,7 @@ def test_forgetting_that_was_interrupted_is_finished_by_another_call(deployment,
 
 
 def test_an_empty_id_is_refused(deployment):
-    with pytest.raises(BatchAssetsError, match="empty id"):
+    with pytest.raises(BatchAssetsError, match="id of the document is empty"):
         deployment.forget("")
     assert len(deployment.rows(PROD_DATA)) == 3
 
@@ -166,8 +166,8 @@ def test_a_batch_of_another_writer_stays_theirs(deployment):
     write_deltalake(deployment.lake.table_uri(PROD_DATA), pa.table(theirs), mode="append")
     assert deployment.forget("gone").batches[PROD_DATA.name] == ["a", "b"]
     assert [row["id"] for row in deployment.rows(PROD_DATA, "b")] == ["y"]
-    assert not deployment.lake.open(PROD_DATA).is_ours("b")
-    assert deployment.lake.open(PROD_DATA).is_ours("a")
+    assert not deployment.lake.open(PROD_DATA).is_written_by_us("b")
+    assert deployment.lake.open(PROD_DATA).is_written_by_us("a")
 
 
 def test_an_id_that_no_table_holds_changes_no_table_and_is_kept_away(deployment):

@@ -19,20 +19,19 @@ from click.testing import CliRunner
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
-from batch_assets.automation.launch import launched_here, materialize
-from batch_assets.automation.runs import register_batches
-from batch_assets.automation.unchanged import inputs_of, note, run_that_ended_alike
 from batch_assets.cli import main
 from batch_assets.definitions import build_defs
+from batch_assets.graph.partitions import register_batches
+from batch_assets.lake.contracts import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY, Table
 from batch_assets.lake.lake import Lake
-from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY, Table
 from batch_assets.models.registry import champion, with_alias
 from batch_assets.models.tracking import connect
-from batch_assets.resources.endpoints import EndpointsResource
+from batch_assets.operations.local_runs import launch_tags, materialize
+from batch_assets.operations.unchanged_run import digest_of_inputs, last_run_with_same_state, record_state
 from batch_assets.settings import PREFIX, Settings
 from batch_assets.sources.configured import evaluation_dataset, scored_dataset
 from batch_assets_tests.conftest import batch_assets, environment, settings_for, write_csv, write_json_lines
-from batch_assets_tests.servers import ChatServer, completion, passing_on_to
+from batch_assets_tests.servers import ChatServer, completion
 
 WHEN = {"landed_at", "scored_at", "created_at", "measured_at"}
 NO_TEXT = {"null", "no text 0", "no text 1"}
@@ -320,20 +319,22 @@ def test_a_second_run_scores_logs_and_registers_nothing(graph):
     assert [run.info.run_id for run in client.search_runs([experiment])] == runs
 
 
-def test_a_run_is_left_out_only_while_nothing_that_it_would_see_has_changed(graph, data, documents):
+def test_a_run_is_left_out_only_while_nothing_that_it_would_see_has_changed(
+    graph, data, documents, tmp_path, monkeypatch
+):
     settings = graph.settings
 
     def ended_alike(**changes) -> str | None:
         now = settings.model_copy(update=changes)
-        return run_that_ended_alike(graph.instance, now, scored_dataset(now))
+        return last_run_with_same_state(graph.instance, now, scored_dataset(now))
 
     def add_run(status: dg.DagsterRunStatus) -> str:
-        run = dg.DagsterRun(job_name="materialize_all", tags=launched_here(graph.instance), status=status)
+        run = dg.DagsterRun(job_name="materialize_all", tags=launch_tags(graph.instance), status=status)
         return graph.instance.add_run(run).run_id
 
     def note_last() -> None:
         dataset = scored_dataset(settings)
-        note(graph.instance, settings, dataset.batches(), inputs_of(settings, dataset))
+        record_state(graph.instance, settings, dataset.batches(), digest_of_inputs(settings, dataset))
 
     run = add_run(dg.DagsterRunStatus.SUCCESS)
     assert ended_alike() is None
@@ -345,10 +346,17 @@ def test_a_run_is_left_out_only_while_nothing_that_it_would_see_has_changed(grap
     # Addresses with passwords are redacted one by one: a greedy match over all settings would hide what is between.
     uris = {"lake": "s3://bucket/lake", "mlflow_tracking_uri": "http://me:secret@there"}
     digests = {
-        inputs_of(settings.model_copy(update={**uris, "max_length": length}), scored_dataset(settings))
+        digest_of_inputs(settings.model_copy(update={**uris, "max_length": length}), scored_dataset(settings))
         for length in (30, 31)
     }
     assert len(digests) == 2
+    # Another package, but not one that setuptools carries along.
+    for folder, is_same in (("site", False), ("_vendor", True)):
+        (tmp_path / folder / "new-1.0.dist-info").mkdir(parents=True)
+        (tmp_path / folder / "new-1.0.dist-info" / "METADATA").write_text("Name: new\nVersion: 1.0\n")
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(str(tmp_path / folder))
+            assert (ended_alike() == run) is is_same
     # An endpoints file, a checkpoint and a document.
     for file in (settings.endpoints, Path(settings.model) / "config.json", data / "b.jsonl"):
         before, times = file.read_bytes(), file.stat()
@@ -486,17 +494,28 @@ def test_a_failed_batch_leaves_its_table_as_it_was_and_the_others_are_committed_
     assert 1 + 10 <= len(unasked.server.requests) - asked <= 4 + 10
 
 
-def test_a_new_champion_rescores_history_only_when_asked_to(graph):
+def test_a_new_champion_rescores_history_only_when_asked_to_and_no_text_is_kept_where_samples_are_off(graph, documents):
     before = graph.tables()
-    assert graph.run(max_length=30) == []
+    runs_before = {run.run_id for run in graph.instance.get_runs()}
+    files_before = {*graph.settings.artifact_root.rglob("*")}
+    assert graph.run(max_length=30, samples=0) == []
     client = connect(graph.settings)
     assert champion(client, graph.settings).number == 2
     assert with_alias(client, "main.default.summarizer", "previous").number == 1
     assert graph.tables() == before
     assert graph.stale("batch_inference") == ["a", "b", "c"]
     assert graph.stale("ai_query_inference") == []
-    assert graph.run(max_length=30, rescore="all") == []
+    assert graph.run(max_length=30, rescore="all", samples=0) == []
     assert graph.stale("batch_inference") == []
+    # Nothing that Dagster and MLflow keep of these two runs shows the text of a document.
+    runs = [run.run_id for run in graph.instance.get_runs() if run.run_id not in runs_before]
+    events = [str(event) for run_id in runs for event in graph.instance.all_logs(run_id)]
+    files = {*graph.settings.artifact_root.rglob("*")} - files_before
+    kept = [path.read_text(errors="replace") for path in files if path.suffix in {".json", ".md", ".txt", ".html"}]
+    shown = [row["document"] for row in documents[:17]]
+    shown += [document.document for document in evaluation_dataset(graph.settings).held_out(3)]
+    assert (len(runs), len(kept) > 5) == (2, True)
+    assert [text for text in [*events, *kept] for document in shown if document[:40] in text] == []
     rows = [row for batch in ("a", "b", "c") for row in graph.rows(BATCH_INFERENCE, batch)]
     assert {row["model_version"] for row in rows} == {2}
     versions = {row["model_version"] for row in graph.rows(SUMMARY_QUALITY, "a") if row["model_version"]}
@@ -504,50 +523,3 @@ def test_a_new_champion_rescores_history_only_when_asked_to(graph):
     # Back to the first model, which other tests go on with: its run and its version are found again.
     assert graph.run() == []
     assert champion(client, graph.settings).number == 1
-
-
-def test_the_embedded_default_runs_with_one_request_a_row_and_shows_no_text_where_samples_are_turned_off(
-    home, smollm2_checkpoints, spark
-):
-    home.mkdir()
-    (home / "checkpoints").symlink_to(smollm2_checkpoints)
-    embedded = EndpointsResource()
-    try:
-        with passing_on_to(embedded.get("smollm2").base_url) as server:
-            # Its conversion, which takes longest, is tested with the engines.
-            small = {
-                "limit": 3,
-                "batch_rows": 2,
-                "max_length": 8,
-                "evaluation_rows": 2,
-                "ai_query_limit": 1,
-                "samples": 0,
-            }
-            # As patient as the embedded endpoint itself, which counts on machines that are busy or stand still.
-            patient = "timeout_seconds = 1800\ndeadline_seconds = 1800\nparameters = { max_tokens = 16 }"
-            endpoints = write_endpoints(home, server, patient)
-            settings = settings_for(home, engine="transformers", endpoints=endpoints, endpoint="counted", **small)
-            graph = Graph(settings, server, dg.DagsterInstance.ephemeral())
-            assert graph.run() == []
-            assert len(server.requests) == 1 + 1
-    finally:
-        embedded.teardown_after_execution(None)
-    assert [len(graph.rows(BATCH_INFERENCE, f"aclsum-test-000{n}")) for n in (1, 2)] == [2, 1]
-    for row in graph.rows(BATCH_INFERENCE, "aclsum-test-0001"):
-        assert row["generated_summary"]
-        assert row["finish_reason"] in {"stop", "length"}
-        assert 0 < row["output_tokens"] <= 8
-    for row in graph.rows(AI_QUERY_INFERENCE, "aclsum-test-0001"):
-        assert row["generated_summary"]
-        assert row["prompt_tokens"] > 20
-
-    # What Dagster and MLflow keep of the documents: nothing that people could read.
-    held_out = evaluation_dataset(settings).held_out(2)
-    words = [row["document"][:40] for row in graph.rows(PROD_DATA, "aclsum-test-0001")]
-    words += [document.document[:40] for document in held_out]
-    events = [str(event) for run in graph.instance.get_runs() for event in graph.instance.all_logs(run.run_id)]
-    files = [path for path in settings.artifact_root.rglob("*") if path.suffix in {".json", ".md", ".txt"}]
-    kept = [*events, *(path.read_text(errors="replace") for path in files)]
-    assert len(words) == 2 + 2
-    assert files
-    assert [text for text in kept for word in words if word in text] == []

@@ -12,14 +12,14 @@ import pytest
 from click.testing import CliRunner
 
 from batch_assets.cli import main
+from batch_assets.engines.catalog import load_engine
+from batch_assets.engines.contract import ScoringModel
+from batch_assets.engines.model_files import MODEL_TYPES, TOKENIZERS, check_mlflow_model, check_model_folder
 from batch_assets.errors import BatchAssetsError
-from batch_assets.inference.artifacts import Artifact
-from batch_assets.inference.contract import ScoringModel
-from batch_assets.inference.engines import load_engine
-from batch_assets.inference.model_files import MODEL_TYPES, TOKENIZERS, check_mlflow_model, check_model_folder
-from batch_assets.models.checkpoint import load_checkpoint
-from batch_assets.models.runs import DIGEST_TAG
+from batch_assets.models.checkpoint_sources import checkpoint_source
+from batch_assets.models.model_runs import DIGEST_TAG
 from batch_assets.models.tracking import connect
+from batch_assets.scoring.model_artifacts import Artifact
 from batch_assets_tests import hostile_models
 from batch_assets_tests.conftest import settings_for
 
@@ -63,7 +63,7 @@ def test_a_hostile_checkpoint_is_refused_by_every_command_before_its_code_runs(
     assert ran.exit_code == 2, ran.output
     assert re.search(message, ran.output), ran.output
     with pytest.raises(BatchAssetsError, match=message):
-        load_checkpoint(settings_for(home, model=str(folder)))
+        checkpoint_source(settings_for(home, model=str(folder))).load()
     assert not trace.exists()
 
 
@@ -180,7 +180,7 @@ def test_versions_that_somebody_else_registered_are_listed_without_loading_them(
 
 
 def test_the_stock_spark_udf_refuses_a_hostile_version(logged_folder, tmp_path, trace):
-    from batch_assets.inference.spark_udf import score_with_spark_udf
+    from batch_assets.scoring.spark_udf import score_with_spark_udf
 
     make_hostile = hostile_models.pickled_python_model
     folder = hostile_version(logged_folder, tmp_path / "hostile", trace, make_hostile)
@@ -243,9 +243,9 @@ def test_every_listed_tokenizer_is_one_of_transformers_and_unpickles_nothing():
 
 
 # Functions that load what they, or a package that this one installs, wrote themselves a moment before.
-OWN_FILES = {"smollm2.py:_convert", "openvino_conversion.py:_export", "ctranslate2_conversion.py:convert"}
+OWN_FILES = {"smollm2.py:_convert", "openvino_engine.py:_export", "ctranslate2_engine.py:convert"}
 # Functions that are given a Checkpoint, which is checked when it is made.
-CHECKED_BEFORE = {"checkpoint.py:_check_tokenizer", "pipeline.py:build_pipeline"}
+CHECKED_BEFORE = {"checkpoint.py:check_tokenizer", "pipeline.py:build_pipeline"}
 
 
 def test_no_function_loads_a_model_that_was_not_checked():

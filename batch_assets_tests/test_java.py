@@ -3,7 +3,7 @@ import os
 import pytest
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.java import check_java
+from batch_assets.resources.java import check_java
 
 
 def java_home(folder, says: str, status: int = 0):
@@ -31,7 +31,7 @@ def test_no_java_at_all_is_refused_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.delenv("JAVA_HOME", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("sys.prefix", str(tmp_path))
-    with pytest.raises(BatchAssetsError, match="there is none: install Java 17"):
+    with pytest.raises(BatchAssetsError, match="none was found: install Java 17"):
         check_java()
 
 
@@ -40,7 +40,7 @@ def test_a_java_home_without_java_or_with_one_that_does_not_run_is_refused(tmp_p
     with pytest.raises(BatchAssetsError, match="there is no Java in it"):
         check_java()
     monkeypatch.setenv("JAVA_HOME", java_home(tmp_path / "broken", "no such library", status=127))
-    with pytest.raises(BatchAssetsError, match=r"doesn't run .no such library"):
+    with pytest.raises(BatchAssetsError, match=r"does not run .no such library"):
         check_java()
 
 

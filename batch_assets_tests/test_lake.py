@@ -5,17 +5,18 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 
-from batch_assets.automation.stale import is_stale
-from batch_assets.checks.tables import contract_check
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.lake import Lake
-from batch_assets.lake.names import batch_from, check_batch, check_name
-from batch_assets.lake.snapshot import ConcurrentCommitError
+from batch_assets.graph.table_checks import contract_check
+from batch_assets.graph.table_metadata import totals
+from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA, TABLES
+from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.lake.staging import stage
-from batch_assets.lake.tables import PROD_DATA, TABLES
-from batch_assets.lake.upkeep import keep_up
+from batch_assets.lake.upkeep import maintain
+from batch_assets.lake.writable_table import ConcurrentCommitError
+from batch_assets.names import batch_from, check_batch, check_name
+from batch_assets.staleness import is_stale
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
@@ -48,7 +49,7 @@ def test_a_batch_key_that_could_become_a_path_or_sql_is_refused(batch, lake):
 
 def test_names_of_tables_and_keys_made_of_file_names_are_plain():
     assert batch_from("../Größe & Co.jsonl") == "Groe-Co.jsonl"
-    with pytest.raises(ValueError, match="is not a name"):
+    with pytest.raises(ValueError, match="is not a valid name"):
         check_name("a.b")
 
 
@@ -95,6 +96,33 @@ def test_a_commit_records_what_it_was_made_from(lake):
     assert lake.open(PROD_DATA).last_commit("never") is None
 
 
+def test_the_totals_of_a_batch_are_in_its_commit_and_counted_where_another_writer_changed_it(lake, monkeypatch):
+    table = lake.open(BATCH_INFERENCE)
+    row = {"document": "d", "scored_at": NOW, "model_name": "m", "model_version": 1}
+    rows = [
+        row | {"id": "1", "generated_summary": "s", "request_hash": "h", "input_tokens": 7, "output_tokens": 3},
+        row | {"id": "2", "error_message": "e", "request_hash": "i", "input_tokens": 5},
+        row | {"id": "3", "error_message": "the document has no text"},
+    ]
+    written = pa.Table.from_pylist(rows, schema=BATCH_INFERENCE.file_schema)
+    table.replace("a", stage([written], table.staging_area("a")), {})
+    expected = {"summaries": 1, "errors": 1, "no_text": 1, "input_tokens": 12, "output_tokens": 3}
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchSnapshot, "read", None)
+        assert totals(lake.open(BATCH_INFERENCE), "a") == expected
+    theirs = written.append_column("batch", pa.array(["a"] * 3)).select(BATCH_INFERENCE.column_names)
+    write_deltalake(table.uri, theirs, mode="append")
+    assert totals(lake.open(BATCH_INFERENCE), "a") == {name: 2 * count for name, count in expected.items()}
+
+
+def test_lake_find_reads_a_missing_table_as_empty_and_creates_nothing(lake):
+    found = lake.find(PROD_DATA)
+    assert (found.batches(), found.rows(), found.last_commit("a"), list(found.read("a"))) == ([], 0, None, [])
+    assert not Path(lake.uri).exists()
+    replace(lake, "a", ["one"])
+    assert lake.find(PROD_DATA).batches() == ["a"]
+
+
 def test_a_batch_is_stale_until_a_commit_records_what_a_run_would_record(lake):
     assert is_stale(lake.open(PROD_DATA), "a", {"input_version": 7}, 9)
     replace(lake, "a", ["x"], input_version=7)
@@ -124,10 +152,10 @@ def test_of_two_replacements_of_one_batch_the_slower_fails_and_names_the_winner(
 
 def test_work_that_fails_because_somebody_was_faster_says_so_and_other_work_says_its_own(lake):
     slow = lake.open(PROD_DATA)
-    with pytest.raises(FileNotFoundError), slow.saying_if_overtaken("a"):
+    with pytest.raises(FileNotFoundError), slow.raise_if_superseded("a"):
         replace(lake, "b", ["fast"], run_id="the-fast-run")
         raise FileNotFoundError
-    with pytest.raises(ConcurrentCommitError, match="by run the-fast-run"), slow.saying_if_overtaken("b"):
+    with pytest.raises(ConcurrentCommitError, match="by run the-fast-run"), slow.raise_if_superseded("b"):
         raise FileNotFoundError
 
 
@@ -144,7 +172,7 @@ def test_rows_that_another_writer_appended_are_never_removed_unseen(lake, when):
     with pytest.raises(ConcurrentCommitError, match="another writer"):
         snapshot.replace("a", staged, {})
     assert "theirs" in texts(lake, "a")
-    assert not lake.open(PROD_DATA).is_ours("a")
+    assert not lake.open(PROD_DATA).is_written_by_us("a")
 
 
 def test_a_run_replaces_several_filled_batches_from_one_snapshot(lake):
@@ -171,11 +199,11 @@ def test_upkeep_makes_no_batch_stale_and_no_batch_somebody_elses(lake):
     snapshot = lake.open(PROD_DATA)
     staged = stage_rows(snapshot, "a", ["one"]) + stage_rows(snapshot, "a", ["two"])
     version = snapshot.replace("a", staged, {"input_version": 7})
-    done = keep_up(lake.open(PROD_DATA).delta, 168, print)
+    done = maintain(lake.open(PROD_DATA).delta, 168, print)
     assert (done.compacted, done.became) == (2, 1)
     after = lake.open(PROD_DATA)
     assert after.last_commit("a").version == version
-    assert after.is_ours("a")
+    assert after.is_written_by_us("a")
     assert not is_stale(after, "a", {"input_version": 7}, 9)
     assert sorted(texts(lake, "a")) == ["one", "two"]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.models.checkpoint import check_checkpoint
+from batch_assets.models.checkpoint_sources import checkpoint_source
+from batch_assets.models.model_runs import MODEL_URI_TAG, TASK_TAG, WANTED_TAG, find_run, newest_run
 from batch_assets.models.registry import (
     champion,
     predict,
@@ -16,7 +17,6 @@ from batch_assets.models.registry import (
     versions,
     with_alias,
 )
-from batch_assets.models.runs import MODEL_URI_TAG, TASK_TAG, WANTED_TAG, find_run, newest_run
 from batch_assets.models.tracking import connect, experiment_id
 from batch_assets_tests.conftest import log, settings_for
 
@@ -154,10 +154,10 @@ def broken(folder, tmp_path, remove=(), config=None):
 @pytest.mark.parametrize(
     ("remove", "config", "message"),
     [
-        (["tokenizer*", "special_tokens*"], None, "no tokenizer"),
+        (["tokenizer*", "special_tokens*"], None, "no usable tokenizer"),
         (["*.safetensors"], None, "safetensors"),
         (["config.json"], None, "config.json"),
-        ([], {"auto_map": {"AutoModel": "evil.Model"}}, "code of its own"),
+        ([], {"auto_map": {"AutoModel": "evil.Model"}}, "its own code"),
     ],
 )
 def test_a_model_folder_that_cannot_be_used_is_refused_before_anything_is_done(
@@ -165,22 +165,22 @@ def test_a_model_folder_that_cannot_be_used_is_refused_before_anything_is_done(
 ):
     folder = broken(t5_folder, tmp_path, remove, config)
     with pytest.raises(BatchAssetsError, match=message):
-        check_checkpoint(settings_for(home, model=str(folder)))
+        checkpoint_source(settings_for(home, model=str(folder))).check()
     assert not home.exists()
 
 
 def test_a_damaged_tokenizer_is_noticed_without_transformers(t5_folder, tmp_path, home):
     folder = broken(t5_folder, tmp_path)
     settings = settings_for(home, model=str(folder))
-    check_checkpoint(settings, quickly=True)
+    checkpoint_source(settings).check(quickly=True)
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(BatchAssetsError, match="no tokenizer that can be loaded"):
-        check_checkpoint(settings, quickly=True)
+    with pytest.raises(BatchAssetsError, match="no usable tokenizer"):
+        checkpoint_source(settings).check(quickly=True)
 
 
 def test_a_model_of_the_hub_that_cannot_be_reached_names_the_embedded_one(home):
     with pytest.raises(BatchAssetsError, match="BATCH_ASSETS_MODEL=smollm2"):
-        check_checkpoint(settings_for(home, model="t5-small"))
+        checkpoint_source(settings_for(home, model="t5-small")).check()
 
 
 def test_corrupt_weights_leave_no_run_with_a_model(t5_folder, tmp_path, home):

@@ -14,10 +14,16 @@ import dagster as dg
 import psutil
 import pytest
 
-from batch_assets.automation.launch import process_of
-from batch_assets.automation.runs import ALIVE
+from batch_assets.graph.partitions import ACTIVE_STATUSES
+from batch_assets.lake.contracts import (
+    AI_QUERY_INFERENCE,
+    BATCH_INFERENCE,
+    PROD_DATA,
+    PROD_DATA_REJECTED,
+    SUMMARY_QUALITY,
+)
 from batch_assets.lake.lake import Lake
-from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, PROD_DATA_REJECTED, SUMMARY_QUALITY
+from batch_assets.operations.local_runs import process_of
 from batch_assets_tests.conftest import BATCH_ASSETS, environment, write_json_lines
 from batch_assets_tests.servers import ChatServer, completion, serve, stop
 from tools.ports import free_port
@@ -117,7 +123,7 @@ class Deployment:
             return False
         batches = set(self.lake.open(BATCH_INFERENCE).batches())
         asked, measured = (set(self.lake.open(table).batches()) for table in (AI_QUERY_INFERENCE, SUMMARY_QUALITY))
-        return batches == asked == measured and not [run for run in self.runs() if run.status in ALIVE]
+        return batches == asked == measured and not [run for run in self.runs() if run.status in ACTIVE_STATUSES]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, otherwise: str) -> None:

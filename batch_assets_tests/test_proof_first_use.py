@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from batch_assets.automation.runs import known_batches
-from batch_assets.automation.storage import existing_instance
 from batch_assets.errors import ExitStatus
+from batch_assets.graph.partitions import known_batches
+from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA
 from batch_assets.lake.lake import Lake
-from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
+from batch_assets.resources.dagster_storage import existing_instance
 from batch_assets_tests.conftest import BATCH_ASSETS, environment, settings_for, write_json_lines
 from batch_assets_tests.servers import ChatServer, completion
 
@@ -23,7 +23,7 @@ ROUNDS = 20
 LIMIT = 600
 # These take turns to be the eighth: what they refuse has to be refused as in a home that is there.
 LAST = (
-    (["upkeep"], ExitStatus.DONE, "files of abandoned completions removed"),
+    (["upkeep"], ExitStatus.DONE, "files of abandoned completions"),
     (["promote", "1"], ExitStatus.REFUSED, "main.default.summarizer has no version 1"),
     (["rescore", "--batches", "nowhere", "--yes"], ExitStatus.REFUSED, "nowhere"),
     (["rollback"], ExitStatus.REFUSED, "main.default.summarizer"),

@@ -11,8 +11,8 @@ import psutil
 import pytest
 from deltalake import DeltaTable
 
-from batch_assets.lake.snapshot import ConcurrentCommitError, Snapshot
-from batch_assets.lake.upkeep import keep_up
+from batch_assets.lake.upkeep import maintain
+from batch_assets.lake.writable_table import ConcurrentCommitError, WritableTable
 from batch_assets_tests import delta_processes as writers
 from batch_assets_tests.delta_processes import CRASHES, ROWS, processes, race, replace, run, whole
 from batch_assets_tests.spark_writer import TASKS
@@ -45,7 +45,7 @@ def test_crash_after_crash_and_rerun_after_rerun_leave_every_partition_whole(uri
             assert whole(uri, part) == f"{number}-{crash}-again"
             for other in parts:
                 whole(uri, other)
-    assert Snapshot.open(uri).rows() == len(parts) * ROWS
+    assert WritableTable.open(uri).rows() == len(parts) * ROWS
     record_property("kills", CRASH_ROUNDS * len(CRASHES))
 
 
@@ -84,8 +84,8 @@ def test_hundreds_of_replacements_beside_upkeep_foreign_compactions_and_readers(
             Path(done).touch()
         compacted, foreign, *looks = [result.get(120) for result in beside]
     assert [whole(uri, part) for part in parts] == [f"{part}-{UPKEEP_ROUNDS - 1}" for part in parts]
-    assert Snapshot.open(uri).rows() == len(parts) * ROWS
-    record_property("versions", Snapshot.open(uri).version)
+    assert WritableTable.open(uri).rows() == len(parts) * ROWS
+    record_property("versions", WritableTable.open(uri).version)
     record_property("replacements overtaken and tried again", sum(overtaken))
     record_property("files put together by upkeep, by delta-rs", f"{compacted}, {foreign}")
     record_property("looks of the readers", sum(looks))
@@ -115,7 +115,7 @@ def test_a_spark_driver_killed_at_any_moment_leaves_the_table_as_it_was_or_as_it
 
 def test_a_lost_executor_adds_nothing_twice(uri, tmp_path, record_property):
     replace(uri, "a", "before")
-    before = {file.path for file in Snapshot.open(uri).files()}
+    before = {file.path for file in WritableTable.open(uri).files()}
     go = tmp_path / "go"
     with spark_cluster(tmp_path / "cluster", workers=2, cores=1, memory="2g") as cluster:
         writer = spark_writer(cluster.url, uri, "a", "new", str(go))
@@ -133,10 +133,10 @@ def test_a_lost_executor_adds_nothing_twice(uri, tmp_path, record_property):
             if writer.poll() is None:
                 kill_tree(writer.pid)
     assert whole(uri, "a") == "new"
-    assert Snapshot.open(uri).version == 2
-    assert len(Snapshot.open(uri).files()) == TASKS
+    assert WritableTable.open(uri).version == 2
+    assert len(WritableTable.open(uri).files()) == TASKS
     assert DeltaTable(uri).to_pyarrow_table().num_rows == ROWS
-    keep_up(Snapshot.open(uri), 168, print)
+    maintain(WritableTable.open(uri), 168, print)
     assert whole(uri, "a") == "new"
     record_property("files on disk beside the table's", len(staged(uri, before)) - TASKS)
 

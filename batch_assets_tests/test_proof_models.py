@@ -9,11 +9,11 @@ import venv
 import pytest
 from aclsum import ACLSum
 
-from batch_assets.models.evaluation import scored_on
+from batch_assets.models.configured_task import task_of
+from batch_assets.models.evaluation import results_on
+from batch_assets.models.model_runs import find_run
 from batch_assets.models.promotion import decide
 from batch_assets.models.registry import run_model
-from batch_assets.models.runs import find_run
-from batch_assets.models.task import task_of
 from batch_assets.sources.records import Document
 from batch_assets_tests.conftest import log
 
@@ -53,7 +53,7 @@ def test_a_version_predicts_in_a_new_environment_made_from_its_own_requirements(
 def test_of_planted_models_a_worse_one_is_refused_and_a_better_one_promoted_100_times_of_100(
     t5_version, record_property
 ):
-    from batch_assets.inference.transformers_engine import TransformersEngine
+    from batch_assets.engines.transformers_engine import TransformersEngine
 
     settings, client, _ = t5_version
     task = task_of(settings)
@@ -67,7 +67,7 @@ def test_of_planted_models_a_worse_one_is_refused_and_a_better_one_promoted_100_
 
     def scored(run):
         load = lambda: TransformersEngine(run_model(run, settings), 2)  # noqa: E731
-        return scored_on(client, run.run_id, task, papers, load, print)
+        return results_on(client, run.run_id, task, papers, load, print)
 
     try:
         whole, short = scored(good), scored(planted.run)

@@ -9,8 +9,8 @@ import dagster as dg
 import pytest
 from aclsum import ACLSum
 
-from batch_assets.inference.contract import generate
-from batch_assets.inference.engines import load_engine
+from batch_assets.engines.catalog import load_engine
+from batch_assets.engines.contract import generate
 from batch_assets.models.registry import scoring_model
 from batch_assets_tests.conftest import (
     BATCH_ASSETS,

@@ -11,7 +11,7 @@ import boto3
 import dagster as dg
 import pytest
 
-from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
+from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
 from batch_assets_tests.conftest import BATCH_ASSETS, write_json_lines
 from batch_assets_tests.docs_pages import ROOT
 from batch_assets_tests.servers import ChatServer, completion, free_port, postgres_server, s3_server, serve, stop

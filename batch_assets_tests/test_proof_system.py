@@ -1,4 +1,4 @@
-"""Whole processes of the command line: killed and started again, and the UIs beside a finished run."""
+"""Whole processes of the command line: killed and started again, the UIs next to a finished run; the embedded model."""
 
 import signal
 import subprocess
@@ -7,16 +7,18 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import dagster as dg
 import httpx
 import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
 
+from batch_assets.lake.contracts import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY, Table
 from batch_assets.lake.lake import Lake
-from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY, Table
-from batch_assets_tests.conftest import BATCH_ASSETS, batch_assets, environment, write_json_lines
-from batch_assets_tests.servers import ChatServer, completion
-from batch_assets_tests.test_graph import tables_of
+from batch_assets.resources.endpoints import EndpointsResource
+from batch_assets_tests.conftest import BATCH_ASSETS, batch_assets, environment, settings_for, write_json_lines
+from batch_assets_tests.servers import ChatServer, completion, passing_on_to
+from batch_assets_tests.test_graph import Graph, tables_of, write_endpoints
 from tools.dagster_ui import graphql
 from tools.ports import free_port
 
@@ -212,3 +214,36 @@ def test_the_uis_show_the_state_a_batch_is_materialized_from_there_and_new_data_
     for url in (dagster, mlflow):
         with pytest.raises(httpx.TransportError):
             httpx.get(url, timeout=2)
+
+
+def test_the_embedded_default_runs_with_one_request_a_row(home, smollm2_checkpoints, spark):
+    home.mkdir()
+    (home / "checkpoints").symlink_to(smollm2_checkpoints)
+    embedded = EndpointsResource()
+    try:
+        with passing_on_to(embedded.get("smollm2").base_url) as server:
+            # The conversion, which takes longest, is tested with the engines.
+            small = {
+                "limit": 3,
+                "batch_rows": 2,
+                "max_length": 8,
+                "evaluation_rows": 2,
+                "ai_query_limit": 1,
+            }
+            # As patient as the embedded endpoint itself, which counts on machines that are busy or stand still.
+            patient = "timeout_seconds = 1800\ndeadline_seconds = 1800\nparameters = { max_tokens = 16 }"
+            endpoints = write_endpoints(home, server, patient)
+            settings = settings_for(home, engine="transformers", endpoints=endpoints, endpoint="counted", **small)
+            graph = Graph(settings, server, dg.DagsterInstance.ephemeral())
+            assert graph.run() == []
+            assert len(server.requests) == 1 + 1
+    finally:
+        embedded.teardown_after_execution(None)
+    assert [len(graph.rows(BATCH_INFERENCE, f"aclsum-test-000{n}")) for n in (1, 2)] == [2, 1]
+    for row in graph.rows(BATCH_INFERENCE, "aclsum-test-0001"):
+        assert row["generated_summary"]
+        assert row["finish_reason"] in {"stop", "length"}
+        assert 0 < row["output_tokens"] <= 8
+    for row in graph.rows(AI_QUERY_INFERENCE, "aclsum-test-0001"):
+        assert row["generated_summary"]
+        assert row["prompt_tokens"] > 20

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable
 
-from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA, Table
+from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA, Table
 from batch_assets_tests.test_automation import Deployment
 
 pytestmark = pytest.mark.proof

@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from batch_assets.assets._tables import markdown_sample
+from batch_assets.graph.table_metadata import markdown_sample
 from batch_assets.quality import plots
-from batch_assets.quality.batches import measure_batch
+from batch_assets.quality.batch_measures import measure_batch
 from batch_assets.quality.measures import measure, per_document
 from batch_assets.quality.report import markdown, totals
 from batch_assets.quality.rouge import lead, mean_rouge, rouge

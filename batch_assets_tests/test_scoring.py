@@ -15,16 +15,16 @@ import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
 
+from batch_assets.engines.catalog import load_engine
+from batch_assets.engines.contract import Completion, generate
 from batch_assets.errors import BatchAssetsError
-from batch_assets.inference import scorer
-from batch_assets.inference.completions import Completion, CompletionStore, sweep
-from batch_assets.inference.contract import Generation, generate
-from batch_assets.inference.engines import load_engine
-from batch_assets.inference.scorer import score_batch
+from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA
 from batch_assets.lake.counts import Counts
 from batch_assets.lake.staging import stage
-from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
 from batch_assets.models.registry import scoring_model
+from batch_assets.scoring import scorer
+from batch_assets.scoring.completions import CompletionStore, remove_abandoned
+from batch_assets.scoring.scorer import score_batch
 
 WHEN = {"landed_at", "scored_at"}
 
@@ -97,7 +97,7 @@ def test_a_document_without_text_reaches_no_engine_and_gets_its_error_whatever_w
         def stream(self, documents, batch_tokens=None):
             for place, document in enumerate(documents):
                 (given / uuid.uuid4().hex).write_text(document)
-                yield place, Generation(text=f"about {document}", finish_reason="stop")
+                yield place, Completion(text=f"about {document}", finish_reason="stop")
 
     # Earlier releases scored an empty document too: one summary is committed, others wait from a run that was killed.
     land(lake, "a", [*NO_TEXT, ".", "0"])
@@ -109,7 +109,9 @@ def test_a_document_without_text_reaches_no_engine_and_gets_its_error_whatever_w
     output = lake.open(BATCH_INFERENCE)
     table = pa.Table.from_pylist(old, schema=BATCH_INFERENCE.file_schema)
     output.replace("a", stage([table], output.staging_area("a")), {})
-    waiting = [Completion(model.request_hash(text), "invented", *[None] * 7, now) for text in ("", "\ufeff")]
+    waiting = [
+        Completion("invented", request_hash=model.request_hash(text), completed_at=now) for text in ("", "\ufeff")
+    ]
     CompletionStore.of(lake, BATCH_INFERENCE, "a", model.fingerprint).write(waiting)
 
     scored = score(spark, lake, "a", model, load=Recording)
@@ -129,7 +131,7 @@ def test_rows_with_neither_a_summary_nor_an_error_are_not_committed(spark, lake,
             pass
 
         def stream(self, documents, batch_tokens=None):
-            return ((place, Generation(text=None)) for place in range(len(documents)))
+            return ((place, Completion(text=None)) for place in range(len(documents)))
 
     land(lake, "a", ["x", None])
     with pytest.raises(BatchAssetsError, match="batch a: 1 rows have neither a summary nor an error"):
@@ -229,7 +231,7 @@ def test_a_batch_in_which_everything_fails_is_not_committed(spark, lake, t5, doc
             pass
 
         def stream(self, documents, batch_tokens=None):
-            failed = Generation(text=None, error_message="out of order")
+            failed = Completion(text=None, error_message="out of order")
             return ((place, failed) for place in range(len(documents)))
 
     land(lake, "a", texts(documents, 6))
@@ -260,7 +262,7 @@ def test_bytes_that_are_no_text_are_summarized_with_replacement_characters(spark
 
 
 def die_over(store, job, request_hash):
-    with store.trying(job, 7, request_hash):
+    with store.attempting(job, 7, request_hash):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -270,14 +272,25 @@ def test_finished_completions_are_not_made_again_and_old_signs_accuse_nobody(spa
     store = CompletionStore.of(lake, BATCH_INFERENCE, "a", t5.fingerprint)
     done = t5.request_hash(some[0])
     now = datetime.now(UTC)
-    store.write([Completion(done, "made before the kill", None, "stop", 1, 1, False, t5.name, t5.version, now)])
+    store.write(
+        [
+            Completion(
+                "made before the kill",
+                finish_reason="stop",
+                model=t5.name,
+                model_version=t5.version,
+                request_hash=done,
+                completed_at=now,
+            )
+        ]
+    )
     # A killed run was at this row, going row by row.
     old = multiprocessing.get_context("spawn").Process(
         target=die_over, args=(store, "oldjob", t5.request_hash(some[1]))
     )
     old.start()
     old.join()
-    assert store.tried("oldjob") == {t5.request_hash(some[1]): 1}
+    assert store.attempts("oldjob") == {t5.request_hash(some[1]): 1}
     scored = score(spark, lake, "a", t5)
     assert (scored.scored, scored.counts.errors) == (3, 0)
     assert rows(lake, "a")[0]["generated_summary"] == "made before the kill"
@@ -310,10 +323,10 @@ def test_a_run_killed_at_half_scores_no_more_than_the_other_half_and_a_flush_of_
 
 def test_a_sign_is_taken_back_unless_the_process_dies(lake):
     store = CompletionStore.of(lake, BATCH_INFERENCE, "a", "ab" * 32)
-    with pytest.raises(RuntimeError), store.trying("job", 7, "hash"):
-        assert store.tried("job") == {"hash": 1}
+    with pytest.raises(RuntimeError), store.attempting("job", 7, "hash"):
+        assert store.attempts("job") == {"hash": 1}
         raise RuntimeError
-    assert store.tried("job") == {}
+    assert store.attempts("job") == {}
 
 
 def test_the_stock_spark_udf_is_an_engine_and_writes_the_same(spark, lake, t5_version, documents):
@@ -345,7 +358,7 @@ def test_workers_share_cores_and_gpus_and_take_no_more_than_there_are(
 
 
 def take(queue, done):
-    from batch_assets.inference.worker import take_gpus
+    from batch_assets.scoring.worker import take_gpus
 
     try:
         take_gpus(4, 2)
@@ -368,7 +381,7 @@ def test_workers_take_gpus_that_no_other_one_has_out_of_those_that_they_may_see(
     for worker in workers:
         worker.join()
     assert said[:2] == ["2,3", "GPU-aa,GPU-bb"]
-    assert said[2].startswith("all GPUs of this machine")
+    assert said[2].startswith("all GPUs on this machine")
 
 
 def test_rows_that_always_fail_do_not_keep_others_from_being_committed(spark, lake, t5, documents):
@@ -380,7 +393,7 @@ def test_rows_that_always_fail_do_not_keep_others_from_being_committed(spark, la
         def stream(self, documents, batch_tokens=None):
             for place, document in enumerate(documents):
                 bad = document.startswith("bad")
-                yield place, Generation(text=None if bad else "fine", error_message="bad input" if bad else None)
+                yield place, Completion(text=None if bad else "fine", error_message="bad input" if bad else None)
 
     model = score_model_of_its_own(t5)
     bad = [f"bad {number}" for number in range(6)]
@@ -403,7 +416,7 @@ def test_progress_says_what_is_left_and_who_works(spark, lake, t5, documents):
 def test_progress_is_drawn_as_a_bar_from_what_workers_have_written():
     import threading
 
-    from batch_assets.inference.progress import is_progress, progress
+    from batch_assets.scoring.progress import is_progress, progress
 
     counts, lines, told = iter([40, 40, 60, 80, 100]), [], threading.Event()
 
@@ -424,10 +437,10 @@ def test_progress_is_drawn_as_a_bar_from_what_workers_have_written():
 def test_completions_that_nobody_came_back_for_are_swept_and_younger_ones_stay(lake, tmp_path):
     for digest in ("a" * 16, "b" * 16):
         CompletionStore.of(lake, BATCH_INFERENCE, "a", digest).write(
-            [Completion(digest, "text", *[None] * 7, completed_at=datetime.now(UTC))]
+            [Completion("text", request_hash=digest, completed_at=datetime.now(UTC))]
         )
     old, young = (next(Path(lake.uri).rglob(f"{digest * 16}/*.parquet")) for digest in "ab")
     os.utime(old, (0, 0))
-    assert sweep(lake, 1) == 1
+    assert remove_abandoned(lake, 1) == 1
     assert (old.exists(), young.exists()) == (False, True)
-    assert sweep(lake, 1) == 0
+    assert remove_abandoned(lake, 1) == 0

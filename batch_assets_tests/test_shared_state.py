@@ -20,11 +20,11 @@ from click.testing import CliRunner
 from dagster._cli import cli as dagster_cli
 from dagster._daemon.cli import cli as daemon_cli
 
-from batch_assets.automation.storage import prepare_dagster_home
 from batch_assets.cli import main
+from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
 from batch_assets.lake.lake import Lake
-from batch_assets.lake.snapshot import ConcurrentCommitError
-from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
+from batch_assets.lake.writable_table import ConcurrentCommitError
+from batch_assets.resources.dagster_storage import prepare_dagster_home
 from batch_assets_tests import delta_processes as writers
 from batch_assets_tests.conftest import batch_assets, environment, settings_for, write_json_lines
 from batch_assets_tests.delta_processes import race, replace, whole
@@ -133,7 +133,7 @@ def test_postgresql_without_its_libraries_is_one_line_that_names_the_extra(home,
     result = CliRunner().invoke(main, ["status"])
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("batch-assets: ")]
     assert result.exit_code == 2
-    assert "pip install 'batch_assets[postgres]', and begin the address with postgresql+psycopg2://" in line
+    assert "pip install 'batch_assets[postgres]', and start the address with postgresql+psycopg2://" in line
     assert "open-sesame" not in result.output
 
 
@@ -164,7 +164,9 @@ def test_the_image_takes_files_that_are_there_and_is_not_run_by_root():
     ]
     assert {word.removeprefix("./") for word in copied} == let_in
     assert all((ROOT / name).exists() for name in let_in)
-    assert [line for line in lines if line.startswith("USER ")] == ["USER batch"]
+    users = [line.split()[1] for line in lines if line.startswith("USER ")]
+    assert users
+    assert users[-1] not in {"root", "0"}
     (install,) = (line for line in lines if "tools/install.sh /usr" in line)
     sets = re.findall(r"--(?:extra|group) (\w+)", install)
     assert sets
@@ -173,9 +175,9 @@ def test_the_image_takes_files_that_are_there_and_is_not_run_by_root():
 
 
 def test_ports_are_published_on_loopback_alone(compose):
-    published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
-    assert set(published) == {"mlflow", "webserver"}
-    assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
+    published = [port for service in compose["services"].values() for port in service.get("ports", [])]
+    assert published
+    assert all(port.startswith("127.0.0.1:") for port in published)
 
 
 def test_every_command_in_compose_is_one_with_its_options(compose):

@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from batch_assets.cli import main
+from batch_assets.lake.contracts import PROD_DATA
 from batch_assets.lake.lake import Lake
-from batch_assets.lake.tables import PROD_DATA
 from batch_assets.locks import locked
 from batch_assets.settings import PREFIX
 from batch_assets_tests.conftest import BATCH_ASSETS, environment, write_json_lines
@@ -39,15 +39,15 @@ def refused(run: Result) -> str:
     ("values", "message"),
     [
         ({"MODLE": "x"}, "Did you mean BATCH_ASSETS_MODEL?"),
-        ({"ENGINE": "warp"}, "BATCH_ASSETS_ENGINE='warp' can't be used"),
+        ({"ENGINE": "warp"}, "BATCH_ASSETS_ENGINE='warp' is invalid"),
         ({"MODEL": "./nowhere"}, "there is no model folder"),
         ({"MODEL": "~nobody-here/model"}, "there is no model folder"),
-        ({"DATASET": "nowhere/*.csv"}, "no file of a data set matches"),
-        ({"DATASET": "~nobody-here/x.csv"}, "no file of a data set matches"),
+        ({"DATASET": "nowhere/*.csv"}, "no file matches"),
+        ({"DATASET": "~nobody-here/x.csv"}, "no file matches"),
         ({"SPLIT": "dev"}, "has no split 'dev'"),
         ({"ENDPOINT": "gpt"}, "there is no endpoint 'gpt'"),
         ({"ENDPOINTS": "/nowhere.toml"}, "can't be read"),
-        ({"MIN_LENGTH": "100"}, "more than the longest summary"),
+        ({"MIN_LENGTH": "100"}, "above the maximum length"),
         ({"HOME": "/dev/null/x"}, "/dev/null"),
         ({"DTYPE": "int8", "ENGINE": "transformers"}, "DTYPE int8 needs the engine ctranslate2 or openvino"),
     ],
@@ -99,12 +99,12 @@ def test_a_port_that_is_taken_is_refused(command, setting):
         port = taken.getsockname()[1]
         other = {"UI_PORT", "MLFLOW_PORT"} - {setting}
         line = refused(command("ui", **{setting: str(port), other.pop(): str(free_port())}))
-    assert f"port {port} is taken" in line
+    assert f"port {port} is in use" in line
 
 
 def test_a_second_run_at_the_same_time_is_refused(command, home):
     with locked(home / ".run.lock"):
-        assert "another 'batch-assets run' is working" in refused(command("run"))
+        assert "another 'batch-assets run' is running" in refused(command("run"))
 
 
 def test_upkeep_says_what_it_did_to_each_table(command, home):
@@ -117,7 +117,7 @@ def test_upkeep_says_what_it_did_to_each_table(command, home):
     run = command("upkeep")
     assert run.exit_code == 0, run.output
     assert run.stdout.splitlines() == [
-        "m4_1_prod_data: 2 files became 1, 0 unneeded files removed, checkpoint written",
-        "0 files of abandoned completions removed",
+        "m4_1_prod_data: compacted 2 files into 1, removed 0 unneeded files, wrote a checkpoint",
+        "removed 0 files of abandoned completions",
     ]
     assert "BATCH_ASSETS_VACUUM_HOURS" in refused(command("upkeep", VACUUM_HOURS="0"))

@@ -32,7 +32,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 
 _PROGRAM = f"""
 import sys
-from batch_assets import ui
+from batch_assets.operations import ui
 from batch_assets.settings import load_settings
 
 def server(port):

@@ -1,1 +1,1 @@
-"""Programs for the people who work on this project."""
+"""Tools for developers: benchmarks, screenshots, the reference pages, and servers for tests."""

@@ -1,10 +1,10 @@
-"""How much of a chat server ``ai_query`` keeps busy.
+"""Benchmark how well ``ai_query`` keeps a chat server busy.
 
-Run it with ``make bench``, or one part of it with ``python -m tools.bench_ai_query steady|llama [runs]``.
+Run it with ``make bench``, or one part with ``python -m tools.bench_ai_query steady|llama [runs]``.
 
-``steady`` asks a server that answers in 200 ms, 64 requests at a time: its limit is known. It is beside the plain way,
-one request at a time. ``llama`` asks the embedded llama.cpp server, beside the best load that can be put on it without
-Spark. Both count from the first request to the last answer; what Spark takes around them is shown apart.
+``steady`` uses a server that answers 64 requests at a time in 200 ms each, so its limit is known, and compares with one
+request at a time. ``llama`` uses the embedded llama.cpp server, and compares with the best load without Spark. Both
+measure from the first request to the last answer, and print Spark's own time separately.
 """
 
 import json
@@ -21,7 +21,7 @@ import httpx
 from batch_assets.ai_functions.embedded import EmbeddedServer
 from batch_assets.ai_functions.endpoints import Endpoint
 from batch_assets.ai_functions.functions import register_ai_functions
-from batch_assets.ai_functions.sql import ai_sql
+from batch_assets.ai_functions.planner import ai_sql
 from batch_assets.resources.spark import SparkResource
 from batch_assets.sources.aclsum import ACLSumDataset
 
@@ -42,7 +42,7 @@ def _server() -> Iterator[tuple[str, dict[str, float]]]:
 
 
 def steady(runs: int) -> None:
-    """A server whose limit is known."""
+    """Use a server with a known limit."""
     spark = SparkResource(master="local[*,4]").session
     limit = _AT_ONCE / _SECONDS
     rates, around = [], []
@@ -72,7 +72,7 @@ def steady(runs: int) -> None:
 
 
 def llama(runs: int) -> None:
-    """The embedded server with the embedded model on real documents."""
+    """Use the embedded server with the embedded model on real documents."""
     spark = SparkResource(master="local[*,4]").session
     server = EmbeddedServer("smollm2")
     endpoint = server.start()
@@ -90,7 +90,7 @@ def llama(runs: int) -> None:
                 pool.map(lambda text: _ask(client, endpoint.base_url, endpoint.model, text, endpoint.parameters), texts)
             )
 
-    # By turns: the machine is not the same all the time.
+    # Alternate, because the speed of the machine varies.
     seconds: dict[str, list[float]] = {"ours": [], "bare": []}
     for _ in range(runs):
         seconds["ours"].append(_time(ours))
@@ -120,7 +120,7 @@ def _say(line: str) -> None:
 
 
 def main() -> None:
-    """Run the parts that are named, or both."""
+    """Run the named parts, or both."""
     parts: dict[str, Callable[[int], None]] = {"steady": steady, "llama": llama}
     names = [name for name in sys.argv[1:] if name in parts] or list(parts)
     runs = next((int(name) for name in sys.argv[1:] if name.isdigit()), 3)

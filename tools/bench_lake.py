@@ -1,7 +1,7 @@
-"""Measure deltars against collecting to the driver and against plain Spark Parquet, in the same run.
+"""Benchmark deltars against collecting to the driver and against plain Spark Parquet, in the same run.
 
-1,000,000 rows of 1 KB text in one partition are replaced and read; then the driver's memory is measured with driver
-and executors apart, on a standalone cluster, at two sizes.
+It replaces and reads 1,000,000 rows of 1 KB text in one partition. Then it measures the driver's memory at two sizes,
+on a standalone cluster with separate executors.
 """
 
 import json
@@ -33,7 +33,7 @@ _PARTITION = json.dumps({"batch": "a"})
 
 
 def main() -> None:
-    """Print rows a second and ratios, then the driver's memory."""
+    """Print rows per second and ratios, then the driver's memory."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _make_source(folder / "source", _ROWS)
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def _make_source(folder: Path, rows: int) -> None:
-    """Parquet files of random sequences of the words of real abstracts, which compress like text."""
+    """Write Parquet files with random words from real abstracts, which compress like text."""
     folder.mkdir()
     texts = [document.document or "" for document in ACLSumDataset("test", 100).held_out(100)]
     words = np.array(" ".join(texts).split(), dtype=object)
@@ -82,7 +82,7 @@ def _throughput(folder: Path) -> None:
         noop(spark.createDataFrame(DeltaTable(collected).to_pyarrow_table()))
 
     def vacuum() -> None:
-        for table in (ours, collected):  # old versions pile up by half a gigabyte each
+        for table in (ours, collected):  # each old version takes half a gigabyte
             DeltaTable(table).vacuum(0, dry_run=False, enforce_retention_duration=False)
 
     source.limit(1).write.format("deltars").mode("append").option("partitionColumns", "batch").save(ours)
@@ -101,7 +101,7 @@ def _throughput(folder: Path) -> None:
     to_python = _seconds(lambda: noop(source.mapInArrow(_swallow, "rows long")))
     print(f"replace  {to_python:5.1f} reading the source and handing its rows to Python")
     print(f"replace  {writing - to_python:5.1f} encoding Parquet, and the commit")
-    nothing = _seconds(lambda: noop(spark.read.format("deltars").option("filesWhere", "batch = 'none'").load(ours)))
+    nothing = _seconds(lambda: noop(spark.read.format("deltars").option("partition", '{"batch": "none"}').load(ours)))
     decoding = _seconds(lambda: _decode(ours)) / spark.sparkContext.defaultParallelism
     print(f"read     {nothing:5.1f} planning the query and starting a task")
     print(f"read     {decoding:5.1f} decoding Parquet in Python, if the workers share it evenly")
@@ -119,13 +119,13 @@ def _decode(uri: str) -> None:
 
 
 def _compare(what: str, sides: dict[str, Callable[[], None]], between: Callable[[], None]) -> float:
-    """Time the sides by turns, so that a slow moment of the machine meets all of them; the seconds of deltars."""
+    """Time the sides in turns, so that a slow moment affects all of them. Returns the seconds of deltars."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for run in range(_RUNS + 1):
         for name, work in sides.items():
             started = time.monotonic()
             work()
-            if run:  # the first one starts the Python workers and warms up the JVM
+            if run:  # the first run starts the Python workers and warms up the JVM
                 seconds[name].append(time.monotonic() - started)
             between()
     rates = {name: _ROWS / statistics.median(times) for name, times in seconds.items()}
@@ -147,7 +147,7 @@ def _seconds(work: Callable[[], None]) -> float:
 
 
 def _driver_memory(folder: Path) -> None:
-    """Replace and read with driver and executors apart, each size in a driver of its own."""
+    """Replace and read on a cluster, with a new driver for each size."""
     sizes = {_FEWER_ROWS: "fewer", _ROWS: "source"}
     used = {}
     with spark_cluster(folder / "cluster", workers=1, cores=2, memory="4g") as cluster:
@@ -172,7 +172,7 @@ def _driver_memory(folder: Path) -> None:
 
 
 def _drive(master: str, source: str, table: str) -> None:
-    """Replace and read on a cluster, then print what this driver still holds, in MiB."""
+    """Replace and read on a cluster, then print the memory that this driver still holds, in MiB."""
     spark = SparkResource(master=master, config={"spark.executor.memory": "2g", "spark.ui.enabled": "false"}).session
     register_deltars(spark)
     rows = spark.read.parquet(source)
@@ -180,7 +180,7 @@ def _drive(master: str, source: str, table: str) -> None:
     for _ in range(_RUNS):
         rows.write.format("deltars").mode("overwrite").option("partition", _PARTITION).save(table)
         spark.read.format("deltars").load(table).write.format("noop").mode("overwrite").save()
-    # The processes in which Spark plans reads and commits writes are children of its JVM.
+    # The Python processes that plan reads and commit writes are children of the JVM.
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     python = sum(process.memory_info().rss for process in processes if process.name().startswith("python"))
     for _ in range(3):

@@ -1,12 +1,12 @@
-"""Documents a second of the scoring stage, against ``mlflow.pyfunc.spark_udf`` and the bare engine.
+"""Benchmark the scoring stage against ``mlflow.pyfunc.spark_udf`` and the bare engine, in documents per second.
 
-Run it with ``make bench``, or a part with ``python -m tools.bench_scoring t5|smollm2|growth|executors|gpu [runs]``.
+Run it with ``make bench``, or one part with ``python -m tools.bench_scoring t5|smollm2|growth|executors|gpu [runs]``.
 
-Every figure is the median of three runs, each in a Spark session of its own: model load included, Spark's start apart.
-``spark_udf`` gets fewer rows, because it takes one at a time; two sizes show that its cost for a row is constant.
+Each result is the median of three runs in new Spark sessions. It includes loading the model, but not starting Spark.
+``spark_udf`` gets fewer rows, because it scores one at a time; two sizes show that its cost per row is constant.
 
-The T5 has the shape of t5-small (https://huggingface.co/google-t5/t5-small) and random weights, which is
-all that speed takes: 512 tokens in, 40 out by force, 4 beams, no trigram twice.
+The T5 has the shape of t5-small (https://huggingface.co/google-t5/t5-small) and random weights, which is enough to
+measure speed: 512 tokens in, 40 forced tokens out, 4 beams, no repeated trigrams.
 """
 
 import os
@@ -27,28 +27,27 @@ import click
 import dagster as dg
 import pyarrow as pa
 
-from batch_assets.assets._batches import DoneBatch, each_batch
-from batch_assets.inference.completions import CompletionStore
-from batch_assets.inference.contract import Engine, Generation, ScoringModel, generate
-from batch_assets.inference.conversion import TOKENIZER_FILE, Conversion
-from batch_assets.inference.engines import load_engine
-from batch_assets.inference.scorer import score_batch
-from batch_assets.inference.transformers_engine import TransformersEngine
+from batch_assets.engines.catalog import load_engine
+from batch_assets.engines.contract import Completion, Engine, ScoringModel, generate
+from batch_assets.engines.conversion import TOKENIZER_FILE, Conversion
+from batch_assets.engines.transformers_engine import TransformersEngine, load_logged
+from batch_assets.graph.batch_execution import BatchOutcome, each_batch
+from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.staging import stage
-from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
-from batch_assets.models.checkpoint import load_checkpoint
+from batch_assets.models.checkpoint_sources import checkpoint_source
 from batch_assets.models.logged import log_checkpoint
-from batch_assets.models.pipeline import load_logged
 from batch_assets.models.registry import prepare_engine, register, scoring_model
 from batch_assets.models.tracking import connect
 from batch_assets.resources.spark import SparkResource
+from batch_assets.scoring.completions import CompletionStore
+from batch_assets.scoring.scorer import score_batch
 from batch_assets.settings import Settings, load_settings
 from batch_assets.sources.aclsum import ACLSumDataset
 from tools.spark_cluster import spark_cluster
 
 _INPUT_TOKENS, _OUTPUT_TOKENS, _BEAMS, _VOCABULARY = 512, 40, 4, 32_128
-# Documents that executors share: half a minute's work for two cores.
+# Documents for the executors to share: half a minute of work for two cores.
 _ROWS = 200
 
 
@@ -56,7 +55,7 @@ ON_THIS_MACHINE = SparkResource(master="local[*,4]")
 
 
 class Bench:
-    """A registered model and documents in a lake of their own."""
+    """A registered model and documents, in a new lake."""
 
     def __init__(self, home: Path, runs: int, **values: Any) -> None:
         self.runs = runs
@@ -65,12 +64,12 @@ class Bench:
         self.lake = Lake(self.settings.lake_uri)
         dataset = ACLSumDataset("test", 25)
         logged = log_checkpoint(
-            self.client, self.settings, load_checkpoint(self.settings), dataset, "w1 w2", lambda line: None
+            self.client, self.settings, checkpoint_source(self.settings).load(), dataset, "w1 w2", lambda line: None
         )
         self.version, _ = register(self.client, self.settings.registered_model, logged.run, {})
 
     def model(self, **changes: Any) -> ScoringModel:
-        """The version as it is scored with changed settings, converted where that takes a conversion."""
+        """The version with changed settings, converted if necessary."""
         settings = self.settings.model_copy(update=changes)
         prepare_engine(self.client, self.version, settings, [], lambda line: None)
         return scoring_model(self.client, self.version, settings)
@@ -95,9 +94,9 @@ class Bench:
         resource: SparkResource = ON_THIS_MACHINE,
         load: Callable[[ScoringModel, int], Engine] = load_engine,
     ) -> float:
-        """Print and return documents a second of the scoring stage; with ``stop``, each run has its own session."""
+        """Print and return documents per second of the scoring stage; with ``stop``, each run has its own session."""
         seconds, starts, memory = [], [], 0.0
-        # Another digest is another model: nothing that was scored before counts, and each run loads it.
+        # A new digest makes it a new model, so each run loads it and scores every document again.
         for _ in range(self.runs):
             fresh = replace(model, digest=uuid.uuid4().hex)
             began = time.monotonic()
@@ -121,7 +120,7 @@ class Bench:
         return rate
 
     def time(self, name: str, rows: int, work: Callable[[], None]) -> float:
-        """Print and return documents a second of something without Spark."""
+        """Print and return documents per second of work without Spark."""
         seconds = []
         for _ in range(self.runs):
             began = time.monotonic()
@@ -133,7 +132,7 @@ class Bench:
 
 
 def _share_checkpoints(home: Path) -> None:
-    """Use the checkpoints of the configured home, so that none is converted again."""
+    """Use the checkpoints in the configured home, to avoid converting them again."""
     checkpoints = load_settings().home / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     (home / "checkpoints").symlink_to(checkpoints)
@@ -144,7 +143,7 @@ def _say(line: str) -> None:
 
 
 def _baseline(bench: Bench, texts: list[str]) -> float:
-    """Documents a second of the stock spark_udf: the better of two sizes."""
+    """Documents per second of the stock spark_udf: the better of two sizes."""
     stock = bench.model(engine="mlflow")
     rates = []
     for rows in (8, 16):
@@ -193,7 +192,7 @@ def growth(home: Path, runs: int) -> None:
     model = bench.model(engine="ctranslate2", dtype="int8")
     texts = _documents(1600)
     _say("Cost of a document, T5 of t5-small's shape, ctranslate2 int8")
-    # All in one session, whose first jobs are slow, whatever they do: that is Spark's start, not the documents'.
+    # All sizes use one session and warm it up first, because the first jobs of a session are slow.
     bench.land("warm", texts[:8])
     bench.score("warming up", model, "warm", stop=False)
     rates = []
@@ -204,19 +203,19 @@ def growth(home: Path, runs: int) -> None:
 
 
 class Echo:
-    """An engine that takes no time: what is left is Spark's and Delta's."""
+    """An engine that takes no time, to measure only Spark and Delta."""
 
     def __init__(self, model: ScoringModel, threads: int) -> None:
         pass
 
-    def stream(self, documents: Sequence[str], batch_tokens: int | None = None) -> Iterator[tuple[int, Generation]]:
-        """The beginning of each document."""
+    def stream(self, documents: Sequence[str], batch_tokens: int | None = None) -> Iterator[tuple[int, Completion]]:
+        """Yield the beginning of each document."""
         for place, document in enumerate(documents):
-            yield place, Generation(document[:200], finish_reason="stop", input_tokens=1, output_tokens=1)
+            yield place, Completion(document[:200], finish_reason="stop", input_tokens=1, output_tokens=1)
 
 
 def executors(home: Path, runs: int) -> None:
-    """A standalone cluster on this machine with one, two and four executors of a core each, against one process."""
+    """Compare a local standalone cluster of one, two and four single-core executors with one process."""
     bench = Bench(home, runs, model=str(_t5_small(home / "t5")), min_length=_FORCED, max_length=_FORCED)
     model = bench.model(engine="ctranslate2", dtype="int8")
     texts = _documents(_ROWS)
@@ -250,18 +249,18 @@ def _replace(bench: Bench, rows: pa.Table) -> int:
 
 
 def _empty_run() -> None:
-    """A run of one batch in which nothing has to be done."""
+    """Run one batch without any work."""
 
     @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["a"]))
     def nothing(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
-        return each_batch(context, lambda batch: DoneBatch(1, {}))
+        return each_batch(context, lambda batch: BatchOutcome(1, {}))
 
     with dg.DagsterInstance.ephemeral() as instance:
         dg.materialize([nothing], instance=instance, partition_key="a", run_config={"loggers": {"console": {}}})
 
 
 def gpu(home: Path, runs: int) -> None:
-    """Both models on the GPU: the plain pipeline, one at a time, against the reference engine in large batches."""
+    """Both models on the GPU: the plain pipeline, one document at a time, and the reference engine in large batches."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -308,13 +307,13 @@ _FORCED = _OUTPUT_TOKENS + 1  # transformers counts the token that a decoder sta
 
 
 def _documents(count: int) -> list[str]:
-    """Documents that are 512 tokens long with prefix and end."""
+    """Documents of 512 tokens, including the prefix and the end token."""
     draw = random.Random(0)
     return [" ".join(f"w{draw.randrange(30_000)}" for _ in range(_INPUT_TOKENS - 2)) for _ in range(count)]
 
 
 def _t5_small(folder: Path) -> Path:
-    """A checkpoint of t5-small's shape with random weights and a tokenizer of words."""
+    """A checkpoint with the shape of t5-small, random weights and a word tokenizer."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
@@ -341,7 +340,7 @@ def _t5_small(folder: Path) -> Path:
 
 
 def _bare_ctranslate2(model: ScoringModel, texts: list[str], translators: int = 0) -> None:
-    """All documents in one process, translators of one thread each (0: one a core), from load to text."""
+    """Score all documents in one process, model load included, with single-threaded translators (0: one per core)."""
     import ctranslate2
     from tokenizers import Tokenizer
 
@@ -357,7 +356,7 @@ def _bare_ctranslate2(model: ScoringModel, texts: list[str], translators: int = 
 
 
 def _bare_openvino(model: ScoringModel, texts: list[str]) -> None:
-    """All documents in one process with all cores, from load to text."""
+    """Score all documents in one process on all cores, model load included."""
     import numpy as np
     import openvino
     import openvino_genai
@@ -381,7 +380,7 @@ def _bare_openvino(model: ScoringModel, texts: list[str]) -> None:
 
 
 def _matrix_product() -> float:
-    """Floating-point operations a second of a large matrix product in float32 on all cores."""
+    """Floating-point operations per second of a large float32 matrix product on all cores."""
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -396,7 +395,7 @@ def _matrix_product() -> float:
 
 
 def _t5_flops() -> float:
-    """Floating-point operations of a document: two for each weight and token, and attention's two products."""
+    """Floating-point operations per document: two per weight and token, and the two products of attention."""
     width, inner, layers = 512, 2048, 6
     attention, dense, tokens, steps = 4 * width**2, 2 * width * inner, _INPUT_TOKENS, _OUTPUT_TOKENS * _BEAMS
     encoder = layers * (2 * (attention + dense) * tokens + 4 * tokens**2 * width)
@@ -406,7 +405,7 @@ def _t5_flops() -> float:
 
 
 def _smollm2_flops(prompt: int, answer: int) -> float:
-    """Floating-point operations of a document; sizes from https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct."""
+    """Floating-point operations per document; sizes from https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct."""
     width, inner, layers, key_width, vocabulary = 576, 1536, 30, 192, 49_152
     weights = layers * (2 * width**2 + 2 * width * key_width + 3 * width * inner)
     tokens = prompt + answer
@@ -414,7 +413,7 @@ def _smollm2_flops(prompt: int, answer: int) -> float:
 
 
 def main() -> None:
-    """Run the parts that are named, or those that take no GPU."""
+    """Run the named parts, or all that need no GPU."""
     names = [name for name in sys.argv[1:] if not name.isdigit()] or ["t5", "smollm2", "growth", "executors"]
     runs = next((int(name) for name in sys.argv[1:] if name.isdigit()), 3)
     parts: dict[str, Callable[[Path, int], None]] = {
@@ -428,7 +427,7 @@ def main() -> None:
     if unknown:
         raise click.ClickException(f"there is no part {unknown[0]}; parts are {', '.join(parts)}")
     if len(names) > 1:
-        # A process of its own for each: MLflow knows one store, and Spark one session.
+        # One process per part, because MLflow uses one store per process, and Spark one session.
         for name in names:
             subprocess.run([sys.executable, "-m", "tools.bench_scoring", name, str(runs)], check=True)
         return

@@ -1,8 +1,8 @@
-"""How long small commands take, as medians and as ratios to floors that are measured in the same run.
+"""Benchmark short commands: their median times, and the ratios to floors from the same run.
 
-Run it with ``make bench-startup``, or ``python -m tools.bench_startup [runs]``. A floor is what no command could do
-without: importing Dagster with MLflow or with delta-rs, and a bare Spark session that counts a Parquet file of as many
-rows. The commands run on a new home with two batches, which a small T5 has scored.
+Run it with ``make bench-startup``, or ``python -m tools.bench_startup [runs]``. A floor is the minimum that any command
+needs: importing Dagster with MLflow or with delta-rs, or a bare Spark session that counts a Parquet file with the same
+number of rows. The commands use a new home with two batches that a small T5 has scored.
 """
 
 import json
@@ -32,7 +32,7 @@ assert spark.read.parquet(sys.argv[1]).count() == int(sys.argv[2])
 
 
 def main(runs: int) -> None:
-    """Measure everything, in turns, and print a line for each."""
+    """Measure floors and commands in turns, and print a line for each."""
     with tempfile.TemporaryDirectory() as name, _chat_server() as url:
         folder = Path(name)
         environment = _home(folder, url)
@@ -43,7 +43,7 @@ def main(runs: int) -> None:
         spark = [_PYTHON, "-c", _SPARK, str(parquet), str(_DOCUMENTS)]
         floors = {"imports of Dagster and MLflow": imports, "imports of Dagster and delta-rs": landing, "Spark": spark}
         count = "SELECT count(*) FROM m4_1_prod_data"
-        # By name: the command, its floor, what it may take at most as a multiple of that and in seconds above it.
+        # By name: the command, its floor, and its limit as a multiple of the floor plus some seconds.
         commands: dict[str, tuple[list[str], str, float, float]] = {
             "status": (["status"], "imports of Dagster and MLflow", 1.5, 0),
             "models": (["models"], "imports of Dagster and MLflow", 1.5, 0),
@@ -78,7 +78,7 @@ def _seconds(command: list[str], environment: dict[str, str]) -> float:
 
 
 def _home(folder: Path, url: str) -> dict[str, str]:
-    """The environment of commands on a home that a run has filled."""
+    """Create a home and fill it with a run. Returns the environment for commands."""
     _documents(folder / "scored.jsonl", _DOCUMENTS)
     _documents(folder / "landed.jsonl", 1)
     (folder / "endpoints.toml").write_text(f'[endpoints.bench]\nbase_url = "{url}"\nmodel = "m"\n')
@@ -92,7 +92,7 @@ def _home(folder: Path, url: str) -> dict[str, str]:
         "ENDPOINT": "bench",
     }
     environment = {**os.environ, **{f"{PREFIX}{name}": value for name, value in settings.items()}}
-    # Land the file and run once more, so that the commands that are measured find nothing left to do.
+    # Land the file and run, so that the measured commands have nothing left to do.
     for words in (["land", str(folder / "landed.jsonl")], ["run"]):
         subprocess.run([*_COMMAND, *words], env=environment, check=True)
     return environment
@@ -115,7 +115,7 @@ def _parquet(path: Path) -> None:
 
 @contextmanager
 def _chat_server() -> Iterator[str]:
-    """Address of a server that answers at once."""
+    """Run a server that answers immediately; yields its address."""
     command = [_PYTHON, "-m", "tools.chat_server", "0", "64"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None and process.stdout is not None

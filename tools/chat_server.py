@@ -1,7 +1,8 @@
-"""A chat server on loopback that answers after a fixed time, so many requests at once: its limit is known.
+"""A chat server on loopback with a known limit: it answers a number of requests at once, each after a fixed time.
 
-``python -m tools.chat_server SECONDS AT_ONCE`` prints its address, and when its standard input closes, as JSON: how
-many requests it had, seconds from the first request to the last answer, how many there were at most at the same time.
+``python -m tools.chat_server SECONDS AT_ONCE`` prints its address. When its standard input closes, it prints as
+JSON the number of requests, the seconds from the first request to the last answer, and the maximum of concurrent
+requests.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import time
 
 
 class ChatServer:
-    """Counts what it is asked."""
+    """Answers requests and counts them."""
 
     def __init__(self, seconds: float, at_once: int) -> None:
         self._seconds, self._slots = seconds, asyncio.Semaphore(at_once)
@@ -43,7 +44,7 @@ class ChatServer:
             return b""
 
     def report(self) -> dict[str, float]:
-        """What it saw."""
+        """Counts and times of the requests so far."""
         return {"requests": self._requests, "seconds": self._last - self._first, "most_at_once": self._most}
 
 

@@ -1,4 +1,4 @@
-"""The Dagster UI of a home, on free ports, and what its GraphQL says."""
+"""Serve the Dagster UI of a home on free ports, and query its GraphQL."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ from tools.ports import free_port
 
 @contextmanager
 def served(environment: Mapping[str, str]) -> Iterator[str]:
-    """Serve ``batch-assets ui``: address of Dagster."""
+    """Serve ``batch-assets ui``; yields the address of Dagster."""
     port = free_port()
     ports = {"BATCH_ASSETS_UI_PORT": str(port), "BATCH_ASSETS_MLFLOW_PORT": str(free_port())}
     with _served([sys.executable, "-m", "batch_assets", "ui"], {**environment, **ports}, port) as url:
@@ -26,7 +26,7 @@ def served(environment: Mapping[str, str]) -> Iterator[str]:
 
 @contextmanager
 def webserver(settings: Settings) -> Iterator[str]:
-    """Serve Dagster's pages alone, without a daemon that would start runs: their address."""
+    """Serve only Dagster's pages, without a daemon that would start runs; yields their address."""
     port = free_port()
     command = [sys.executable, "-m", "dagster_webserver", "--module-name", "batch_assets.definitions"]
     places = {"BATCH_ASSETS_HOME": str(settings.home), "DAGSTER_HOME": str(settings.dagster_home)}
@@ -58,7 +58,7 @@ def _answers(url: str) -> bool:
 
 
 def graphql(url: str, query: str, **variables: Any) -> Any:
-    """What Dagster answers to a query."""
+    """Send a query to Dagster, and return its answer."""
     answer = httpx.post(f"{url}/graphql", json={"query": query, "variables": variables}, timeout=60)
     answer.raise_for_status()
     said = answer.json()
@@ -67,8 +67,8 @@ def graphql(url: str, query: str, **variables: Any) -> Any:
     return said["data"]
 
 
-# Of the queries that the page of an asset sends in Dagster 1.13, those that have to do with batches: PartitionHealth,
-# AssetGraphLive, AssetStaleStatusData, AssetHealth, RecentAssetEvents and AssetPartitionStale.
+# The queries about batches that an asset's page sends in Dagster 1.13: PartitionHealth, AssetGraphLive,
+# AssetStaleStatusData, AssetHealth, RecentAssetEvents and AssetPartitionStale.
 _PARTITION_HEALTH, *_OTHERS = (
     Template(query)
     for query in (
@@ -103,7 +103,7 @@ _PARTITION_HEALTH, *_OTHERS = (
 
 
 def asset_page(url: str, asset: str, batch: str) -> int:
-    """Ask what the page of an asset asks, one query after another; the number of batches that are materialized."""
+    """Send the queries of an asset's page one after another. Returns the number of materialized batches."""
     values = {"key": f'{{path: ["{asset}"]}}', "batch": batch}
     node = graphql(url, _PARTITION_HEALTH.substitute(values))["assetNodeOrError"]
     for query in _OTHERS:

@@ -1,4 +1,4 @@
-"""Write docs/reference from the code itself: settings, tables, commands, errors, models. ``make docs`` runs it."""
+"""Generate docs/reference from the code: settings, tables, commands, errors, models. ``make docs`` runs this."""
 
 import ast
 import re
@@ -9,19 +9,19 @@ from pathlib import Path
 import click
 
 from batch_assets.cli import main
+from batch_assets.engines.contract import RowError
+from batch_assets.engines.model_files import DECODERS, ENCODER_DECODERS, TOKENIZERS
 from batch_assets.errors import BatchAssetsError, ExitStatus
-from batch_assets.inference.contract import RowError
-from batch_assets.inference.model_files import DECODERS, ENCODER_DECODERS, TOKENIZERS
-from batch_assets.lake.tables import PARTITION, TABLES
+from batch_assets.lake.contracts import PARTITION, TABLES
 from batch_assets.settings import Settings, variables
 from batch_assets.sources.reasons import Reason
 
 _ROOT = Path(__file__).parent.parent
 FOLDER = _ROOT / "docs" / "reference"
 _PACKAGE = _ROOT / "batch_assets"
-_MADE = "This page is written from the code by `make docs`; a test holds the two together.\n"
+_MADE = "This page is generated from the code by `make docs`; a test checks that it is up to date.\n"
 _NAME = r"AI_FUNCTION_[A-Z_]+(?:\.[A-Z_]+)?"
-# Shorter ones say nothing of their own: they hand on what something else has said.
+# Shorter messages only pass on the text of another error.
 _LEAST_LITERAL = 12
 _VARIABLE = "…"
 _AREAS = {
@@ -29,15 +29,16 @@ _AREAS = {
     "sources": "Documents and files",
     "lake": "Tables",
     "models": "Models, the registry, promotion",
-    "inference": "Scoring",
+    "engines": "Scoring",
+    "scoring": "Scoring",
     "ai_functions": "Statements, `ai_query`, endpoints",
     "automation": "Runs",
-    "assets": "Runs",
+    "graph": "Runs",
 }
 
 
 def pages() -> dict[str, str]:
-    """Every page by its file name, as Markdown."""
+    """All pages as Markdown, by file name."""
     return {
         "settings.md": _settings(),
         "tables.md": _tables(),
@@ -51,8 +52,8 @@ def _models() -> str:
     lines = [
         "# Models\n",
         "A model folder is used only if its `config.json` names one of these model types and architectures.",
-        "Their configuration classes load no other configuration, so nothing in the folder can lead to code that",
-        "transformers would run. [Hub models](../how-to/hub_models.md) says what else is refused.\n",
+        "Their configuration classes load no other configuration, so nothing in the folder can make transformers run",
+        "other code. [Hub models](../how-to/hub_models.md) lists what else is refused.\n",
         _MADE,
     ]
     for title, types in (("Encoder-decoders", ENCODER_DECODERS), ("Decoder-only models", DECODERS)):
@@ -60,7 +61,7 @@ def _models() -> str:
         lines += [f"| `{kind}` | {', '.join(f'`{name}`' for name in names)} |" for kind, names in types.items()]
         lines.append("")
     names = ", ".join(f"`{name}`" for name in sorted(TOKENIZERS))
-    lines += ["## Tokenizer classes\n", f"With or without the ending `Fast`: {names}."]
+    lines += ["## Tokenizer classes\n", f"With or without the suffix `Fast`: {names}."]
     return _joined(lines)
 
 
@@ -83,8 +84,8 @@ def _settings() -> str:
 def _tables() -> str:
     lines = [
         "# Tables\n",
-        f"Each is a Delta table at `<lake>/<catalog>/<schema>/<table>`, partitioned by `{PARTITION}`. Reader version",
-        "is 1 and writer version 2, so any Delta reader reads them. Times are UTC, in microseconds.\n",
+        f"Each is a Delta table at `<lake>/<catalog>/<schema>/<table>`, partitioned by `{PARTITION}`, with reader",
+        "version 1 and writer version 2, so any Delta reader can read it. Times are UTC, in microseconds.\n",
         _MADE,
     ]
     for table in TABLES:
@@ -105,7 +106,7 @@ def _tables() -> str:
 def _commands() -> str:
     lines = [
         "# Commands\n",
-        "`batch-assets` is in `.venv/bin` after the first `make run`. `batch-assets COMMAND --help` says the same.\n",
+        "`batch-assets` is in `.venv/bin` after the first `make run`. `batch-assets COMMAND --help` prints the same.\n",
         _MADE,
     ]
     context = click.Context(main, info_name="batch-assets")
@@ -125,7 +126,7 @@ def _errors() -> str:
     lines = [
         "# Errors\n",
         _MADE,
-        f"In messages, `{_VARIABLE}` and `{{name}}` stand for what depends on the case.\n",
+        f"In messages, `{_VARIABLE}` and `{{name}}` stand for values that vary.\n",
         "## Exit statuses\n",
         "| status | name | meaning |",
         "|---|---|---|",
@@ -137,26 +138,27 @@ def _errors() -> str:
         "|---|---|---|",
         *(f"| `{name}` | `{module}` | {_cell(meaning)} |" for name, module, meaning in _exceptions()),
         "",
-        "## Records that are set aside\n",
-        "The column `reason` of [m4_1_prod_data_rejected](tables.md#m4_1_prod_data_rejected) says one of these.\n",
+        "## Rejected records\n",
+        "The column `reason` of [m4_1_prod_data_rejected](tables.md#m4_1_prod_data_rejected) has one of these",
+        "values.\n",
         *(f"- `{reason.value}`" for reason in Reason),
         "",
         "## Documents without a summary\n",
-        "The column `error_message` of [m4_1_batch_inference](tables.md#m4_1_batch_inference) says one of these. The",
-        "last one is what the engine or a library raised. For a document with markup, and for a long prompt,",
-        "`ValueError: ` stands before the message.\n",
+        "The column `error_message` of [m4_1_batch_inference](tables.md#m4_1_batch_inference) has one of these values.",
+        "The last one is an error of the engine or a library. For a document with markup, and for a long prompt, the",
+        "message starts with `ValueError: `.\n",
         *(f"- `{error.value}`" for error in RowError),
         "",
-        "## Names of ai_query\n",
+        "## Errors of ai_query\n",
         "Errors of endpoints and answers begin with a name in square brackets: in `errorMessage`, in the column",
-        "`error_message` of [ai_query_inference](tables.md#ai_query_inference), and in the message that ends a",
+        "`error_message` of [ai_query_inference](tables.md#ai_query_inference), and in the error that fails a",
         f"statement. In ai_query_inference, a document without text has the error `{RowError.NO_TEXT.value}`.\n",
     ]
     for name, messages in sorted(_named().items()):
         lines += [f"### {name}\n", *(f"- `{message}`" for message in messages), ""]
     lines += [
         "## Messages\n",
-        "What the exceptions above say, by the part that raises them.\n",
+        "The messages of the exceptions above, by the part of the package that raises them.\n",
     ]
     areas: dict[str, list[str]] = {}
     for area, message in _messages():
@@ -168,7 +170,7 @@ def _errors() -> str:
 
 @cache
 def _modules() -> dict[str, ast.Module]:
-    """Every module of the package by its dotted name."""
+    """All modules of the package, by dotted name."""
     found = {}
     for path in sorted(_PACKAGE.rglob("*.py")):
         parts = path.relative_to(_ROOT).with_suffix("").parts
@@ -177,7 +179,7 @@ def _modules() -> dict[str, ast.Module]:
 
 
 def _exceptions() -> Iterator[tuple[str, str, str]]:
-    """Name, module and meaning of the error class and of those derived from it."""
+    """Name, module and meaning of the error class and its subclasses."""
     known = {BatchAssetsError.__name__}
     yield BatchAssetsError.__name__, BatchAssetsError.__module__, BatchAssetsError.__doc__ or ""
     grown = True
@@ -194,7 +196,7 @@ def _exceptions() -> Iterator[tuple[str, str, str]]:
 
 
 def _named() -> dict[str, list[str]]:
-    """The names of ai_query's errors, each with the messages that come with it."""
+    """The messages of ai_query's errors, by error name."""
     found: dict[str, list[str]] = {}
 
     def add(name: str, message: str) -> None:
@@ -215,7 +217,7 @@ def _named() -> dict[str, list[str]]:
 
 
 def _messages() -> Iterator[tuple[str, str]]:
-    """Area and text of every message with which the error class, or one derived from it, is raised."""
+    """Area and text of every message with which the error class or a subclass is raised."""
     classes = {name for name, _, _ in _exceptions()}
     for module, tree in _modules().items():
         parts = module.split(".")
@@ -230,7 +232,7 @@ def _messages() -> Iterator[tuple[str, str]]:
 
 
 def _walk(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but the parts of a formatted text, which is a text as a whole."""
+    """Yield all nodes except the parts of an f-string, which counts as one text."""
     yield tree
     if not isinstance(tree, ast.JoinedStr):
         for child in ast.iter_child_nodes(tree):
@@ -238,7 +240,7 @@ def _walk(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def _template(node: ast.AST) -> str | None:
-    """A text of the code with ``…`` for what is filled in; None where it is no text."""
+    """The text of a string in the code, with ``…`` for values; None if the node is not a string."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
@@ -250,7 +252,7 @@ def _template(node: ast.AST) -> str | None:
 
 
 def _paragraphs(text: str) -> str:
-    """A docstring's paragraphs, an example as a block that shows it and is not run."""
+    """The paragraphs of a docstring, with examples as code blocks that tests do not run."""
     shown = []
     for part in re.split(r"\n\s*\n", text.strip()):
         lines = [line.strip() for line in part.splitlines()]

@@ -1,4 +1,4 @@
-"""Pictures of the Dagster UI on the configured home, for the README: ``make screenshots``."""
+"""Take screenshots of the Dagster UI on the configured home, for the README: ``make screenshots``."""
 
 import os
 import shutil
@@ -13,13 +13,13 @@ from tools.dagster_ui import graphql, served
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 _MILLISECONDS = 60_000
 _GRAPH, _METADATA = {"width": 1600, "height": 1000}, {"width": 1600, "height": 1240}
-# Dagster's own color is so pale that the edges would vanish where a page scales the picture down.
+# Dagster's own color is so pale that the edges would be invisible in a scaled-down picture.
 _DARKER_EDGES = ":root, body, body * { --color-lineage-edge: #7b839a !important; }"
 
 
 @contextmanager
 def opened(size: Mapping[str, int] = _GRAPH) -> Iterator[Page]:
-    """Open a page in the browser that is installed, with Dagster's navigation folded."""
+    """Open a page in the installed browser, with Dagster's navigation collapsed."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     assert chromium, "install a browser first: apt-get install chromium"
     with sync_playwright() as playwright:
@@ -39,7 +39,7 @@ def opened(size: Mapping[str, int] = _GRAPH) -> Iterator[Page]:
 
 
 def edges(url: str) -> set[tuple[str, str]]:
-    """Dependencies between assets, as Dagster knows them."""
+    """Dagster's dependencies between assets, as pairs of upstream and downstream."""
     nodes = graphql(url, "{assetNodes{assetKey{path} dependencyKeys{path}}}")["assetNodes"]
     return {
         (upstream["path"][-1], node["assetKey"]["path"][-1]) for node in nodes for upstream in node["dependencyKeys"]
@@ -47,15 +47,15 @@ def edges(url: str) -> set[tuple[str, str]]:
 
 
 def show_graph(page: Page, url: str) -> None:
-    """Show the whole graph, all groups open, all nodes and edges drawn and at rest."""
+    """Show the whole graph with all groups open, and wait until it is drawn and has stopped moving."""
     page.goto(f"{url}/asset-groups", wait_until="networkidle")
     page.keyboard.press("Alt+KeyE")
     drawn = page.locator("svg path[marker-end]")
     expect(drawn).to_have_count(len(edges(url)))
-    # The groups stay open, and the assets' states are loaded together with the page.
+    # The groups stay open, and the page now loads with the states of the assets.
     page.reload(wait_until="networkidle")
     expect(drawn).to_have_count(len(edges(url)))
-    # Without the list of groups the graph has more room, which it takes when it is drawn anew.
+    # Hide the list of groups. The graph uses the extra space when it is drawn again.
     page.get_by_placeholder("Jump to").locator("xpath=following::button[1]").click()
     page.keyboard.press("Alt+KeyE")
     expect(drawn).not_to_have_count(len(edges(url)))
@@ -71,7 +71,7 @@ def show_batch(page: Page, url: str, asset: str, batch: str) -> None:
 
 
 def show_text(page: Page, label: str) -> None:
-    """Open a text of the metadata that is on the page; Dagster shows a longer one when it is clicked."""
+    """Open a long metadata text of the page, which Dagster shows after a click."""
     page.get_by_role("row").filter(has_text=label).get_by_text("Show Markdown").first.click()
     dialog = page.get_by_role("dialog")
     dialog.locator("table, img").first.wait_for()
@@ -79,7 +79,7 @@ def show_text(page: Page, label: str) -> None:
 
 
 def launch(page: Page, url: str, asset: str) -> None:
-    """Materialize all batches of an asset by clicking."""
+    """Materialize all batches of an asset in the UI."""
     page.goto(f"{url}/assets/{asset}", wait_until="networkidle")
     page.get_by_role("button", name="Materialize").first.click()
     dialog = page.get_by_role("dialog")
@@ -89,9 +89,9 @@ def launch(page: Page, url: str, asset: str) -> None:
 
 
 def main() -> None:
-    """Write the pictures."""
+    """Take the screenshots."""
     IMAGES.mkdir(parents=True, exist_ok=True)
-    # Nothing is to begin, and show as running, while the pictures are taken.
+    # Nothing must start and show as running in the screenshots.
     with served({**os.environ, "BATCH_ASSETS_SENSORS": "false"}) as url:
         with opened(_GRAPH) as page:
             show_graph(page, url)

@@ -1,10 +1,10 @@
-"""How the figures of a lake grow with its size: documents of 2 KB, batch after batch, with an engine that only echoes.
+"""Measure how times and sizes grow with the lake, with documents of 2 KB and an engine that only echoes.
 
     python -m tools.size 10 100 1000
 
-One lake grows to each of the numbers of batches in turn, through the asset ``batch_inference`` itself, on one Spark
-session and with Dagster's storage on SQLite. At each number, the program measures what a deployment of that size waits
-for. Beside each figure stands how much more it grew than its work: 1 is in step, below 1 is slower.
+One lake grows to each number of batches in turn, through the asset ``batch_inference`` itself, in one Spark session and
+with Dagster's storage on SQLite. At each number, the program measures the waiting times and sizes of such a deployment.
+The last column is the growth of a value relative to the growth of its work: 1 is in step, below 1 is slower.
 """
 
 import argparse
@@ -24,31 +24,30 @@ import dagster as dg
 import psutil
 import pyarrow as pa
 
-from batch_assets.assets.batch_inference import batch_inference
-from batch_assets.assets.champion_model import champion_model
-from batch_assets.assets.prod_data import prod_data
-from batch_assets.automation import look
-from batch_assets.automation.runs import range_tags, register_batches
 from batch_assets.automation.sensors import sensors
-from batch_assets.automation.stale import input_of, stale_batches
-from batch_assets.automation.status import status_of
-from batch_assets.inference.contract import Generation, ScoringModel
-from batch_assets.inference.scorer import score_batch
-from batch_assets.lake.configured import configured_lake
+from batch_assets.engines.contract import Completion, ScoringModel
+from batch_assets.graph import observation
+from batch_assets.graph.batch_inference import batch_inference
+from batch_assets.graph.champion_model import champion_model
+from batch_assets.graph.partitions import range_tags, register_batches
+from batch_assets.graph.prod_data import prod_data
+from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.staging import stage
-from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
 from batch_assets.models.registry import Version
+from batch_assets.operations.status import status_of
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.resources.spark import SparkResource
+from batch_assets.scoring.scorer import score_batch
 from batch_assets.settings import Settings
+from batch_assets.staleness import input_metadata, stale_batches
 from tools.dagster_ui import asset_page, graphql, webserver
 
 ROWS, BYTES = 1000, 2048
 _MODEL = ScoringModel("echo", 1, "0" * 64, "", {}, None, "echo", "none", 0, device_map="cpu")
 _WORDS = [f"word{number}" for number in range(1000)]
 
-# Figures that should not grow at all, or with the number of batches.
+# Values that should not grow at all, and values that may grow with the number of batches.
 PER_BATCH = ("seconds a batch, last tenth", "driver MiB", "JVM MiB")
 PER_LAKE = (
     "data files",
@@ -73,18 +72,18 @@ class Echo:
     def __init__(self, model: ScoringModel, threads: int) -> None:
         self._characters = 100
 
-    def stream(self, documents: Sequence[str], batch_tokens: int | None = None) -> Iterator[tuple[int, Generation]]:
+    def stream(self, documents: Sequence[str], batch_tokens: int | None = None) -> Iterator[tuple[int, Completion]]:
         """Yield the first characters of each document."""
         for place, document in enumerate(documents):
-            yield place, Generation(document[: self._characters], None, "stop", len(document), self._characters)
+            yield place, Completion(document[: self._characters], None, "stop", len(document), self._characters)
 
 
 class Deployment:
-    """A lake, Dagster's storage on SQLite and a Spark session, that grow batch by batch."""
+    """A lake, Dagster's storage on SQLite and a Spark session, to which batches are added."""
 
     def __init__(self, home: Path, spark: SparkResource | None, rows: int = ROWS) -> None:
         self.settings = Settings(home=home, samples=3, mlflow_tracking_uri=None, mlflow_registry_uri=None)
-        self.lake: Lake = configured_lake(self.settings)
+        self.lake: Lake = Lake.of(self.settings)
         self._rows, self._spark = rows, spark
         self.seconds: list[float] = []
         self.scored = 0
@@ -137,14 +136,14 @@ class Deployment:
             self.scored += int(str(event.materialization.metadata["rows_scored"].value))
 
     def _commit(self, batches: Sequence[str]) -> None:
-        """Commit and record batches as a run of ``batch_inference`` does, but without Spark."""
+        """Commit and record batches like a run of ``batch_inference``, but without Spark."""
         output, documents = self.lake.open(BATCH_INFERENCE), self.lake.open(PROD_DATA)
         for batch in batches:
             missing = BATCH_INFERENCE.file_schema.names[len(PROD_DATA.file_schema.names) :]
             rows = pa.Table.from_batches(list(documents.read(batch, PROD_DATA.file_schema.names)))
             for name in missing:
                 rows = rows.append_column(name, pa.nulls(len(rows), BATCH_INFERENCE.file_schema.field(name).type))
-            recorded = {**input_of(documents, batch), "model_version": 1}
+            recorded = {**input_metadata(documents, batch), "model_version": 1}
             version = output.replace(batch, stage([rows], output.staging_area(batch)), recorded)
             metadata = {"rows": self.lake.open(BATCH_INFERENCE).rows(batch)}
             tags = {"dagster/data_version": str(version)}
@@ -153,7 +152,7 @@ class Deployment:
             )
 
     def grow(self, size: int) -> None:
-        """Land and score batches until there are that many."""
+        """Land and score batches until there are ``size`` batches."""
         there = len(self.lake.open(PROD_DATA).batches())
         keys = [f"batch-{number:06}" for number in range(there, size)]
         self.seconds = []
@@ -166,7 +165,7 @@ class Deployment:
             self.score(some)
 
     def tick(self) -> float:
-        """Seconds of a tick of ``prod_data_sensor``."""
+        """Evaluate ``prod_data_sensor`` once. Returns the seconds."""
         sensor = next(one for one in sensors(self.settings) if one.name == "prod_data_sensor")
         resources = {"lake": self.lake, "registry": ModelRegistry(self.settings)}
 
@@ -177,10 +176,10 @@ class Deployment:
         return _seconds(evaluate)
 
     def asset_page(self) -> dict[str, float]:
-        """Seconds of the page of ``batch_inference``: the first time, and when it is loaded again."""
+        """Load the page of ``batch_inference`` twice. Returns the seconds of both."""
         key, batches = batch_inference.key.path[-1], self.lake.open(BATCH_INFERENCE).batches()
         with webserver(self.settings) as url:
-            graphql(url, "{ assetNodes { id } }")  # loads the code, which belongs to no page
+            graphql(url, "{ assetNodes { id } }")  # loads the code, which is not part of the measurement
             pages: list[int] = []
             first, again = (_seconds(lambda: pages.append(asset_page(url, key, batches[-1]))) for _ in range(2))
         if pages != [len(batches)] * 2:
@@ -188,7 +187,7 @@ class Deployment:
         return {"seconds of the asset page": first, "seconds of the asset page again": again}
 
     def measure(self) -> dict[str, float]:
-        """Every figure at the size that the lake has now."""
+        """All values at the current size of the lake."""
         tables = (PROD_DATA, BATCH_INFERENCE)
         places = [Path(self.lake.table_uri(table)) for table in tables]
         tenth = max(len(self.seconds) // 10, 1)
@@ -202,14 +201,14 @@ class Deployment:
             "data files": float(sum(len(list(place.glob("batch=*/*.parquet"))) for place in places)),
             "commits": float(sum(self.lake.open(table).version for table in tables)),
             "commits MiB": _mebibytes([path for place in places for path in place.glob("_delta_log/*.json")]),
-            # Upkeep removes all but the newest.
+            # Only the newest, because upkeep removes the others.
             "checkpoint MiB": _mebibytes([max(p.glob("_delta_log/*.checkpoint*.parquet"), default=p) for p in places]),
             "seconds to open a table": _seconds(lambda: self.lake.open(BATCH_INFERENCE).files("none")),
             "seconds of stale_batches": _seconds(
                 lambda: stale_batches(self.lake.open(PROD_DATA), self.lake.open(BATCH_INFERENCE), frozenset())
             ),
         }
-        look._seen.clear()
+        observation._last_snapshots.clear()
         self._cursor = None
         figures["seconds of the first tick"] = self.tick()
         figures["seconds of a tick with nothing new"] = self.tick()
@@ -236,7 +235,7 @@ def _seconds(work: Callable[[], object]) -> float:
 def measured(
     home: Path, spark: SparkResource | None, sizes: Sequence[int], rows: int = ROWS
 ) -> Iterator[dict[str, float]]:
-    """Grow one lake to each size in turn, and yield its figures."""
+    """Grow one lake to each size in turn, and yield its values."""
     from pyspark import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
@@ -248,7 +247,7 @@ def measured(
             f"{registry}.get_version": lambda client, settings, number: version,
             f"{registry}.scoring_model": lambda client, version, settings: _MODEL,
             "batch_assets.automation.sensors.champion_number": lambda registry, settings: version.number,
-            "batch_assets.inference.scorer.score_batch": partial(score_batch, load=Echo),
+            "batch_assets.scoring.scorer.score_batch": partial(score_batch, load=Echo),
         }.items():
             stack.enter_context(patch(name, stand_in))
         deployment = Deployment(home, spark, rows)
@@ -259,14 +258,14 @@ def measured(
 
 
 def growth(figures: Sequence[dict[str, float]], name: str) -> float:
-    """How much more a figure grew than its work, from the first size to the last."""
+    """The growth of a value relative to its work, from the first size to the last."""
     first, last = figures[0], figures[-1]
     work = last["batches"] / first["batches"] if name in PER_LAKE else 1.0
     return last[name] / max(first[name], 1e-9) / work
 
 
 def table(figures: Sequence[dict[str, float]]) -> str:
-    """A line for each figure, a column for each size."""
+    """Format the values: a line for each value, a column for each size."""
     lines = []
     for name in figures[0]:
         columns = "".join(f"{each[name]:>14,.2f}" for each in figures)

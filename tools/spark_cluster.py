@@ -1,4 +1,4 @@
-"""A Spark standalone cluster on loopback, out of the pip package: a master and workers as processes of their own."""
+"""A Spark standalone cluster on loopback from the pip package; master and workers are separate processes."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ _PATIENCE_SECONDS = 90
 
 
 class Cluster:
-    """A running cluster: ``url`` is its master's, ``folder`` holds logs and the workers' files."""
+    """A running cluster: ``url`` is the master's address, ``folder`` contains logs and the workers' files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,7 +32,7 @@ class Cluster:
         )
 
     def add_worker(self, cores: int, memory: str) -> None:
-        """Start a worker, and wait until the master counts it among the living."""
+        """Start a worker, and wait until the master reports it as alive."""
         before = self._alive()
         work_dir = self.folder / f"worker-{len(self._processes)}"
         self._start(
@@ -47,16 +47,16 @@ class Cluster:
             time.sleep(0.2)
 
     def workers(self) -> list[psutil.Process]:
-        """The processes of workers that are running now; the master is none."""
+        """The processes of the running workers, without the master."""
         return [psutil.Process(process.pid) for process in self._processes[1:] if process.poll() is None]
 
     def executors(self) -> list[psutil.Process]:
-        """The processes of executors that are running now."""
+        """The processes of the running executors."""
         children = [child for worker in self.workers() for child in worker.children(recursive=True)]
         return [child for child in children if any("CoarseGrainedExecutorBackend" in part for part in _command(child))]
 
     def stop(self) -> None:
-        """End all processes."""
+        """Stop all processes."""
         for process in reversed(self._processes):
             process.send_signal(signal.SIGCONT)
             process.send_signal(signal.SIGTERM)
@@ -73,25 +73,25 @@ class Cluster:
             self._processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
 
     def _alive(self) -> set[str]:
-        """Ids of the workers that the master counts among the living."""
+        """Ids of the workers that the master reports as alive."""
         try:
             workers = httpx.get(f"http://127.0.0.1:{self._ui_port}/json/").json()["workers"]
-        except (httpx.TransportError, ValueError):  # it answers before it knows its own state
+        except (httpx.TransportError, ValueError):  # the master answers before it has its state
             return set()
         return {worker["id"] for worker in workers if worker["state"] == "ALIVE"}
 
 
 @contextmanager
 def spark_cluster(folder: Path, *, workers: int, cores: int, memory: str) -> Iterator[Cluster]:
-    """Run a cluster; logs and working directories are in a folder.
+    """Run a cluster.
 
     Args:
-        folder: for logs and the workers' files.
-        workers: how many.
-        cores: of each.
-        memory: of each, such as ``2g``.
+        folder: folder for logs and the workers' files.
+        workers: number of workers.
+        cores: cores per worker.
+        memory: memory per worker, such as ``2g``.
     """
-    # Workers can't be told which Python to run; executors take the driver's.
+    # Workers have no option for the Python to run; executors use the driver's.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,11 +106,11 @@ def spark_cluster(folder: Path, *, workers: int, cores: int, memory: str) -> Ite
 
 @contextmanager
 def connect_server(folder: Path, master: str) -> Iterator[str]:
-    """Run a Spark Connect server on loopback; its address.
+    """Run a Spark Connect server on loopback; yields its address.
 
     Args:
-        folder: for its log.
-        master: what runs its tasks.
+        folder: folder for the log.
+        master: Spark master that runs the tasks.
     """
     import pyspark
 
@@ -150,5 +150,5 @@ def _listens(port: int) -> bool:
 def _command(process: psutil.Process) -> list[str]:
     try:
         return list(process.cmdline())
-    except psutil.NoSuchProcess:  # it has ended meanwhile
+    except psutil.NoSuchProcess:  # the process has ended
         return []

@@ -1,1 +1,1 @@
-"""ai_query in open-source Spark SQL: endpoints, the client, the functions, and what needs a parser."""
+"""``ai_query`` and its family for open-source Spark SQL: endpoints, client, functions and planner."""

@@ -1,4 +1,4 @@
-"""Ask an endpoint, many requests at a time, until each has an answer or a final error."""
+"""HTTP client: sends many requests to an endpoint at once and retries until each has an answer or a final error."""
 
 import asyncio
 import json
@@ -18,27 +18,31 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 
 from batch_assets.ai_functions.endpoints import Endpoint
-from batch_assets.ai_functions.limits import Breaker, Budget, BudgetUsedUpError, Pace, Share
+from batch_assets.ai_functions.limits import Budget, BudgetUsedUpError, CircuitBreaker, RateLimiter, Share
 from batch_assets.ai_functions.protocols import PROTOCOLS, SchemaError, UnreadableResponseError
-from batch_assets.ai_functions.requests import NO_ANSWER, AiFunctionError, Answer, Request
+from batch_assets.ai_functions.requests import NO_ANSWER, AiFunctionError, Request
+from batch_assets.engines.contract import Completion
 
 _RETRIED = {408, 409, 425, 429}
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
-# A model that missed the schema that often will hardly meet it.
+# A model that misses the schema this often is unlikely to match it on another try.
 _SCHEMA_ATTEMPTS = 3
-# Bytes of text that make a token, for what is reserved before a request is sent: few, to stay below a limit.
+# For estimates before a request is sent: a low number overestimates tokens, which keeps usage below the limits.
 _BYTES_PER_TOKEN = 2
-_UNKNOWN_ANSWER_TOKENS = 256
-_LONGEST_MESSAGE = 500
-# Answers are written down as they come, but together with those that come within a fraction of the time that the
-# first one took: fewer files, and hardly a longer wait for the next request.
-_TOGETHER, _LONGEST_TOGETHER = 1 / 100, 0.25
+_DEFAULT_ANSWER_TOKENS = 256
+_MAX_MESSAGE_LENGTH = 500
+# Answers that arrive close together are stored in one file. The client waits for more for this fraction of the first
+# answer's duration, up to a number of seconds, so the next request is barely delayed.
+_GATHER_FRACTION, _MAX_GATHER_SECONDS = 1 / 100, 0.25
 
-_Answers = queue.SimpleQueue[tuple[Request, Answer, asyncio.Future[None]] | None]
+_Answers = queue.SimpleQueue[tuple[Request, Completion, asyncio.Future[None]] | None]
 
 
-class _TryAgainError(Exception):
-    """The server may answer later; ``wait`` is how long it asked to be left alone, in seconds."""
+class _RetryableError(Exception):
+    """The request may succeed later.
+
+    ``wait`` is the Retry-After of the server in seconds; ``is_sick`` counts the failure for the circuit breaker.
+    """
 
     def __init__(self, name: str, message: str, wait: float | None = None, *, is_sick: bool = True) -> None:
         super().__init__(message)
@@ -48,16 +52,16 @@ class _TryAgainError(Exception):
 
 
 class Client:
-    """Asks one endpoint for one task at a time, over connections that are kept alive between calls.
+    """Sends requests to one endpoint for one task at a time; connections stay open between calls.
 
-    An event loop in a thread of its own does the asking, so that the caller can write answers down meanwhile.
+    An event loop in a separate thread sends the requests, so that the caller can store answers in the meantime.
 
     Args:
-        endpoint: the server.
+        endpoint: the endpoint to call.
         share: the part of its limits that this client may use.
 
     Raises:
-        AiFunctionError: the key of the endpoint is not set here.
+        AiFunctionError: the endpoint's key is missing or invalid.
     """
 
     def __init__(self, endpoint: Endpoint, share: Share) -> None:
@@ -65,45 +69,45 @@ class Client:
         self._protocol = PROTOCOLS[endpoint.kind]
         self._key = _key(endpoint)
         self._url = f"{endpoint.base_url}{self._protocol.path}"
-        self._requests = Pace(share.requests_per_minute)
-        self._tokens = Pace(share.tokens_per_minute)
+        self._requests = RateLimiter(share.requests_per_minute)
+        self._tokens = RateLimiter(share.tokens_per_minute)
         self._budget = Budget(endpoint, share)
-        self._breaker = Breaker()
+        self._breaker = CircuitBreaker()
         self._last_answer = 0.0
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name=f"ai_query {endpoint.name}", daemon=True).start()
         self._http = asyncio.run_coroutine_threadsafe(self._connect(), self._loop).result()
 
-    def ask(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Answer]]]:
-        """Ask every request and yield the answers as they come, those that come in quick succession together.
+    def ask(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Completion]]]:
+        """Send all requests and yield the answers as they arrive; those that arrive close together come in one list.
 
-        A request counts as in flight until the caller asks for more answers, as what it was given is then written
-        down: a kill costs no more answers than there may be requests in flight.
+        A request counts as in flight until the caller requests the next list, which means that it has stored the
+        last one. So a killed process loses at most as many answers as requests may be in flight.
 
         Raises:
-            AiFunctionError: the endpoint refuses access, gives no answer at all, or its budget is used up.
+            AiFunctionError: the endpoint refuses access, doesn't answer at all, or its budget is used up.
         """
         answers: _Answers = queue.SimpleQueue()
-        asking = asyncio.run_coroutine_threadsafe(self._ask_all(iter(requests), answers), self._loop)
-        asking.add_done_callback(lambda _: answers.put(None))
+        sending = asyncio.run_coroutine_threadsafe(self._send_all(iter(requests), answers), self._loop)
+        sending.add_done_callback(lambda _: answers.put(None))
         answered = answers.get()
         try:
             while answered is not None:
-                together = [answered]
-                time.sleep(min((answered[1].seconds or 0) * _TOGETHER, _LONGEST_TOGETHER))
+                gathered = [answered]
+                time.sleep(min((answered[1].seconds or 0) * _GATHER_FRACTION, _MAX_GATHER_SECONDS))
                 for _ in range(answers.qsize()):
                     answered = answers.get()
                     if answered is not None:
-                        together.append(answered)
-                yield [(request, answer) for request, answer, _ in together]
-                self._loop.call_soon_threadsafe(_let_go, [kept for _, _, kept in together])
+                        gathered.append(answered)
+                yield [(request, answer) for request, answer, _ in gathered]
+                self._loop.call_soon_threadsafe(_release, [stored for _, _, stored in gathered])
                 answered = answers.get() if answered is not None else None
         finally:
-            asking.cancel()
+            sending.cancel()
         try:
-            asking.result()
+            sending.result()
         except* AiFunctionError as group:
-            # One is enough to tell; the others say the same of other requests.
+            # The other errors in the group say the same about other requests.
             raise group.exceptions[0] from None
 
     def close(self) -> None:
@@ -111,90 +115,92 @@ class Client:
         asyncio.run_coroutine_threadsafe(self._http.close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
 
-    async def _ask_all(self, requests: Iterator[Request], answers: _Answers) -> None:
-        used_up: list[BudgetUsedUpError] = []
+    async def _send_all(self, requests: Iterator[Request], answers: _Answers) -> None:
+        budget_errors: list[BudgetUsedUpError] = []
 
-        async def ask_some() -> None:
+        async def worker() -> None:
             for request in requests:
                 try:
                     answer = await self._answer(request)
                 except BudgetUsedUpError as error:
-                    used_up.append(error)  # what is in flight costs, and so is waited for
+                    budget_errors.append(error)  # requests in flight cost anyway: wait for their answers
                 else:
-                    kept: asyncio.Future[None] = self._loop.create_future()
-                    answers.put((request, answer, kept))
-                    await kept
-                if used_up:
+                    stored: asyncio.Future[None] = self._loop.create_future()
+                    answers.put((request, answer, stored))
+                    await stored
+                if budget_errors:
                     return
 
         async with asyncio.TaskGroup() as group:
             for _ in range(self._share.requests_in_flight):
-                group.create_task(ask_some())
-        if used_up:
-            raise used_up[0]
+                group.create_task(worker())
+        if budget_errors:
+            raise budget_errors[0]
 
-    async def _answer(self, request: Request) -> Answer:
+    async def _answer(self, request: Request) -> Completion:
         try:
-            return await self._answer_in_time(request)
+            return await self._answer_before_deadline(request)
         except AiFunctionError:
             raise
-        except Exception as error:  # whatever this request is made of, the others go on
+        except Exception as error:  # one bad request must not stop the others
             message = f"[AI_FUNCTION_HTTP_REQUEST_ERROR] {type(error).__name__}: {error}"
-            return Answer(None, self._masked(message)[:_LONGEST_MESSAGE], model=self._endpoint.model)
+            return Completion(None, self._masked(message)[:_MAX_MESSAGE_LENGTH], model=self._endpoint.model)
 
-    async def _answer_in_time(self, request: Request) -> Answer:
+    async def _answer_before_deadline(self, request: Request) -> Completion:
         deadline: float | None = None
-        longest, misses = _FIRST_WAIT, 0
-        failure = _TryAgainError("AI_FUNCTION_HTTP_REQUEST_ERROR", "the server fails, and is left alone")
-        estimate = self._estimate(request)
+        max_wait, misses = _FIRST_WAIT, 0
+        failure = _RetryableError(
+            "AI_FUNCTION_HTTP_REQUEST_ERROR", "no request was sent, because the endpoint keeps failing"
+        )
+        estimate = self._estimate_tokens(request)
         while True:
             await self._requests.wait()
             await self._tokens.wait(estimate)
             await self._budget.reserve(estimate)
-            # Limits may take long, and are not the server's fault: the time of the row begins after them.
+            # The wait for rate limits may be long and is not the server's fault: the row's time starts after it.
             deadline = deadline or time.monotonic() + self._endpoint.deadline_seconds
             used: int | None = 0
             try:
                 async with self._breaker.passing(deadline) as is_probe:
                     used = None
                     answer = await self._attempt(request, is_probe=is_probe)
-                used = (answer.prompt_tokens or 0) + (answer.completion_tokens or 0) or None
+                used = (answer.input_tokens or 0) + (answer.output_tokens or 0) or None
                 return answer
             except SchemaError as error:
                 used = error.tokens
                 misses += 1
                 if misses == _SCHEMA_ATTEMPTS:
                     message = f"[AI_FUNCTION_HTTP_PARSE_CAST_ERROR] {error}"
-                    return Answer(None, message, model=self._endpoint.model)
+                    return Completion(None, message, model=self._endpoint.model)
             except TimeoutError:
                 return self._give_up(failure)
-            except _TryAgainError as error:
+            except _RetryableError as error:
                 failure = error
                 # Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
-                wait = random.uniform(0, longest)
-                longest = min(longest * 2, _LONGEST_WAIT)
+                wait = random.uniform(0, max_wait)
+                max_wait = min(max_wait * 2, _LONGEST_WAIT)
                 if time.monotonic() + max(wait, error.wait or 0) > deadline:
                     return self._give_up(error)
                 await asyncio.sleep(wait)
             finally:
-                # What an attempt took is unknown where its answer doesn't say, or never came.
-                spent = estimate if used is None else used
-                self._tokens.correct(spent - estimate)
-                await self._budget.settle(estimate, spent, was_sent=used != 0)
+                # If there is no answer, or it doesn't report its usage, count the estimate.
+                tokens = estimate if used is None else used
+                self._tokens.correct(tokens - estimate)
+                await self._budget.settle(estimate, tokens, was_sent=used != 0)
 
-    async def _attempt(self, request: Request, *, is_probe: bool) -> Answer:
-        """One attempt; the breaker hears of it."""
+    async def _attempt(self, request: Request, *, is_probe: bool) -> Completion:
+        """Make one attempt and report its outcome to the circuit breaker."""
         began = time.monotonic()
         try:
-            answer = await self._ask_once(request)
-        except _TryAgainError as error:
+            answer = await self._post(request)
+        except _RetryableError as error:
             await self._breaker.failed(is_sick=error.is_sick, is_probe=is_probe)
-            self._breaker.leave_alone(error.wait or 0)
+            self._breaker.pause(error.wait or 0)
             raise
         except SchemaError:
-            await self._answered()
+            await self._record_success()
             raise
-        await self._answered()
+        await self._record_success()
         return replace(answer, seconds=time.monotonic() - began)
 
     async def _connect(self) -> aiohttp.ClientSession:
@@ -207,24 +213,24 @@ class Client:
             proxy=_proxy(self._url),
         )
 
-    async def _answered(self) -> None:
+    async def _record_success(self) -> None:
         await self._breaker.succeeded()
         self._last_answer = time.monotonic()
 
-    def _estimate(self, request: Request) -> int:
+    def _estimate_tokens(self, request: Request) -> int:
         parameters = self._endpoint.parameters | json.loads(request.parameters)
-        most = parameters.get("max_tokens", parameters.get("max_completion_tokens", _UNKNOWN_ANSWER_TOKENS))
-        text = len(request.content.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN
-        return text + (int(most) if isinstance(most, int | float) else _UNKNOWN_ANSWER_TOKENS)
+        answer = parameters.get("max_tokens", parameters.get("max_completion_tokens", _DEFAULT_ANSWER_TOKENS))
+        prompt = len(request.content.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN
+        return prompt + (int(answer) if isinstance(answer, int | float) else _DEFAULT_ANSWER_TOKENS)
 
     def _masked(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
 
-    def _give_up(self, error: _TryAgainError) -> Answer:
-        """An error of the row, if others are being answered.
+    def _give_up(self, error: _RetryableError) -> Completion:
+        """Return an error for this row if the endpoint answers other requests.
 
         Raises:
-            AiFunctionError: no other is: it is the endpoint that doesn't answer.
+            AiFunctionError: the endpoint doesn't answer any requests.
         """
         message = (
             f"[{error.name}] the endpoint {self._endpoint.name} {NO_ANSWER} "
@@ -232,24 +238,24 @@ class Client:
         )
         if self._breaker.is_open or self._last_answer < time.monotonic() - self._endpoint.deadline_seconds / 2:
             raise AiFunctionError(message) from error
-        return Answer(None, message, model=self._endpoint.model, is_final=False)
+        return Completion(None, message, model=self._endpoint.model, is_final=False)
 
-    async def _ask_once(self, request: Request) -> Answer:
+    async def _post(self, request: Request) -> Completion:
         endpoint = self._endpoint
         body = json.dumps(self._protocol.body(endpoint, request), allow_nan=False).encode()
         try:
             async with self._http.post(self._url, data=body, allow_redirects=False) as response:
                 content = await response.read()
         except TimeoutError as error:
-            raise _TryAgainError(
-                "AI_FUNCTION_HTTP_REQUEST_ERROR", f"no answer to a request within {endpoint.timeout_seconds:g} seconds"
+            raise _RetryableError(
+                "AI_FUNCTION_HTTP_REQUEST_ERROR", f"a request timed out after {endpoint.timeout_seconds:g} seconds"
             ) from error
         except aiohttp.ClientError as error:
-            raise _TryAgainError("AI_FUNCTION_HTTP_REQUEST_ERROR", f"{type(error).__name__}: {error}") from error
+            raise _RetryableError("AI_FUNCTION_HTTP_REQUEST_ERROR", f"{type(error).__name__}: {error}") from error
         status = response.status
         if status in _RETRIED or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             is_sick = status != HTTPStatus.TOO_MANY_REQUESTS
-            raise _TryAgainError(
+            raise _RetryableError(
                 "AI_FUNCTION_HTTP_REQUEST_ERROR", f"HTTP status {status}", _retry_after(response), is_sick=is_sick
             )
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
@@ -260,17 +266,17 @@ class Client:
         if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
             raise AiFunctionError(
                 f"[AI_FUNCTION_HTTP_REQUEST_ERROR] the endpoint {endpoint.name} redirects (HTTP status {status}), "
-                "which is not followed: set its base_url to where it really is"
+                "and redirects are not followed: set its base_url to the final address"
             )
         if status != HTTPStatus.OK:
-            said = self._masked(content.decode(errors="replace"))[:_LONGEST_MESSAGE]
-            # On lines of its own: it may repeat the document, and only the first line is shown outside the table.
-            message = f"[AI_FUNCTION_HTTP_REQUEST_ERROR] HTTP status {status}\n{said}"
-            return Answer(None, message, model=endpoint.model)
+            excerpt = self._masked(content.decode(errors="replace"))[:_MAX_MESSAGE_LENGTH]
+            # The excerpt starts a new line: it may repeat the document, and only first lines are shown elsewhere.
+            message = f"[AI_FUNCTION_HTTP_REQUEST_ERROR] HTTP status {status}\n{excerpt}"
+            return Completion(None, message, model=endpoint.model)
         try:
             return self._protocol.read(endpoint, request, content)
         except UnreadableResponseError as error:
-            raise _TryAgainError("AI_FUNCTION_INVALID_HTTP_RESPONSE", str(error)) from error
+            raise _RetryableError("AI_FUNCTION_INVALID_HTTP_RESPONSE", str(error)) from error
 
 
 def _key(endpoint: Endpoint) -> str | None:
@@ -278,33 +284,33 @@ def _key(endpoint: Endpoint) -> str | None:
         return None
     key = os.environ.get(endpoint.api_key_env, "").strip()
     if not (key.isascii() and key.isprintable()):
-        # The error of an HTTP library would show it.
+        # The HTTP library's own error would show the key.
         raise AiFunctionError(
-            f"[AI_FUNCTION_HTTP_REQUEST_ERROR] what is in {endpoint.api_key_env} is no key: it has characters that no "
-            "HTTP header takes"
+            f"[AI_FUNCTION_HTTP_REQUEST_ERROR] {endpoint.api_key_env} doesn't hold a valid key: it has characters that "
+            "HTTP headers don't allow"
         )
     if not key:
         raise AiFunctionError(
-            f"[AI_FUNCTION_HTTP_REQUEST_ERROR] the endpoint {endpoint.name} takes its key from the environment "
-            f"variable {endpoint.api_key_env}, which is not set on the workers"
+            f"[AI_FUNCTION_HTTP_REQUEST_ERROR] the key of the endpoint {endpoint.name} is missing on the workers: set "
+            f"the environment variable {endpoint.api_key_env} there"
         )
     return key
 
 
-def _let_go(kept: Sequence[asyncio.Future[None]]) -> None:
-    for future in kept:
+def _release(stored: Sequence[asyncio.Future[None]]) -> None:
+    for future in stored:
         if not future.done():  # the request may have been cancelled
             future.set_result(None)
 
 
 def _proxy(url: str) -> str | None:
-    """The proxy that the environment names for an address (HTTPS_PROXY, NO_PROXY and their like)."""
+    """Return the proxy for an address from HTTPS_PROXY, NO_PROXY and similar variables."""
     parts = urlsplit(url)
     return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:
-    """Seconds of the header Retry-After, which is a number or a date (RFC 9110, section 10.2.3)."""
+    """Return the seconds of the Retry-After header, which is a number or a date (RFC 9110, section 10.2.3)."""
     value = response.headers.get("Retry-After")
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""The embedded endpoint: SmolLM2 behind llama.cpp's OpenAI-compatible server, started when first needed."""
+"""The embedded endpoint: SmolLM2 behind llama.cpp's OpenAI-compatible server, started on first use."""
 
 import json
 import os
@@ -13,20 +13,20 @@ from batch_assets.errors import BatchAssetsError
 from batch_assets.models import smollm2
 
 EMBEDDED_MODEL_NAME = smollm2.NAME
-# One at a time: what llama.cpp answers depends on what it computes beside it, and a rerun has to say the same.
-# Four slots were a fifth faster on two cores, and gave 7 of 12 answers another wording in another order.
+# One slot: llama.cpp's answers depend on what it computes in parallel, and a rerun must give the same answers.
+# Four slots were a fifth faster on two cores, but 7 of 12 answers changed with the order of the requests.
 _SLOTS = 1
-# The next requests wait at the server, so that it never idles; plain SQL asks from every core, and branches of a query
-# have a share each.
+# Requests queue at the server, so that it never idles. This limit is divided among the cores in plain SQL, and among
+# the parallel branches of a query in ai_sql(); each needs at least one.
 _REQUESTS_IN_FLIGHT = max(os.cpu_count() or 1, 8)
 _START_SECONDS = 60.0
 _ANSWER_SECONDS = 1800.0
-# "less than 100 words" is about 130 tokens; the small model doesn't always keep to it.
+# "less than 100 words" is about 130 tokens; the small model sometimes writes more.
 EMBEDDED_PARAMETERS = {"max_tokens": 160, "temperature": 0, "cache_prompt": False}
 
 
 class EmbeddedServer:
-    """Starts the server and stops it; a process that dies takes its server with it."""
+    """Starts and stops the server. The server also ends when the process that started it dies."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -34,10 +34,10 @@ class EmbeddedServer:
         self._endpoint: Endpoint | None = None
 
     def start(self) -> Endpoint:
-        """Start the server if it doesn't run yet, and wait until it answers.
+        """Start the server unless it is running, wait until it answers, and return its endpoint.
 
         Raises:
-            BatchAssetsError: it didn't start, and why.
+            BatchAssetsError: the server didn't start.
         """
         if self._endpoint is not None and self._process is not None and self._process.poll() is None:
             return self._endpoint
@@ -54,7 +54,7 @@ class EmbeddedServer:
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise BatchAssetsError(f"the embedded model server ended with status {code} while it was starting")
+            raise BatchAssetsError(f"the embedded model server exited with status {code} during startup")
         address = json.loads(line)["address"]
         self._wait_until_healthy(address)
         self._endpoint = Endpoint(
@@ -63,14 +63,14 @@ class EmbeddedServer:
             model=EMBEDDED_MODEL_NAME,
             parameters=EMBEDDED_PARAMETERS,
             requests_in_flight=_REQUESTS_IN_FLIGHT,
-            # On a busy machine an answer takes minutes; asking again would only make it busier.
+            # On a busy machine an answer can take minutes; a retry would only add load.
             timeout_seconds=_ANSWER_SECONDS,
             deadline_seconds=_ANSWER_SECONDS,
         )
         return self._endpoint
 
     def stop(self) -> None:
-        """Stop the server if it runs."""
+        """Stop the server if it is running."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
             self._process.wait()
@@ -81,7 +81,7 @@ class EmbeddedServer:
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
-                raise BatchAssetsError(f"the embedded model server ended with status {self._process.returncode}")
+                raise BatchAssetsError(f"the embedded model server exited with status {self._process.returncode}")
             try:
                 if httpx.get(f"{address}/health", timeout=5).status_code == httpx.codes.OK:
                     return

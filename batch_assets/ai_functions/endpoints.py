@@ -1,4 +1,4 @@
-"""Endpoints by name. Addresses and keys come from configuration only, never from a row."""
+"""Endpoints of ``ai_query``. Their addresses and keys come from configuration, never from a row."""
 
 import json
 import os
@@ -17,12 +17,12 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class Endpoint(BaseModel):
-    """A server that answers requests: of chat completions, or of a registered model that MLflow serves.
+    """A server for chat completions (``openai``), or for a registered model that MLflow serves (``mlflow``).
 
-    ``model`` is what a chat server calls its model; for ``mlflow`` it names what is served, with its version.
-    ``parameters`` go into every request (``max_tokens``, ``temperature``). ``api_key_env`` is the *name* of the
-    environment variable that holds the key. ``timeout_seconds`` is for one attempt, ``deadline_seconds`` for a row with
-    all its attempts. Limits are kept over all tasks of a statement; None is no limit.
+    ``model`` is the model's name on a chat server; for ``mlflow`` it names the served model and its version.
+    ``parameters`` are part of every request (``max_tokens``, ``temperature``). ``api_key_env`` is the *name* of the
+    environment variable that holds the key. ``timeout_seconds`` limits one attempt, ``deadline_seconds`` all attempts
+    for a row. Limits apply to all tasks of a statement together; None means no limit.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -59,13 +59,13 @@ class Endpoint(BaseModel):
     def _check_url(cls, url: str) -> str:
         parts = urlsplit(url)
         if parts.port == 0:
-            raise ValueError("base_url must not have the port 0")
+            raise ValueError("base_url must not use port 0")
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ValueError("base_url must be an http or https address")
         if parts.username or parts.password:
-            raise ValueError("base_url must not hold credentials: name an environment variable in api_key_env")
+            raise ValueError("base_url must not contain credentials: name an environment variable in api_key_env")
         if parts.query or parts.fragment:
-            raise ValueError("base_url must not have a query: a key goes into api_key_env")
+            raise ValueError("base_url must not have a query or fragment: name the key's variable in api_key_env")
         return url.rstrip("/")
 
     @field_validator("parameters")
@@ -74,17 +74,17 @@ class Endpoint(BaseModel):
         try:
             json.dumps(parameters)
         except TypeError as error:
-            raise ValueError(f"parameters go into a JSON request, but {error}") from error
+            raise ValueError(f"parameters must be valid JSON: {error}") from error
         return parameters
 
     @property
     def identity(self) -> list[Any]:
-        """What decides what is answered; not where the server is."""
+        """Everything about the endpoint that determines an answer; the address does not."""
         return [self.name, self.kind, self.model, self.parameters]
 
     @property
     def has_budget(self) -> bool:
-        """Whether a statement may use up only so much."""
+        """Whether the endpoint limits the requests or tokens of a statement."""
         return self.requests_per_statement is not None or self.tokens_per_statement is not None
 
 
@@ -92,31 +92,30 @@ def check_endpoint_name(name: str) -> str:
     """Return an endpoint's name unchanged.
 
     Raises:
-        ValueError: it is not 1 to 100 of ``A-Za-z0-9._-``, a letter or digit first.
+        ValueError: the name is not 1 to 100 of ``A-Za-z0-9._-``, starting with a letter or digit.
     """
     if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} can't name an endpoint: use 1 to 100 of A-Z, a-z, 0-9, '.', '_' and '-'")
+        raise ValueError(f"{name!r} is not a valid endpoint name: use 1 to 100 of A-Z, a-z, 0-9, '.', '_' and '-'")
     return name
 
 
 def check_key(endpoint: Endpoint) -> None:
-    """Make sure that the key of an endpoint is set here.
+    """Check that an endpoint's key is set in this process.
 
     Raises:
-        BatchAssetsError: it isn't.
+        BatchAssetsError: the key is not set.
     """
     if endpoint.api_key_env and not os.environ.get(endpoint.api_key_env):
         raise BatchAssetsError(
-            f"the endpoint {endpoint.name} takes its key from the environment variable {endpoint.api_key_env}, which "
-            "is not set"
+            f"the key of the endpoint {endpoint.name} is missing: set the environment variable {endpoint.api_key_env}"
         )
 
 
 def read_endpoints(path: Path) -> dict[str, Endpoint]:
-    """Read the endpoints of a TOML file: one table ``[endpoints.<name>]`` for each.
+    """Read endpoints from a TOML file with one table ``[endpoints.<name>]`` for each.
 
     Raises:
-        BatchAssetsError: the file can't be read, or an endpoint in it can't be used.
+        BatchAssetsError: the file can't be read, or an endpoint is invalid.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -132,16 +131,16 @@ def read_endpoints(path: Path) -> dict[str, Endpoint]:
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
-            # Not "from error", which may show what was written there: a key, or an address with one.
-            raise BatchAssetsError(f"{path}: the endpoint {name} can't be used: {field}: {first['msg']}") from None
+            # Not "from error": the original error may show a key, or an address that contains one.
+            raise BatchAssetsError(f"{path}: the endpoint {name} is invalid: {field}: {first['msg']}") from None
     return endpoints
 
 
 def configured_endpoint(file: Path | str | None, name: str) -> Endpoint | None:
-    """An endpoint by name; None for the embedded one, which has to be started.
+    """Return an endpoint by name; None for the embedded one, which must be started first.
 
     Raises:
-        BatchAssetsError: there is no endpoint of that name.
+        BatchAssetsError: there is no endpoint with this name.
     """
     endpoints = read_endpoints(Path(file)) if file is not None else {}
     if name in endpoints:

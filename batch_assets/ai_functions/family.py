@@ -1,4 +1,4 @@
-"""The family of ``ai_query``: what each function asks, and how its answer is read.
+"""The family of ``ai_query``: how each function builds its request and reads the answer.
 
 https://docs.databricks.com/en/large-language-models/ai-functions.html
 """
@@ -11,7 +11,7 @@ from typing import Any
 from batch_assets.ai_functions.requests import AiFunctionError, Request
 
 _SENTIMENTS = ("positive", "negative", "neutral", "mixed")
-_MOST_LABELS = 20
+_MAX_LABELS = 20
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class AiFunction:
     """One function of the family.
 
     Args:
-        name: in SQL.
-        parameters: names in SQL, in their order.
-        optional: how many of them, the last ones, may be left out.
-        ask: makes the request from a row's arguments.
-        read: makes the result from the answer.
+        name: name in SQL.
+        parameters: names of the parameters in SQL, in order.
+        ask: builds the request from a row's arguments.
+        read: converts the answer to the result.
+        optional: number of parameters at the end that are optional.
     """
 
     name: str
@@ -43,7 +43,7 @@ def _gen(prompt: str) -> Request:
 
 def _summarize(content: str, max_words: int = 50) -> Request:
     if max_words < 0:
-        raise AiFunctionError(f"ai_summarize: max_words is {max_words}; it takes a number from 0, 0 for no limit")
+        raise AiFunctionError(f"ai_summarize: max_words must be 0 (no limit) or more, but is {max_words}")
     limit = f" in at most {max_words} words" if max_words else ""
     return _plain(f"Summarize the following text{limit}. Answer with the summary alone.", content)
 
@@ -80,14 +80,16 @@ def _extract(content: str, labels: Sequence[str]) -> Request:
         "required": list(labels),
         "additionalProperties": False,
     }
-    what = f"Find these in the following text, as it words them, null for what it doesn't name: {', '.join(labels)}."
-    return Request(f"{what}\n\n{content}", schema=json.dumps(schema))
+    instruction = (
+        f"Find these in the following text, as it words them, null for what it doesn't name: {', '.join(labels)}."
+    )
+    return Request(f"{instruction}\n\n{content}", schema=json.dumps(schema))
 
 
 def _mask(content: str, labels: Sequence[str]) -> Request:
     labels = check_labels("ai_mask", labels)
-    what = f"Replace each of these in the following text by [MASKED]: {', '.join(labels)}."
-    return _plain(f"{what} Change nothing else, and answer with the text alone.", content)
+    instruction = f"Replace each of these in the following text by [MASKED]: {', '.join(labels)}."
+    return _plain(f"{instruction} Change nothing else, and answer with the text alone.", content)
 
 
 def _translate(content: str, to_lang: str) -> Request:
@@ -101,19 +103,19 @@ def _fix_grammar(content: str) -> Request:
 
 
 def check_labels(function: str, labels: Sequence[str], at_least: int = 1) -> list[str]:
-    """Return labels unchanged.
+    """Return the labels of a call as a list.
 
     Raises:
-        AiFunctionError: they are too few or too many, or one is empty, null or there twice.
+        AiFunctionError: there are too few or too many labels, or one is empty, null or repeated.
     """
-    if not at_least <= len(labels) <= _MOST_LABELS:
-        raise AiFunctionError(f"{function}: there are {len(labels)} labels; it takes {at_least} to {_MOST_LABELS}")
+    if not at_least <= len(labels) <= _MAX_LABELS:
+        raise AiFunctionError(f"{function}: got {len(labels)} labels, but takes {at_least} to {_MAX_LABELS}")
     if not all(labels) or len(set(labels)) != len(labels):
-        raise AiFunctionError(f"{function}: every label must be a different text: {list(labels)}")
+        raise AiFunctionError(f"{function}: labels must be different and not empty, but are {list(labels)}")
     return list(labels)
 
 
-# ai_query itself is not here: its arguments decide on its type.
+# Without ai_query, whose result type depends on its arguments.
 FAMILY = {
     function.name: function
     for function in (

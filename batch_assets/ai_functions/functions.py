@@ -1,7 +1,7 @@
-"""``ai_query`` and its family as functions of a Spark session: for SQL, and for the DataFrame API.
+"""``ai_query`` and its family as functions of a Spark session, for SQL and for the DataFrame API.
 
-Conventions of https://docs.databricks.com/en/sql/language-manual/functions/ai_query.html. What needs to know the
-statement around a call is in ``sql``.
+They follow https://docs.databricks.com/en/sql/language-manual/functions/ai_query.html. Features that depend on the
+statement around a call are in ``planner``.
 """
 
 import atexit
@@ -17,18 +17,19 @@ from weakref import WeakKeyDictionary
 
 import pyarrow as pa
 from pyspark.sql import Column, SparkSession
-from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
+from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's documentation
 from pyspark.sql.functions import arrow_udf  # type: ignore[attr-defined]
 from pyspark.sql.pandas.types import to_arrow_type
 from pyspark.sql.types import DataType, LongType, MapType, StringType, StructField, StructType, TimestampType
 
-from batch_assets.ai_functions.answering import Statement, temporary_store
+from batch_assets.ai_functions.answering import CallContext, temporary_store
 from batch_assets.ai_functions.endpoints import Endpoint
 from batch_assets.ai_functions.family import FAMILY, check_labels
 from batch_assets.ai_functions.requests import AiFunctionError, Request
 from batch_assets.ai_functions.schemas import ANY_TEXT, ResponseFormat, read_as, response_format, type_of
-from batch_assets.inference.completions import Completion, FinishedWork
-from batch_assets.sessions import slots_of
+from batch_assets.engines.contract import Completion
+from batch_assets.scoring.completions import FinishedWork
+from batch_assets.spark_sessions import task_slots
 
 AI_QUERY = "ai_query"
 PARAMETERS = {
@@ -36,28 +37,29 @@ PARAMETERS = {
     **{name: function.parameters for name, function in FAMILY.items()},
 }
 _STRING = StringType()
-_DETAILS = (
-    StructField("finishReason", _STRING),
-    StructField("promptTokens", LongType()),
-    StructField("completionTokens", LongType()),
-    StructField("model", _STRING),
-    StructField("requestHash", _STRING),
-    StructField("createdAt", TimestampType()),
-)
+# Fields of a completion, and how the detailed struct of ``failOnError => false`` calls them.
+DETAILS = {
+    "finish_reason": StructField("finishReason", _STRING),
+    "input_tokens": StructField("promptTokens", LongType()),
+    "output_tokens": StructField("completionTokens", LongType()),
+    "model": StructField("model", _STRING),
+    "request_hash": StructField("requestHash", _STRING),
+    "completed_at": StructField("createdAt", TimestampType()),
+}
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a function in a statement, with what is the same for all its rows.
+    """One function call in a statement, with everything that is the same for all rows.
 
     Args:
-        function: its name.
+        function: name of the function.
         endpoint: name of the endpoint.
         result: type of an answer.
-        form: what answers must look like.
-        fail_on_error: whether one row's error ends the statement; else the result is a struct of ``result`` and
+        form: required format of the answers.
+        fail_on_error: whether one failed row fails the statement; otherwise the result is a struct of ``result`` and
             ``errorMessage``.
-        details: whether that struct says more of each answer.
+        details: whether that struct also has tokens, model, hash and time of each answer.
     """
 
     function: str
@@ -71,21 +73,27 @@ class Call:
     def of(
         cls, function: str, constants: Mapping[str, Any], default_endpoint: str | None, *, details: bool = False
     ) -> "Call":
-        """A call out of those arguments that must be constants, by their names in SQL.
+        """Create a call from its constant arguments.
+
+        Args:
+            function: name of the function.
+            constants: the arguments that must be literals, by their names in SQL.
+            default_endpoint: endpoint of the functions that don't name one.
+            details: as in ``Call``.
 
         Raises:
-            AiFunctionError: one of them can't be used.
+            AiFunctionError: an argument is invalid, or the function has no endpoint.
         """
         if function != AI_QUERY:
             if default_endpoint is None:
-                raise AiFunctionError(f"{function}: no endpoint was named for it: register_ai_functions(default=...)")
+                raise AiFunctionError(f"{function} has no endpoint: call register_ai_functions(default=...)")
             if function != "ai_extract":
                 return cls(function, default_endpoint)
             labels = check_labels(function, constants["labels"] or [])
             return cls(function, default_endpoint, StructType([StructField(label, _STRING) for label in labels]))
         name, fails = constants["endpoint"], constants.get("failOnError", True)
         if not isinstance(name, str) or not isinstance(fails, bool):
-            raise AiFunctionError("ai_query: the endpoint must be a text and failOnError true or false, both literals")
+            raise AiFunctionError("ai_query: endpoint must be a string literal, and failOnError must be true or false")
         form, kind = ANY_TEXT, None
         if constants.get("responseFormat") is not None:
             form = response_format(constants["responseFormat"])
@@ -96,26 +104,26 @@ class Call:
 
     @property
     def type(self) -> DataType:
-        """Type of the column that the call gives."""
+        """Type of the column that the call returns."""
         if self.fail_on_error:
             return self.result
         fields = [StructField("result", self.result), StructField("errorMessage", _STRING)]
-        return StructType(fields + list(_DETAILS if self.details else ()))
+        return StructType(fields + list(DETAILS.values() if self.details else ()))
 
-    def run(self, statement: Statement, columns: Mapping[str, pa.Array]) -> pa.Array:
+    def run(self, context: CallContext, columns: Mapping[str, pa.Array]) -> pa.Array:
         """Answer the rows of a task.
 
         Args:
-            statement: what they are part of.
-            columns: arguments that are no constants, by name.
+            context: the statement that the call belongs to.
+            columns: the arguments that differ by row, by name.
 
         Raises:
-            AiFunctionError: the statement can't go on.
+            AiFunctionError: the statement can't continue.
         """
-        with statement.work() as work:
-            endpoint = statement.endpoint(self.endpoint)
+        with context.work() as answers:
+            endpoint = context.endpoint(self.endpoint)
             requests = self._requests(endpoint, columns)
-            completions = work.answer(statement, endpoint, requests, fail_on_error=self.fail_on_error)
+            completions = answers.answer(context, endpoint, requests, fail_on_error=self.fail_on_error)
             rows = [None if completion is None else self._row(endpoint, completion) for completion in completions]
             return pa.array(rows, to_arrow_type(self.type, timezone="UTC"))
 
@@ -125,8 +133,8 @@ class Call:
         for row in rows:
             arguments = dict(zip(columns, row, strict=True))
             if self.function != AI_QUERY:
-                nothing = any(value is None for value in arguments.values())
-                request = None if nothing else FAMILY[self.function].ask(**arguments)
+                has_null = any(value is None for value in arguments.values())
+                request = None if has_null else FAMILY[self.function].ask(**arguments)
             else:
                 request = self._query(endpoint, arguments)
             if request is not None and endpoint.kind == "mlflow" and self.function != AI_QUERY:
@@ -143,9 +151,9 @@ class Call:
         elif isinstance(value, str):
             content = value
         else:
-            raise AiFunctionError(f"ai_query: the endpoint {endpoint.name} takes a text, not {type(value).__name__}")
+            raise AiFunctionError(f"ai_query: the endpoint {endpoint.name} takes a string, not {type(value).__name__}")
         parameters = json.dumps(arguments.get("modelParameters") or {}, default=_as_json, sort_keys=True)
-        return Request(content, parameters, self.form.schema, self.form.told)
+        return Request(content, parameters, self.form.schema, self.form.sent)
 
     def _row(self, endpoint: Endpoint, completion: Completion) -> Any:
         result, error = None, completion.error_message
@@ -166,19 +174,12 @@ class Call:
             return result
         row = {"result": result, "errorMessage": error}
         if self.details:
-            row |= {
-                "finishReason": completion.finish_reason,
-                "promptTokens": completion.input_tokens,
-                "completionTokens": completion.output_tokens,
-                "model": completion.model,
-                "requestHash": completion.request_hash,
-                "createdAt": completion.completed_at,
-            }
+            row |= {item.name: getattr(completion, field) for field, item in DETAILS.items()}
         return row
 
     def _result(self, endpoint: Endpoint, text: str) -> Any:
         if endpoint.kind == "mlflow" and not isinstance(self.result, StructType | MapType):
-            # A model with one column of output: its value is the result.
+            # For a model with a single output column, the column's value is the result.
             with suppress(ValueError):
                 value = json.loads(text)
                 if isinstance(value, dict) and len(value) == 1:
@@ -187,7 +188,7 @@ class Call:
         return read_as(text, self.result)
 
     def _columns_error(self, text: str) -> str | None:
-        """What is wrong with the columns of a prediction that has several; None where nothing is."""
+        """Return an error if the columns of a prediction don't match the result type, else None."""
         try:
             value = json.loads(text)
         except ValueError:
@@ -200,40 +201,40 @@ class Call:
         if set(value) == set(wanted):
             return None
         return (
-            f"[AI_FUNCTION_HTTP_PARSE_COLUMNS_ERROR] the model gave the columns {', '.join(value)}, but returnType is "
-            f"{self.result.simpleString()}"
+            f"[AI_FUNCTION_HTTP_PARSE_COLUMNS_ERROR] the model returned the columns {', '.join(value)}, but "
+            f"returnType is {self.result.simpleString()}"
         )
 
-    def udf(self, statement: Statement, names: Sequence[str]) -> Any:
-        """The call as a function of the arguments that are no constants, in the order of ``names``."""
+    def udf(self, context: CallContext, names: Sequence[str]) -> Any:
+        """Return the call as a Spark function of the arguments that differ by row, in the order of ``names``."""
 
         def answer(*columns: pa.Array) -> pa.Array:
-            return self.run(statement, dict(zip(names, columns, strict=True)))
+            return self.run(context, dict(zip(names, columns, strict=True)))
 
-        # Nondeterministic: a projection and a filter on the same answer must not ask twice.
+        # Nondeterministic, so that a projection and a filter on the same answer don't send requests twice.
         return arrow_udf(answer, self.type).asNondeterministic()
 
 
 def _as_json(value: Any) -> Any:
-    """Decimals, which SQL makes of 0.5, as numbers; dates and the like as text."""
+    """Convert decimals, the type of 0.5 in SQL, to numbers, and dates and other values to text."""
     return float(value) if isinstance(value, Decimal) else str(value)
 
 
 class AiFunctions:
-    """The functions in one session: what ``register_ai_functions`` gives, for the DataFrame API.
+    """The functions of one session for the DataFrame API; ``register_ai_functions`` returns them.
 
-    Each method takes columns, or constants in their place, and gives a column; names and defaults are SQL's.
+    Each method takes columns or constants and returns a column. Names and defaults are the same as in SQL.
     """
 
     def __init__(self, spark: SparkSession, endpoints: Mapping[str, Endpoint], default: str | None) -> None:
         self.endpoints = dict(endpoints)
         self.default = default
-        # Answers of plain statements outlive nothing but a task that is started again on the same machine.
+        # Answers of plain SQL are only reused when Spark retries a task on the same machine.
         folder = tempfile.mkdtemp(prefix="batch_assets_ai_")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         store = temporary_store(folder)
-        slots = slots_of(spark)
-        self.statement = Statement(
+        slots = task_slots(spark)
+        self.context = CallContext(
             store.folder,
             self.endpoints,
             FinishedWork(store, folder, (), {}, {}),
@@ -250,7 +251,17 @@ class AiFunctions:
         modelParameters: Column | None = None,  # noqa: N803
         responseFormat: str | None = None,  # noqa: N803
     ) -> Column:
-        """Ask an endpoint; a plain text as ``request`` names a column."""
+        """Send requests to an endpoint.
+
+        Args:
+            endpoint: name of the endpoint.
+            request: column of the requests, or its name.
+            returnType: DDL of the result type, a string by default.
+            failOnError: whether one failed row fails the statement; otherwise the result is a struct of ``result`` and
+                ``errorMessage``.
+            modelParameters: struct of parameters in addition to those of the endpoint.
+            responseFormat: required format of the answers, as DDL of a struct or as JSON.
+        """
         constants = {
             "endpoint": endpoint,
             "returnType": returnType,
@@ -261,12 +272,12 @@ class AiFunctions:
         if modelParameters is not None:
             columns["modelParameters"] = modelParameters
         call = Call.of(AI_QUERY, constants, self.default)
-        self._refuse_budget(self.statement.endpoint(endpoint))
-        column: Column = call.udf(self.statement, list(columns))(*columns.values())
+        self._refuse_budget(self.context.endpoint(endpoint))
+        column: Column = call.udf(self.context, list(columns))(*columns.values())
         return column
 
     def ai_summarize(self, content: Column | str, max_words: int = 50) -> Column:
-        """Summarize a text in at most so many words, 0 for no limit."""
+        """Summarize a text in at most ``max_words`` words, 0 for no limit."""
         return self._call("ai_summarize", content, F.lit(max_words))
 
     def ai_gen(self, prompt: Column | str) -> Column:
@@ -274,15 +285,15 @@ class AiFunctions:
         return self._call("ai_gen", prompt)
 
     def ai_classify(self, content: Column | str, labels: Sequence[str]) -> Column:
-        """The label that fits a text best."""
+        """Choose the label that fits a text best."""
         return self._call("ai_classify", content, F.array(*map(F.lit, labels)))
 
     def ai_extract(self, content: Column | str, labels: Sequence[str]) -> Column:
-        """A struct with what a text says for each label, null where it says nothing."""
+        """Extract a struct with a string for each label, null where the text has nothing for it."""
         return self._call("ai_extract", content, F.array(*map(F.lit, labels)), constants={"labels": labels})
 
     def ai_translate(self, content: Column | str, to_lang: str) -> Column:
-        """Translate a text into the language of a code such as ``de``."""
+        """Translate a text into a language, given as a code such as ``de``."""
         return self._call("ai_translate", content, F.lit(to_lang))
 
     def ai_fix_grammar(self, content: Column | str) -> Column:
@@ -290,38 +301,38 @@ class AiFunctions:
         return self._call("ai_fix_grammar", content)
 
     def ai_analyze_sentiment(self, content: Column | str) -> Column:
-        """``positive``, ``negative``, ``neutral`` or ``mixed``."""
+        """Classify a text as ``positive``, ``negative``, ``neutral`` or ``mixed``."""
         return self._call("ai_analyze_sentiment", content)
 
     def ai_mask(self, content: Column | str, labels: Sequence[str]) -> Column:
-        """Replace what labels such as ``person`` or ``email`` name by [MASKED]."""
+        """Replace everything that labels such as ``person`` or ``email`` describe with [MASKED]."""
         return self._call("ai_mask", content, F.array(*map(F.lit, labels)))
 
     def _call(
         self, function: str, content: Column | str, *others: Column, constants: Mapping[str, Any] | None = None
     ) -> Column:
         call = Call.of(function, constants or {}, self.default)
-        self._refuse_budget(self.statement.endpoint(call.endpoint))
+        self._refuse_budget(self.context.endpoint(call.endpoint))
         columns = [F.col(content) if isinstance(content, str) else content, *others]
-        column: Column = call.udf(self.statement, PARAMETERS[function])(*columns)
+        column: Column = call.udf(self.context, PARAMETERS[function])(*columns)
         return column
 
     @staticmethod
     def _refuse_budget(endpoint: Endpoint) -> None:
         if endpoint.has_budget:
             raise AiFunctionError(
-                f"the endpoint {endpoint.name} has a budget for a statement, and Spark doesn't say where a statement "
-                "ends: run it with ai_sql()"
+                f"the endpoint {endpoint.name} has a budget for each statement, which only ai_sql() can enforce: run "
+                "the statement with ai_sql()"
             )
 
     def register(self, spark: SparkSession) -> None:
-        """Make the functions known to SQL."""
+        """Register the functions for SQL."""
         spark.udf.register(AI_QUERY, arrow_udf(self._plain_query(), "string").asNondeterministic())
         for function in FAMILY.values():
             spark.udf.register(function.name, arrow_udf(self._plain(function.name), "string").asNondeterministic())
 
     def _plain_query(self) -> Callable[..., pa.Array]:
-        statement, refuse_budget = self.statement, self._refuse_budget
+        context, refuse_budget = self.context, self._refuse_budget
 
         def ai_query(
             endpoint: pa.Array,
@@ -333,30 +344,32 @@ class AiFunctions:
         ) -> pa.Array:
             names = endpoint.unique().to_pylist()
             if len(names) != 1:
-                raise AiFunctionError("the endpoint of ai_query must be a literal: every row must name the same one")
+                raise AiFunctionError("ai_query: endpoint must be a literal, the same for every row")
             if failOnError is not None and not all(failOnError.to_pylist()):
-                raise AiFunctionError("ai_query: failOnError => false gives a struct: run the statement with ai_sql()")
+                raise AiFunctionError(
+                    "ai_query: failOnError => false returns a struct: run the statement with ai_sql()"
+                )
             for name, argument in (("returnType", returnType), ("responseFormat", responseFormat)):
                 if argument is not None and set(argument.to_pylist()) - {None, "STRING", "string"}:
-                    raise AiFunctionError(f"ai_query: {name} decides on the type: run the statement with ai_sql()")
-            refuse_budget(statement.endpoint(names[0]))
+                    raise AiFunctionError(f"ai_query: {name} changes the result type: run the statement with ai_sql()")
+            refuse_budget(context.endpoint(names[0]))
             columns = {"request": request}
             if modelParameters is not None:
                 columns["modelParameters"] = modelParameters
-            return Call(AI_QUERY, names[0]).run(statement, columns)
+            return Call(AI_QUERY, names[0]).run(context, columns)
 
         return ai_query
 
     def _plain(self, function: str) -> Callable[..., pa.Array]:
-        statement, default, refuse_budget = self.statement, self.default, self._refuse_budget
+        context, default, refuse_budget = self.context, self.default, self._refuse_budget
         names = PARAMETERS[function]
 
         def answer(*columns: pa.Array) -> pa.Array:
             if function == "ai_extract":
-                raise AiFunctionError("ai_extract: labels decide on the type: run the statement with ai_sql()")
+                raise AiFunctionError("ai_extract: labels change the result type: run the statement with ai_sql()")
             call = Call.of(function, {}, default)
-            refuse_budget(statement.endpoint(call.endpoint))
-            return call.run(statement, dict(zip(names, columns, strict=False)))
+            refuse_budget(context.endpoint(call.endpoint))
+            return call.run(context, dict(zip(names, columns, strict=False)))
 
         return answer
 
@@ -367,16 +380,16 @@ _registered: "WeakKeyDictionary[SparkSession, AiFunctions]" = WeakKeyDictionary(
 def register_ai_functions(
     spark: SparkSession, endpoints: Mapping[str, Endpoint], default: str | None = None
 ) -> AiFunctions:
-    """Make ``ai_query`` and its family known to a session.
+    """Register ``ai_query`` and its family in a session.
 
-    NULL in gives NULL out, without a call. What one function of plain ``spark.sql`` can't honour (a result type that
-    depends on an argument, a budget of a statement) ends the statement with an error that names ``ai_sql``.
+    A NULL argument returns NULL without a request. Plain ``spark.sql`` doesn't support result types that depend on an
+    argument, or budgets of a statement; it fails with an error that names ``ai_sql``.
 
     Args:
         spark: the session.
-        endpoints: servers by name.
-        default: the endpoint that ``ai_summarize`` and the others ask, which name none; where there is one endpoint
-            only, that one.
+        endpoints: endpoints by name.
+        default: endpoint of the functions that don't name one, such as ``ai_summarize``; a single endpoint is the
+            default.
 
     Returns:
         The functions for the DataFrame API.
@@ -390,11 +403,11 @@ def register_ai_functions(
 
 
 def registered_functions(spark: SparkSession) -> AiFunctions:
-    """The functions that were registered in a session.
+    """Return the functions that are registered in a session.
 
     Raises:
-        AiFunctionError: none were.
+        AiFunctionError: no functions are registered.
     """
     if spark not in _registered:
-        raise AiFunctionError("the session has no ai functions yet: call register_ai_functions(spark, endpoints) first")
+        raise AiFunctionError("the session has no ai functions: call register_ai_functions(spark, endpoints) first")
     return _registered[spark]

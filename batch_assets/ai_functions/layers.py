@@ -1,9 +1,9 @@
-"""Rewrite a query so that Spark asks as little as the query needs.
+"""Rewrite a query so that Spark sends as few requests as possible.
 
-A ``SELECT`` that calls ai functions becomes three layers. Below, everything that needs no answer: ``WHERE`` and, where
-the order doesn't depend on an answer, ``ORDER BY`` and ``LIMIT``. In the middle, each different call once, over rows
-that are spread so that equal requests meet. Above, what is made of the answers. Spark alone would ask for every row
-before a ``LIMIT``.
+A ``SELECT`` with ai functions becomes three layers. The bottom layer does everything that needs no answer: ``WHERE``
+and, if the order doesn't depend on an answer, ``ORDER BY`` and ``LIMIT``. The middle layer makes each distinct call
+once, over rows repartitioned so that equal requests are in the same task. The top layer computes everything that uses
+answers. Without this rewrite, Spark would send a request for every row before it applies a ``LIMIT``.
 """
 
 from collections import Counter
@@ -15,15 +15,15 @@ from sqlglot import exp
 
 from batch_assets.ai_functions.requests import AiFunctionError
 
-# Spark's names are not case-sensitive, and nobody else's begin so.
+# Prefix of the names created here, in lower case because names in Spark are not case-sensitive.
 _PREFIX = "_batch_assets_"
-# They make several rows of one, so a LIMIT counts what comes out of them.
+# Functions that turn one row into several: a LIMIT applies to their output.
 _GENERATORS = (exp.UDTF, exp.Explode, exp.Posexplode, exp.Inline)
 
 
 @dataclass(frozen=True)
 class PlacedCall:
-    """A call as it stands in the rewritten query: a function, its arguments by name, and how many tasks run it."""
+    """A call in the rewritten query: a function, its arguments by name, and the number of tasks that run it."""
 
     function: str
     arguments: dict[str, Any]
@@ -33,18 +33,18 @@ class PlacedCall:
 Place = Callable[[Any], PlacedCall]
 
 
-def push_down(tree: Any, names: frozenset[str], place: Place) -> Any:
-    """The query in layers.
+def rewrite_in_layers(tree: Any, names: frozenset[str], place: Place) -> Any:
+    """Rewrite a query in layers.
 
     Args:
         tree: the parsed query.
-        names: the functions that are calls, in lower case.
-        place: registers a call, and says how it is to be written.
+        names: names of the ai functions, in lower case.
+        place: registers a call, and returns how it appears in the rewritten query.
 
     Raises:
-        AiFunctionError: a call stands where it can't be moved from.
+        AiFunctionError: an ai function is called where that is not supported.
     """
-    # From the inside out: what is below is in layers already when what is above is.
+    # From the inside out, so that subqueries are in layers before the queries around them.
     for select in reversed(list(tree.find_all(exp.Select, bfs=False))):
         layers = _Layers(select, names, place)
         if not layers.calls:
@@ -58,19 +58,19 @@ def push_down(tree: Any, names: frozenset[str], place: Place) -> Any:
 
 
 def is_call(node: Any, names: frozenset[str]) -> bool:
-    """Whether a node calls one of the functions."""
+    """Whether a node calls one of the named functions."""
     return isinstance(node, exp.Func) and name_of(node) in names
 
 
 def name_of(node: Any) -> str:
-    """Name of a called function in lower case."""
+    """Return the name of a called function in lower case."""
     name = node.name if isinstance(node, exp.Anonymous) else node.sql_name()
     return str(name).lower()
 
 
 @dataclass
 class _Layers:
-    """The layers of one SELECT."""
+    """Rewrites one SELECT in layers."""
 
     select: Any
     names: frozenset[str]
@@ -93,40 +93,41 @@ class _Layers:
         self._answer_names = {
             item.alias.lower() for item in self.select.expressions if item.alias and self._has_call(item)
         }
-        # An answer that is named like what it is made of: elsewhere in the SELECT the name means the table's column.
+        # An alias can have the same name as a column in its own expression. In other expressions, the name then refers
+        # to the table's column.
         inputs = {item.alias.lower() for item in self.select.expressions if item.alias.lower() in _columns(item)}
         self._lateral_names = self._answer_names - inputs
-        self._refuse()
-        # Where an aggregate or a GROUP BY needs answers, it comes above them; else what is asked may be made by one.
+        self._check_supported()
+        # Aggregates and GROUP BY go above the calls if they use answers. Otherwise, the calls may use their results.
         group = self.select.args.get("group")
         self.aggregate_above = any(
             call.find_ancestor(exp.AggFunc, exp.Group, exp.Select) is not self.select for call in self.calls
         ) or (group is not None and bool(self._answer_names & _columns(group) or self._ordinals(group)))
         self.star = next((item for item in self.select.expressions if _is_star(item)), None)
 
-    def _refuse(self) -> None:
+    def _check_supported(self) -> None:
         for call in self.calls:
             place = call.find_ancestor(exp.Lambda, exp.Join, exp.Lateral, exp.From, exp.Select)
             if place is not self.select:
-                what = {exp.Lambda: "a lambda function", exp.Join: "a join's condition"}.get(type(place), "FROM")
+                what = {exp.Lambda: "a lambda function", exp.Join: "a join condition"}.get(type(place), "FROM")
                 raise AiFunctionError(
-                    f"{name_of(call)} can't stand in {what}: call it in a subquery that gives its answer a name"
+                    f"{name_of(call)} can't be used in {what}: call it in a subquery and give its result a name"
                 )
         for clause in ("sort", "cluster", "distribute", "qualify", "windows", "pivots", "sample"):
             if self.select.args.get(clause):
                 raise AiFunctionError(
-                    f"a SELECT that calls ai functions takes no {clause.upper()}: put the calls in a subquery"
+                    f"{clause.upper()} can't be used in a SELECT with ai functions: move the calls to a subquery"
                 )
         group = self.select.args.get("group")
         if group is not None and any(value for key, value in group.args.items() if key != "expressions"):
             raise AiFunctionError(
-                "GROUP BY with ALL, ROLLUP, CUBE or GROUPING SETS doesn't go with ai functions in the same SELECT: put "
-                "the calls in a subquery"
+                "GROUP BY with ALL, ROLLUP, CUBE or GROUPING SETS can't be used in a SELECT with ai functions: move "
+                "the calls to a subquery"
             )
         if any(call.find_ancestor(exp.Filter, exp.Select) is not self.select for call in self.calls):
-            raise AiFunctionError("ai functions can't stand in FILTER (WHERE ...): call them in a subquery")
+            raise AiFunctionError("ai functions can't be used in FILTER (WHERE ...): call them in a subquery")
         if sum(_is_star(item) for item in self.select.expressions) > 1:
-            raise AiFunctionError("a SELECT that calls ai functions takes one * only: name the columns")
+            raise AiFunctionError("a SELECT with ai functions can have only one *: name the columns")
 
     def rewrite(self) -> Any:
         args = self.select.args
@@ -135,22 +136,22 @@ class _Layers:
         below = exp.Select(from_=args.get("from_"), joins=args.get("joins"), laterals=args.get("laterals"))
         can_limit = self._can_limit()
 
-        without, having = self._split("where"), self._split("having")
-        if without[0]:
-            below.set("where", exp.Where(this=exp.and_(*without[0], copy=False)))
-        # Conditions first, one after the other: nothing else is asked about rows that don't meet them.
+        where, having = self._split("where"), self._split("having")
+        if where[0]:
+            below.set("where", exp.Where(this=exp.and_(*where[0], copy=False)))
+        # Conditions come first, one after the other: a row that fails one causes no more requests.
         conditions = []
-        for condition in without[1] + ([] if self.aggregate_above else having[1]):
-            lifted = self._lift(condition, by_meaning=True)
+        for condition in where[1] + ([] if self.aggregate_above else having[1]):
+            lifted = self._lift(condition, expand_aliases=True)
             conditions.append((len(self.middle), lifted))
         projections = [self._project(item) for item in self.select.expressions]
         group = args.get("group")
         if self.aggregate_above:
             if group is not None:
                 above.set("group", exp.Group(expressions=[self._lift(item) for item in group.expressions]))
-            kept = [self._lift(condition) for condition in having[0] + having[1]]
-            if kept:
-                above.set("having", exp.Having(this=exp.and_(*kept, copy=False)))
+            conditions_above = [self._lift(condition) for condition in having[0] + having[1]]
+            if conditions_above:
+                above.set("having", exp.Having(this=exp.and_(*conditions_above, copy=False)))
         else:
             below.set("group", group)
             if having[0]:
@@ -168,22 +169,22 @@ class _Layers:
         hidden = [item.alias for item in self.below if item.alias.startswith(_PREFIX)]
         hidden += [name for name, _ in self.middle]
         if self.star is not None:
-            shown = exp.Star(except_=[exp.to_identifier(name) for name in hidden])
-            projections = [shown if item is self.star else item for item in projections]
+            star = exp.Star(except_=[exp.to_identifier(name) for name in hidden])
+            projections = [star if item is self.star else item for item in projections]
             below_projections = [self.star.copy(), *self.below]
         else:
             below_projections = self.below or [exp.alias_(exp.Literal.number(1), f"{_PREFIX}one")]
         below.set("expressions", below_projections)
         above.set("expressions", projections)
-        rows, asked = below, 0
+        rows, added = below, 0
         for number, condition in conditions:
-            rows = self._middle(rows, self.middle[asked:number])
+            rows = self._add_calls(rows, self.middle[added:number])
             rows = exp.Select(expressions=[exp.Star()], from_=_from(rows), where=exp.Where(this=condition))
-            asked = number
-        above.set("from_", _from(self._middle(rows, self.middle[asked:])))
+            added = number
+        above.set("from_", _from(self._add_calls(rows, self.middle[added:])))
         return above
 
-    def _middle(self, rows: Any, calls: Sequence[tuple[str, PlacedCall]]) -> Any:
+    def _add_calls(self, rows: Any, calls: Sequence[tuple[str, PlacedCall]]) -> Any:
         for name, call in calls:
             spread = exp.Select(expressions=[exp.Star()], from_=_from(rows))
             by = next((arg for arg in call.arguments.values() if isinstance(arg, exp.Column)), None)
@@ -194,7 +195,7 @@ class _Layers:
         return rows
 
     def _can_limit(self) -> bool:
-        """Whether the rows that a LIMIT keeps are known before any answer."""
+        """Whether the rows that LIMIT keeps are known without any answers."""
         args = self.select.args
         if args.get("limit") is None and args.get("offset") is None:
             return False
@@ -212,16 +213,16 @@ class _Layers:
         beside_star = self.star is not None and (self._ordinals(order) or self._aliases & _columns(order))
         if order.args.get("all") or beside_star:
             return False
-        asked = {str(number) for number, item in enumerate(self.select.expressions, 1) if self._has_call(item)}
-        return not (self._has_call(order) or self._answer_names & _columns(order) or asked & self._ordinals(order))
+        ordinals = {str(number) for number, item in enumerate(self.select.expressions, 1) if self._has_call(item)}
+        return not (self._has_call(order) or self._answer_names & _columns(order) or ordinals & self._ordinals(order))
 
     def _split(self, clause: str) -> tuple[list[Any], list[Any]]:
-        """The parts of a condition that must all hold: those without a call, and those with one."""
+        """Split the terms of an AND condition into those without calls and those with calls."""
         whole = self.select.args.get(clause)
         if whole is None:
             return [], []
         parts = list(whole.this.flatten()) if isinstance(whole.this, exp.And) else [whole.this]
-        # WHERE doesn't see aliases.
+        # WHERE can't use aliases.
         names = set() if clause == "where" else self._answer_names
         above = [part for part in parts if self._has_call(part) or names & _columns(part)]
         return [part for part in parts if not any(part is other for other in above)], above
@@ -235,7 +236,7 @@ class _Layers:
             output = name or item.output_name or item.sql(dialect="spark")
             taken = {placed.alias.lower() for placed in self.below}
             if self.star is not None or output.lower() in taken or not (name or isinstance(item, exp.Column)):
-                return exp.alias_(self._hide(expression), output, quoted=True)
+                return exp.alias_(self._hidden_column(expression), output, quoted=True)
             self.below.append(exp.alias_(expression.copy(), output, quoted=True))
             return exp.column(output, quoted=True)
         if not name:
@@ -262,31 +263,33 @@ class _Layers:
                 item.set("this", self._lift(key))
         return above
 
-    def _lift(self, node: Any, *, leaves: bool | None = None, by_meaning: bool = False) -> Any:
-        """What a node becomes above: answers and what is made of them, the rest as columns from below.
+    def _lift(self, node: Any, *, keep_aggregates: bool | None = None, expand_aliases: bool = False) -> Any:
+        """Return a node for the top layer: what uses answers stays, the rest becomes columns of the bottom layer.
 
-        With ``leaves``, aggregates and windows stay above, and only what goes into them comes from below. With
-        ``by_meaning``, aliases are not known yet, and what they stand for takes their place.
+        With ``keep_aggregates``, aggregates and windows stay on top, and only their inputs move to the bottom. With
+        ``expand_aliases``, aliases that are not defined yet are replaced with their expressions.
         """
-        leaves = self.aggregate_above if leaves is None else leaves
+        keep_aggregates = self.aggregate_above if keep_aggregates is None else keep_aggregates
         if id(node) in self._ids:
-            return exp.column(self._ask(node))
+            return exp.column(self._register_call(node))
         if isinstance(node, exp.Column) and _first_name(node) in self._lateral_names:
-            if not by_meaning:
+            if not expand_aliases:
                 return node.copy()
             projection = next(item for item in self.select.expressions if item.alias.lower() == _first_name(node))
             lifted = self._lift(projection.this)
             return exp.Dot.build([exp.paren(lifted), *node.parts[1:]]) if len(node.parts) > 1 else lifted
-        if self._is_movable(node, leaves):
-            return node.copy() if _is_constant(node) else self._hide(node)
-        # A window's own function stays with it, and so does what a CASE and a struct are put together from.
+        if self._is_movable(node, keep_aggregates):
+            return node.copy() if _is_constant(node) else self._hidden_column(node)
+        # A window keeps its own function, a CASE its branches, and a struct its fields.
         if isinstance(node, exp.Window):
-            return self._with_lifted_parts(node, leaves=True, kept=(node.this,))
+            return self._with_lifted_parts(node, keep_aggregates=True, kept=(node.this,))
         if isinstance(node, exp.Case):
-            return self._with_lifted_parts(node, leaves, kept=node.args["ifs"])
-        return self._with_lifted_parts(node, leaves, by_meaning=by_meaning)
+            return self._with_lifted_parts(node, keep_aggregates, kept=node.args["ifs"])
+        return self._with_lifted_parts(node, keep_aggregates, expand_aliases=expand_aliases)
 
-    def _with_lifted_parts(self, node: Any, leaves: bool, kept: Sequence[Any] = (), *, by_meaning: bool = False) -> Any:
+    def _with_lifted_parts(
+        self, node: Any, keep_aggregates: bool, kept: Sequence[Any] = (), *, expand_aliases: bool = False
+    ) -> Any:
         def lifted(child: Any) -> Any:
             if isinstance(child, exp.Lambda | exp.DataType | exp.Identifier | exp.Star) or not isinstance(
                 child, exp.Expr
@@ -294,39 +297,40 @@ class _Layers:
                 return child
             if isinstance(child, exp.PropertyEQ | exp.Kwarg):
                 named = child.copy()
-                named.set("expression", self._lift(child.expression, leaves=leaves))
+                named.set("expression", self._lift(child.expression, keep_aggregates=keep_aggregates))
                 return named
             if any(child is part for part in kept):
-                return self._with_lifted_parts(child, leaves)
+                return self._with_lifted_parts(child, keep_aggregates)
             if isinstance(child, exp.Subquery) and isinstance(node, exp.In | exp.Exists):
                 return child
-            return self._lift(child, leaves=leaves, by_meaning=by_meaning)
+            return self._lift(child, keep_aggregates=keep_aggregates, expand_aliases=expand_aliases)
 
         above = node.copy()
         for key, value in node.args.items():
             above.set(key, [lifted(item) for item in value] if isinstance(value, list) else lifted(value))
         return above
 
-    def _is_movable(self, node: Any, leaves: bool) -> bool:
-        """Whether a node is a value that can be computed below."""
+    def _is_movable(self, node: Any, keep_aggregates: bool) -> bool:
+        """Whether the bottom layer can compute a node."""
         if isinstance(node, exp.Subquery):
             return True
         if not isinstance(node, exp.Condition) or self._has_call(node) or self._lateral_names & _columns(node):
             return False
-        return not leaves or node.find(exp.AggFunc, exp.Window) is None
+        return not keep_aggregates or node.find(exp.AggFunc, exp.Window) is None
 
-    def _ask(self, call: Any) -> str:
+    def _register_call(self, call: Any) -> str:
         key = call.sql(dialect="spark")
         if key not in self.answers:
             placed = self.place(call)
             arguments = {
-                name: self._lift(value, leaves=False, by_meaning=True) for name, value in placed.arguments.items()
+                name: self._lift(value, keep_aggregates=False, expand_aliases=True)
+                for name, value in placed.arguments.items()
             }
             self.answers[key] = f"{_PREFIX}answer_{len(self.answers)}"
             self.middle.append((self.answers[key], PlacedCall(placed.function, arguments, placed.tasks)))
         return self.answers[key]
 
-    def _hide(self, node: Any) -> Any:
+    def _hidden_column(self, node: Any) -> Any:
         for placed in self.below:
             if placed.this == node:
                 return exp.column(placed.alias, quoted=True)
@@ -359,10 +363,10 @@ def _is_constant(node: Any) -> bool:
 
 
 def _first_name(column: Any) -> str:
-    """The name that a column begins with: its own, or that of what it is a field of."""
+    """Return the first part of a column's name: its table or struct, if it has one."""
     return str(column.parts[0].name).lower()
 
 
 def _columns(node: Any) -> set[str]:
-    """Names that the columns in a node begin with, in lower case."""
+    """Return the first parts of the names of all columns in a node, in lower case."""
     return {_first_name(column) for column in node.find_all(exp.Column)}

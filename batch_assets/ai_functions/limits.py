@@ -1,4 +1,4 @@
-"""What an endpoint lets one task of a statement do: its pace, its budget, and when to leave a sick server alone."""
+"""Limits of one task's requests to an endpoint: rate, budget, and a circuit breaker."""
 
 import asyncio
 import time
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from batch_assets.ai_functions.endpoints import Endpoint
 from batch_assets.ai_functions.requests import AiFunctionError
 
-# So many failures in a row, with no answer between them, are the server's.
+# After this many failures in a row without an answer, the server is the cause, not the requests.
 _FAILURES = 20
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 
 
 class BudgetUsedUpError(AiFunctionError):
-    """A statement has used up what it may; what is in flight may still be answered."""
+    """A statement has used up its budget; requests in flight may still be answered."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """The part of an endpoint's limits that belongs to one call in one task."""
+    """One call's share of an endpoint's limits in one task."""
 
     requests_in_flight: int
     requests_per_minute: float | None
@@ -30,17 +30,17 @@ class Share:
 
     @classmethod
     def of(cls, endpoint: Endpoint, tasks: int, calls: int) -> "Share":
-        """Divide an endpoint's limits: all over those that ask at the same time, budgets over all calls.
+        """Divide an endpoint's limits: budgets by all calls, the others by the tasks that run at the same time.
 
         Raises:
-            AiFunctionError: there is less than one request for each.
+            AiFunctionError: a share would be less than one request.
         """
         budget = endpoint.requests_per_statement
         if endpoint.requests_in_flight < tasks or (budget is not None and budget < calls):
             raise AiFunctionError(
-                f"the limits of the endpoint {endpoint.name} are too low to be divided over {tasks} tasks that ask at "
-                f"the same time and {calls} calls: run the statement with ai_sql(), ask in fewer branches of it, or "
-                "raise requests_in_flight or requests_per_statement"
+                f"the limits of the endpoint {endpoint.name} are too low for {tasks} parallel tasks and {calls} calls: "
+                "run the statement with ai_sql(), call the endpoint in fewer branches of it, or raise "
+                "requests_in_flight or requests_per_statement"
             )
         return cls(
             requests_in_flight=endpoint.requests_in_flight // tasks,
@@ -51,15 +51,15 @@ class Share:
         )
 
 
-class Pace:
-    """At most so many units a minute, evenly spread: no burst that a server would count as too many."""
+class RateLimiter:
+    """Rate limiter: spaces units evenly, because servers may refuse bursts."""
 
     def __init__(self, per_minute: float | None) -> None:
         self._seconds = 60 / per_minute if per_minute else 0.0
         self._next = 0.0
 
     async def wait(self, units: float = 1) -> None:
-        """Wait for the turn of so many units."""
+        """Wait until this many units may be used."""
         if not self._seconds:
             return
         turn = max(self._next, time.monotonic())
@@ -67,12 +67,12 @@ class Pace:
         await asyncio.sleep(turn - time.monotonic())
 
     def correct(self, units: float) -> None:
-        """Count units that turned out to be more, or fewer, than were waited for."""
+        """Add units to those that were waited for, or subtract them if negative."""
         self._next += units * self._seconds
 
 
 class Budget:
-    """What a statement may use up: it is asked before a request is sent, and told what the request came to."""
+    """Budget of a call in a statement: reserve before each request, and settle the actual usage afterwards."""
 
     def __init__(self, endpoint: Endpoint, share: Share) -> None:
         self._endpoint = endpoint
@@ -82,10 +82,10 @@ class Budget:
         self._changed = asyncio.Condition()
 
     async def reserve(self, tokens: int) -> None:
-        """Take one request and so many tokens out of the budget, once those in flight leave room for them.
+        """Reserve one request and its tokens; if needed, wait for unused tokens of the requests in flight.
 
         Raises:
-            BudgetUsedUpError: there is not that much left.
+            BudgetUsedUpError: not enough of the budget is left.
         """
         if self._requests is not None:
             if not self._requests:
@@ -101,7 +101,7 @@ class Budget:
             self._reserved += tokens
 
     async def settle(self, reserved: int, used: int, *, was_sent: bool) -> None:
-        """Replace what was reserved by what was used."""
+        """Replace a reservation with the actual usage."""
         if self._requests is not None and not was_sent:
             self._requests += 1
         if self._tokens is None:
@@ -113,15 +113,15 @@ class Budget:
 
     def _used_up(self, setting: str, value: int | None) -> BudgetUsedUpError:
         return BudgetUsedUpError(
-            f"the budget of a statement at the endpoint {self._endpoint.name} is used up ({setting} = {value}): "
-            "answers so far are kept; raise it and go on with --resume"
+            f"the statement's budget at the endpoint {self._endpoint.name} is used up ({setting} = {value}): "
+            "its answers are saved; raise the budget and continue with --resume"
         )
 
 
-class Breaker:
-    """Leaves a server alone that fails and fails; then lets one request through, to see whether it is well again.
+class CircuitBreaker:
+    """Circuit breaker: stops calling an endpoint that keeps failing, then probes it with single requests.
 
-    It also leaves a server alone that asked for it (Retry-After).
+    It also pauses when the server asks for it (Retry-After).
 
     https://martinfowler.com/bliki/CircuitBreaker.html
     """
@@ -136,12 +136,12 @@ class Breaker:
 
     @asynccontextmanager
     async def passing(self, deadline: float) -> AsyncIterator[bool]:
-        """Wait until a request may be sent; inside, say what came of it. Gives whether the request is a probe.
+        """Wait until a request may be sent, and yield whether it is a probe. Report its outcome inside the block.
 
         Raises:
-            TimeoutError: that is not before the deadline, in seconds of the monotonic clock.
+            TimeoutError: the deadline, in seconds of the monotonic clock, has passed.
         """
-        probes = False
+        is_probe = False
         async with self._changed:
             while (left := self._quiet_until - time.monotonic()) > 0 or (self._is_open and self._is_probing):
                 until_deadline = deadline - time.monotonic()
@@ -151,29 +151,29 @@ class Breaker:
                     async with asyncio.timeout(min(until_deadline, left) if left > 0 else until_deadline):
                         await self._changed.wait()
             if self._is_open:
-                probes = self._is_probing = True
+                is_probe = self._is_probing = True
         try:
-            yield probes
+            yield is_probe
         finally:
-            if probes:
+            if is_probe:
                 async with self._changed:
-                    # However the probe ended, the next one may try.
+                    # The next probe may start, however this one ended.
                     self._is_probing = False
                     self._changed.notify_all()
 
     async def succeeded(self) -> None:
-        """Note that the server answered."""
+        """Record an answer and close the breaker."""
         async with self._changed:
             self._failures, self._pause, self._is_open = 0, _FIRST_PAUSE, False
             self._changed.notify_all()
 
     @property
     def is_open(self) -> bool:
-        """Whether the server is left alone because it fails."""
+        """Whether requests are paused because the server keeps failing."""
         return self._is_open
 
     async def failed(self, *, is_sick: bool, is_probe: bool) -> None:
-        """Note that it didn't; a server that has too much to do is not sick."""
+        """Record a failure; ``is_sick`` is false for a server that is only overloaded."""
         async with self._changed:
             self._failures += is_sick
             if is_probe:
@@ -182,6 +182,6 @@ class Breaker:
                 self._is_open = True
                 self._quiet_until = max(self._quiet_until, time.monotonic() + self._pause)
 
-    def leave_alone(self, seconds: float) -> None:
-        """Send nothing for a while, because the server asked for it."""
+    def pause(self, seconds: float) -> None:
+        """Pause requests because the server asked for it."""
         self._quiet_until = max(self._quiet_until, time.monotonic() + seconds)

@@ -1,7 +1,7 @@
-"""A llama.cpp server on loopback, as a process of its own.
+"""A llama.cpp server on loopback, run as a separate process.
 
-It prints its address as one line of JSON, and ends when its standard input closes: so it is gone when the
-process that started it is gone, however that ended.
+It prints its address as one line of JSON, and exits when its standard input closes. So it ends with the process that
+started it, even if that process is killed.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 
 import xllamacpp
 
-# Tokens that one slot holds: prompt and answer.
+# Context size of one slot, for prompt and answer.
 _SLOT_TOKENS = 4096
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     server = xllamacpp.Server(params)
     print(json.dumps({"address": server.listening_address}), flush=True)
     sys.stdin.buffer.read()
-    # The server's threads may be in the middle of an answer that nobody waits for any more.
+    # The server's threads may still be generating an answer that is no longer needed.
     os._exit(0)
 
 

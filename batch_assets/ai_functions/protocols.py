@@ -1,22 +1,23 @@
-"""How each kind of endpoint is asked, and how its responses are read."""
+"""The protocols of endpoints: how each kind's requests are built and its responses are read."""
 
 import json
 import re
 from typing import Any
 
 from batch_assets.ai_functions.endpoints import Endpoint
-from batch_assets.ai_functions.requests import Answer, Request
-from batch_assets.ai_functions.schemas import problem_with
+from batch_assets.ai_functions.requests import Request
+from batch_assets.ai_functions.schemas import schema_violation
+from batch_assets.engines.contract import Completion
 
 _FENCED = re.compile(r"\s*```[a-z]*\n(.*)\n```\s*", re.DOTALL)
 
 
 class UnreadableResponseError(Exception):
-    """A response that is not what the protocol says; the next one may be."""
+    """The response doesn't follow the protocol; a retry may succeed."""
 
 
 class SchemaError(Exception):
-    """An answer that doesn't meet the schema that was asked for; ``tokens`` is what it took, None if nobody says."""
+    """The answer doesn't match the required schema; ``tokens`` is its usage, None if the server doesn't report it."""
 
     def __init__(self, message: str, tokens: int | None = None) -> None:
         super().__init__(message)
@@ -24,12 +25,12 @@ class SchemaError(Exception):
 
 
 class ChatCompletions:
-    """Chat completions, as OpenAI describes them: https://platform.openai.com/docs/api-reference/chat."""
+    """The chat completions protocol of OpenAI: https://platform.openai.com/docs/api-reference/chat."""
 
     path = "/chat/completions"
 
     def body(self, endpoint: Endpoint, request: Request) -> dict[str, Any]:
-        """The JSON body of a request."""
+        """Return the JSON body of a request."""
         content = request.content
         parameters = endpoint.parameters | json.loads(request.parameters)
         if request.schema is not None and endpoint.enforces_schema:
@@ -42,12 +43,12 @@ class ChatCompletions:
             content += f"\n\nAnswer with JSON alone, as this JSON schema says: {request.schema}"
         return {**parameters, "model": endpoint.model, "messages": [{"role": "user", "content": content}]}
 
-    def read(self, endpoint: Endpoint, request: Request, response: bytes) -> Answer:
-        """The answer in a response.
+    def read(self, endpoint: Endpoint, request: Request, response: bytes) -> Completion:
+        """Return the answer in a response.
 
         Raises:
-            UnreadableResponseError: it is no chat completion.
-            SchemaError: the answer doesn't meet the request's schema.
+            UnreadableResponseError: the response is not a chat completion.
+            SchemaError: the answer doesn't match the request's schema.
         """
         try:
             content: dict[str, Any] = json.loads(response)
@@ -57,28 +58,28 @@ class ChatCompletions:
             usage = content.get("usage") or {}
             details = {
                 "finish_reason": reason,
-                "prompt_tokens": _count(usage.get("prompt_tokens")),
-                "completion_tokens": _count(usage.get("completion_tokens")),
+                "input_tokens": _count(usage.get("prompt_tokens")),
+                "output_tokens": _count(usage.get("completion_tokens")),
                 "model": content.get("model") or endpoint.model,
             }
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise UnreadableResponseError(f"the response is no chat completion ({type(error).__name__})") from error
+            raise UnreadableResponseError(f"the response is not a chat completion ({type(error).__name__})") from error
         if reason == "content_filter":
-            return Answer(
+            return Completion(
                 None, "[AI_FUNCTION_HTTP_REQUEST_ERROR] the endpoint's content filter withheld the answer", **details
             )
         if text is None:
             why = f"finish reason {reason}" if reason else "no reason given"
-            return Answer(None, f"[AI_FUNCTION_HTTP_REQUEST_ERROR] the answer has no text ({why})", **details)
+            return Completion(None, f"[AI_FUNCTION_HTTP_REQUEST_ERROR] the answer has no text ({why})", **details)
         if request.schema is not None:
             fenced = _FENCED.fullmatch(text)
             text = fenced[1] if fenced else text
-            problem = problem_with(text, request.schema)
+            problem = schema_violation(text, request.schema)
             if problem is not None:
-                cut = " (it was cut: raise max_tokens)" if reason == "length" else ""
-                spent = (details["prompt_tokens"] or 0) + (details["completion_tokens"] or 0)
-                raise SchemaError(problem + cut, spent or None)
-        return Answer(text, None, **details)
+                cut = " (it was cut off: raise max_tokens)" if reason == "length" else ""
+                tokens_used = (details["input_tokens"] or 0) + (details["output_tokens"] or 0)
+                raise SchemaError(problem + cut, tokens_used or None)
+        return Completion(text, None, **details)
 
 
 class Invocations:
@@ -87,35 +88,35 @@ class Invocations:
     path = "/invocations"
 
     def body(self, endpoint: Endpoint, request: Request) -> dict[str, Any]:
-        """The JSON body of a request: a text alone, or the fields of a struct as columns."""
+        """Return the JSON body of a request: a single text, or the fields of a struct as columns."""
         value = json.loads(request.content)
         body = {"dataframe_records": [value]} if isinstance(value, dict) else {"inputs": [value]}
         parameters = endpoint.parameters | json.loads(request.parameters)
         return body | ({"params": parameters} if parameters else {})
 
-    def read(self, endpoint: Endpoint, request: Request, response: bytes) -> Answer:
-        """The one prediction in a response, as text: a string as it is, anything else as JSON.
+    def read(self, endpoint: Endpoint, request: Request, response: bytes) -> Completion:
+        """Return the prediction in a response as text: a string unchanged, anything else as JSON.
 
         Raises:
-            UnreadableResponseError: it holds no prediction.
-            SchemaError: the prediction doesn't meet the request's schema.
+            UnreadableResponseError: the response has no prediction.
+            SchemaError: the prediction doesn't match the request's schema.
         """
         try:
             predictions = json.loads(response)["predictions"]
             prediction = predictions[0] if isinstance(predictions, list) else predictions
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise UnreadableResponseError(f"the response holds no predictions ({type(error).__name__})") from error
+            raise UnreadableResponseError(f"the response has no predictions ({type(error).__name__})") from error
         if prediction is None:
-            return Answer(None, "[AI_FUNCTION_INVALID_HTTP_RESPONSE] the prediction is null", model=endpoint.model)
+            return Completion(None, "[AI_FUNCTION_INVALID_HTTP_RESPONSE] the prediction is null", model=endpoint.model)
         text = prediction if isinstance(prediction, str) else json.dumps(prediction)
-        problem = None if request.schema is None else problem_with(text, request.schema)
+        problem = None if request.schema is None else schema_violation(text, request.schema)
         if problem is not None:
             raise SchemaError(problem)
-        return Answer(text, model=endpoint.model)
+        return Completion(text, model=endpoint.model)
 
 
 def _text(content: Any) -> str | None:
-    """The text of a message, which some servers send in parts."""
+    """Return the text of a message, which some servers send in parts."""
     if isinstance(content, list):
         return "".join(part["text"] for part in content if part.get("type") == "text")
     return None if content is None else str(content)

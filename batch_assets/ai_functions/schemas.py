@@ -1,4 +1,4 @@
-"""Types of results: what ``returnType`` and ``responseFormat`` ask for, checked and read.
+"""Result types of ``returnType`` and ``responseFormat``: check them, and convert answers to them.
 
 https://docs.databricks.com/en/sql/language-manual/functions/ai_query.html
 """
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 _INTEGERS = {"tinyint": 8, "smallint": 16, "int": 32, "bigint": 64}
 
 
-def problem_with(text: str, schema: str) -> str | None:
-    """What keeps a text from being JSON that meets a schema, None if nothing does."""
+def schema_violation(text: str, schema: str) -> str | None:
+    """Return why a text is not JSON that matches a schema, None if it is."""
     try:
         value = json.loads(text)
     except ValueError as error:
         return f"the answer is not JSON: {error}"
     worst = best_match(_validator(schema).iter_errors(value))
-    return None if worst is None else f"the answer doesn't meet the schema: {worst.message[:200]}"
+    return None if worst is None else f"the answer doesn't match the schema: {worst.message[:200]}"
 
 
 @lru_cache(maxsize=64)
@@ -37,10 +37,10 @@ def _validator(schema: str) -> Draft202012Validator:
 
 
 def type_of(ddl: str) -> "DataType":
-    """The Spark type that a DDL text names.
+    """Return the Spark type of a DDL string.
 
     Raises:
-        AiFunctionError: it names none, or one that no answer can be read as.
+        AiFunctionError: the string is not a type, or answers can't be converted to it.
     """
     from pyspark.errors import PySparkException
     from pyspark.sql.types import DataType
@@ -48,16 +48,16 @@ def type_of(ddl: str) -> "DataType":
     try:
         found = DataType.fromDDL(ddl)
     except PySparkException as error:
-        raise AiFunctionError(f"ai_query: {ddl!r} names no type: {str(error).splitlines()[0]}") from error
+        raise AiFunctionError(f"ai_query: {ddl!r} is not a valid type: {str(error).splitlines()[0]}") from error
     schema_of(found)
     return found
 
 
 def schema_of(kind: "DataType", *, nullable: bool = True) -> dict[str, Any]:
-    """The JSON schema of a Spark type.
+    """Return the JSON schema of a Spark type.
 
     Raises:
-        AiFunctionError: JSON has nothing like it.
+        AiFunctionError: JSON has no such type.
     """
     from pyspark.sql import types
 
@@ -87,20 +87,20 @@ def schema_of(kind: "DataType", *, nullable: bool = True) -> dict[str, Any]:
         case types.TimestampType() | types.TimestampNTZType():
             schema = {"type": "string", "format": "date-time"}
         case _:
-            raise AiFunctionError(f"ai_query: no answer can be read as {kind.simpleString()}")
+            raise AiFunctionError(f"ai_query: answers can't be read as {kind.simpleString()}: use another type")
     return {**schema, "type": [schema["type"], "null"]} if nullable else schema
 
 
 @dataclass(frozen=True)
 class ResponseFormat:
-    """What a ``responseFormat`` asks for.
+    """A parsed ``responseFormat``.
 
-    ``schema`` is the JSON schema that answers must meet, as text, None for any text; ``told`` is what the server is
-    told, None where it follows from the schema; ``result`` is the type of the result, None for text.
+    ``schema`` is the JSON schema that answers must match, as text, None for any text; ``sent`` is the
+    ``response_format`` for the server, None to derive it from the schema; ``result`` is the result type, None for text.
     """
 
     schema: str | None = None
-    told: str | None = None
+    sent: str | None = None
     result: "DataType | None" = None
 
 
@@ -108,13 +108,13 @@ ANY_TEXT = ResponseFormat()
 
 
 def response_format(text: str) -> ResponseFormat:
-    """Read a ``responseFormat``.
+    """Parse a ``responseFormat``.
 
-    A DDL struct gives its type; where it has one field that is a struct itself, that one's. The JSON forms
-    (``text``, ``json_object``, ``json_schema``, or a JSON schema alone) give text.
+    A DDL struct is the result type; if its only field is a struct, that struct is. The JSON forms (``text``,
+    ``json_object``, ``json_schema``, or a JSON schema alone) return text.
 
     Raises:
-        AiFunctionError: it asks for nothing that there is.
+        AiFunctionError: the format is not supported.
     """
     from pyspark.sql.types import StructType
 
@@ -122,7 +122,7 @@ def response_format(text: str) -> ResponseFormat:
         kind = type_of(text)
         if not isinstance(kind, StructType):
             raise AiFunctionError(
-                f"[AI_FUNCTION_UNSUPPORTED_RESPONSE_FORMAT.DDL_STRING] the responseFormat {text!r} is no STRUCT"
+                f"[AI_FUNCTION_UNSUPPORTED_RESPONSE_FORMAT.DDL_STRING] the responseFormat {text!r} is not a STRUCT"
             )
         if len(kind) == 1 and isinstance(kind[0].dataType, StructType):
             kind = kind[0].dataType
@@ -136,26 +136,26 @@ def response_format(text: str) -> ResponseFormat:
         case {"type": "text"}:
             return ANY_TEXT
         case {"type": "json_object"}:
-            schema, told = {"type": "object"}, wanted
+            schema, server_format = {"type": "object"}, wanted
         case {"type": "json_schema", "json_schema": {"schema": dict() as schema}}:
-            told = {**wanted, "json_schema": {"name": "answer", **wanted["json_schema"]}}
+            server_format = {**wanted, "json_schema": {"name": "answer", **wanted["json_schema"]}}
         case {"type": "json_schema"}:
-            raise AiFunctionError(f"{unsupported} has the type json_schema, but nothing under json_schema.schema")
+            raise AiFunctionError(f"{unsupported} has the type json_schema, but no json_schema.schema")
         case _:
-            # Servers that are told to be strict refuse schemas that leave anything open.
-            schema, told = wanted, {"type": "json_schema", "json_schema": {"name": "answer", "schema": wanted}}
+            # Not strict, because strict servers refuse schemas that leave anything open.
+            schema, server_format = wanted, {"type": "json_schema", "json_schema": {"name": "answer", "schema": wanted}}
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
-        raise AiFunctionError(f"{unsupported} is no JSON schema: {error.message}") from error
-    return ResponseFormat(json.dumps(schema, sort_keys=True), json.dumps(told, sort_keys=True), None)
+        raise AiFunctionError(f"{unsupported} is not a valid JSON schema: {error.message}") from error
+    return ResponseFormat(json.dumps(schema, sort_keys=True), json.dumps(server_format, sort_keys=True), None)
 
 
 def read_as(text: str, kind: "DataType | None") -> Any:
-    """An answer as a value of a Spark type, in Python.
+    """Convert an answer to a Python value for a Spark type.
 
     Raises:
-        ValueError: it can't be read so.
+        ValueError: the answer doesn't match the type.
     """
     from pyspark.sql import types
 
@@ -166,7 +166,7 @@ def read_as(text: str, kind: "DataType | None") -> Any:
     try:
         return _value(json.loads(text), kind)
     except json.JSONDecodeError:
-        # True and False, as models like to write them.
+        # Models often write True and False instead of true and false.
         return _value(json.loads(text.strip().lower()), kind)
 
 
@@ -179,7 +179,7 @@ def _value(value: Any, kind: "DataType") -> Any:
         case types.StructType(), dict():
             missing = [field.name for field in kind if not field.nullable and value.get(field.name) is None]
             if missing:
-                raise ValueError(f"it has no {missing[0]}")
+                raise ValueError(f"the field {missing[0]} is missing")
             return {field.name: _value(value.get(field.name), field.dataType) for field in kind}
         case types.ArrayType(), list():
             return [_value(item, kind.elementType) for item in value]
@@ -205,4 +205,4 @@ def _value(value: Any, kind: "DataType") -> Any:
         case types.TimestampType() | types.TimestampNTZType(), str():
             return datetime.fromisoformat(value)
         case _:
-            raise ValueError(f"{json.dumps(value)[:80]} is no {kind.simpleString()}")
+            raise ValueError(f"{json.dumps(value)[:80]} is not of type {kind.simpleString()}")

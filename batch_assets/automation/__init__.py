@@ -1,1 +1,1 @@
-"""What runs when: partitions, jobs, and the decision whether a batch needs work."""
+"""Automation: jobs, sensors, schedules, run requests and alerts."""

@@ -1,4 +1,4 @@
-"""What happens by itself: new data is scored, a new champion is noticed, a run that failed for good is told of."""
+"""Sensors: take new files, score new data, report a new champion, and send alerts for failed runs."""
 
 import hashlib
 import json
@@ -9,20 +9,21 @@ from typing import Any
 
 import dagster as dg
 
-from batch_assets.automation.alert import tell
+from batch_assets.automation.alerts import send_alert
 from batch_assets.automation.jobs import land_batches, score_batches, take_files
-from batch_assets.automation.look import champion_number, look, stale_now
-from batch_assets.automation.runs import busy_batches, register_batches, run_requests
+from batch_assets.automation.run_requests import run_requests
+from batch_assets.graph.observation import champion_number, current_snapshot, stale_batches_now
+from batch_assets.graph.partitions import busy_batches, register_batches
+from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA
 from batch_assets.lake.lake import BatchSnapshot, Lake
-from batch_assets.lake.tables import BATCH_INFERENCE, PROD_DATA
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import Settings
 from batch_assets.sources.configured import landing_folder
-from batch_assets.sources.landing_folder import Group, Seen
+from batch_assets.sources.landing_folder import Group, ScannedFile
 
-# A tick should be over in two seconds. Reading a file of this size takes half of one; a larger one is left to a run.
-_SECONDS_OF_TAKING = 1.0
-_SECONDS_OF_REPORTING = 0.5
+# A tick should take at most two seconds. Reading a file of _LARGE_BYTES takes half a second; a run takes larger files.
+_TAKE_SECONDS = 1.0
+_REPORT_SECONDS = 0.5
 _LARGE_BYTES, _MANY_FILES = 16 * 1024 * 1024, 100
 _DATA_VERSION_TAG = "dagster/data_version"
 
@@ -32,80 +33,80 @@ def _status(settings: Settings) -> dg.DefaultSensorStatus:
 
 
 def sensors(settings: Settings) -> list[dg.SensorDefinition]:
-    """The sensors of a deployment."""
+    """Create the sensors of a deployment."""
 
     @dg.sensor(
         name="landing_sensor",
         jobs=[land_batches, take_files],
         minimum_interval_seconds=settings.sensor_seconds,
         default_status=_status(settings),
-        description="Takes complete files out of the landing folder and asks for their batches.",
+        description="Take complete files from the landing folder and request runs that land their batches.",
     )
     def landing_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        looked: dict[str, Any] = json.loads(context.cursor or '{"files": {}, "asked": {}}')
+        state: dict[str, Any] = json.loads(context.cursor or '{"files": {}, "asked": {}}')
         folder = landing_folder(settings)
-        for name, digest in folder.news().items():
-            if looked["asked"].get(name) == digest:
-                folder.forget(name)
-        seen = folder.look({key: Seen(*values) for key, values in looked["files"].items()})
+        for name, digest in folder.pending().items():
+            if state["asked"].get(name) == digest:
+                folder.mark_requested(name)
+        seen = folder.scan({key: ScannedFile(*values) for key, values in state["files"].items()})
         requests = []
-        deadline = time.monotonic() + _SECONDS_OF_TAKING
+        deadline = time.monotonic() + _TAKE_SECONDS
         for group in folder.complete(seen, settings.settle_seconds):
             if group.size > _LARGE_BYTES or len(group.files) > _MANY_FILES:
                 folder.claim(group)
-                requests.append(_take_in_a_run(group, seen))
+                requests.append(_take_request(group, seen))
             elif time.monotonic() < deadline:
                 try:
                     folder.take(group)
                 except PermissionError as error:
-                    # The next look tries again; other files don't wait for it.
-                    context.log.error(f"{', '.join(group.files)} can't be taken: {error}")
+                    # The next tick tries again; other files need not wait.
+                    context.log.error(f"cannot take {', '.join(group.files)}, trying again at the next tick: {error}")
                     continue
                 seen |= {key: replace(seen[key], is_taken=True) for key in group.files}
-        # What was taken by a tick that died before it asked for the batch is asked for by the next one.
-        asked = folder.news()
-        reasons = {batch: digest for name, digest in asked.items() for batch in folder.keys_of(name)}
+        # Includes batches of an earlier tick that took files but died before it requested the run.
+        pending = folder.pending()
+        reasons = {batch: digest for name, digest in pending.items() for batch in folder.keys_of(name)}
         register_batches(context.instance, list(reasons))
         requests += run_requests(context.instance, land_batches.name, reasons, settings.batches_per_run)
         files = {key: astuple(file) for key, file in seen.items()}
-        return dg.SensorResult(run_requests=requests, cursor=json.dumps({"files": files, "asked": asked}))
+        return dg.SensorResult(run_requests=requests, cursor=json.dumps({"files": files, "asked": pending}))
 
     @dg.sensor(
         name="prod_data_sensor",
         job=score_batches,
         minimum_interval_seconds=settings.sensor_seconds,
         default_status=_status(settings),
-        description="Sees every commit to m4_1_prod_data, whoever made it, and asks for what is stale.",
+        description="Watch m4_1_prod_data for commits by any writer, and request scoring runs for stale batches.",
     )
     def prod_data_sensor(
         context: dg.SensorEvaluationContext,
         lake: dg.ResourceParam[Lake],
         registry: dg.ResourceParam[ModelRegistry],
     ) -> dg.SensorResult:
-        documents = look(lake, PROD_DATA)
-        output = look(lake, BATCH_INFERENCE)
+        documents = current_snapshot(lake, PROD_DATA)
+        output = current_snapshot(lake, BATCH_INFERENCE)
         register_batches(context.instance, documents.batches())
-        looked: dict[str, Any] = json.loads(context.cursor or '{"reported": {}, "asked": {}}')
-        _report_foreign(context, documents, looked["reported"])
+        state: dict[str, Any] = json.loads(context.cursor or '{"reported": {}, "asked": {}}')
+        _report_other_writers(context, documents, state["reported"])
         champion = champion_number(registry, settings)
         if champion is None:
             reason = "there is no champion yet: materialize champion_model"
-            return dg.SensorResult(skip_reason=reason, cursor=json.dumps(looked))
+            return dg.SensorResult(skip_reason=reason, cursor=json.dumps(state))
         busy = busy_batches(context.instance)
-        stale = stale_now(context.instance, settings, documents, output, champion)
-        # What was asked for and has failed for good is not asked for again because its neighbour is.
-        fresh = {batch: reason for batch, reason in stale.items() if looked["asked"].get(batch) != reason}
+        stale = stale_batches_now(context.instance, settings, documents, output, champion)
+        # A batch whose run failed is not requested again just because a neighbouring batch is new.
+        fresh = {batch: reason for batch, reason in stale.items() if state["asked"].get(batch) != reason}
         requests = run_requests(context.instance, score_batches.name, fresh, settings.batches_per_run)
-        # What has been done since is forgotten: the cursor is written by every tick, and should not grow with the lake.
+        # Finished batches are removed: every tick writes the cursor, so it must not grow with the lake.
         waiting = {*stale, *busy}
-        looked["asked"] = {batch: reason for batch, reason in looked["asked"].items() if batch in waiting} | fresh
-        return dg.SensorResult(run_requests=requests, cursor=json.dumps(looked))
+        state["asked"] = {batch: reason for batch, reason in state["asked"].items() if batch in waiting} | fresh
+        return dg.SensorResult(run_requests=requests, cursor=json.dumps(state))
 
     @dg.sensor(
         name="champion_sensor",
         minimum_interval_seconds=settings.sensor_seconds,
         default_status=_status(settings),
-        description="Sees that the alias champion has moved, whoever moved it, and reports it as a materialization.",
+        description="Report a materialization of champion_model when the alias champion moves, even by hand.",
     )
     def champion_sensor(
         context: dg.SensorEvaluationContext, registry: dg.ResourceParam[ModelRegistry]
@@ -126,38 +127,38 @@ def sensors(settings: Settings) -> list[dg.SensorDefinition]:
         minimum_interval_seconds=settings.sensor_seconds,
         default_status=_status(settings),
         monitor_all_code_locations=False,
-        description="Tells the command or address of BATCH_ASSETS_ALERT of a run that failed for good.",
+        description="Notify the URL or command in BATCH_ASSETS_ALERT when a run has failed and will not be retried.",
     )
     def alert_sensor(context: dg.RunFailureSensorContext) -> None:
         run = context.dagster_run
         if settings.alert is None or run.tags.get("dagster/will_retry") == "true":
             return
-        # The event of the run names steps only; theirs name the batches, and why.
+        # The run's event names only the failed steps; the step events name the batches and reasons.
         errors = [event.step_failure_data.error for event in context.get_step_failure_events()]
         message = "\n".join([str(context.failure_event.message), *(error.message.strip() for error in errors if error)])
-        tell(settings.alert, {"run_id": run.run_id, "job": run.job_name, "message": message})
+        send_alert(settings.alert, {"run_id": run.run_id, "job": run.job_name, "message": message})
 
     return [landing_sensor, prod_data_sensor, champion_sensor, alert_sensor]
 
 
-def _take_in_a_run(group: Group, seen: Mapping[str, Seen]) -> dg.RunRequest:
-    about = [group.batch, [[key, seen[key].size, seen[key].modified] for key in group.files]]
+def _take_request(group: Group, seen: Mapping[str, ScannedFile]) -> dg.RunRequest:
+    identity = [group.batch, [[key, seen[key].size, seen[key].modified] for key in group.files]]
     config = {"ops": {"take": {"config": {"batch": group.batch, "files": list(group.files)}}}}
-    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     return dg.RunRequest(run_key=key, job_name=take_files.name, run_config=config)
 
 
-def _report_foreign(context: Any, documents: BatchSnapshot, reported: dict[str, int]) -> None:
-    """Report a materialization of each batch that another writer has changed, once for each change.
+def _report_other_writers(context: Any, documents: BatchSnapshot, reported: dict[str, int]) -> None:
+    """Report a materialization for each batch that another writer has changed.
 
-    Where there are more than a tick has time for, the next ones go on.
+    If a tick runs out of time, the next ticks report the rest.
     """
-    deadline = time.monotonic() + _SECONDS_OF_REPORTING
+    deadline = time.monotonic() + _REPORT_SECONDS
     for batch in documents.batches():
         if time.monotonic() > deadline:
             return
         commit = documents.last_commit(batch)
-        if commit is None or documents.is_ours(batch) or reported.get(batch) == commit.version:
+        if commit is None or documents.is_written_by_us(batch) or reported.get(batch) == commit.version:
             continue
         metadata: dict[str, Any] = {"rows": documents.rows(batch), "author": commit.author}
         _report(context, dg.AssetKey("prod_data"), batch, str(commit.version), metadata)

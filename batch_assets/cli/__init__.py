@@ -1,4 +1,4 @@
-"""The command batch-assets."""
+"""The batch-assets command line."""
 
 import gc
 import sys
@@ -13,21 +13,21 @@ from batch_assets.cli.query import query
 from batch_assets.cli.state import doctor, forget, status, ui, upkeep
 from batch_assets.errors import BatchAssetsError, ExitStatus
 
-# Nearly all that a command imports stays until its end. Looking for garbage there as often as Python does by default
-# takes a sixth of the time of a small command.
+# Almost everything that a command imports lives until it exits. Collecting garbage as often as Python does by default
+# takes a sixth of a small command's run time.
 gc.set_threshold(100_000, 20, 100)
 
 
 class _Group(click.Group):
-    """Turns an error that the user can mend into one line and exit status 2."""
+    """Prints an error that the user can fix as one line, and exits with status 2."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
-        except BrokenPipeError:  # whoever read the output has had enough
+        except BrokenPipeError:  # the program that reads the output has closed it
             raise
         except (BatchAssetsError, OSError) as error:
-            # An OSError says which file or address it is about: a full disk, a folder that may not be written.
+            # An OSError names its file or address, as for a full disk or a folder that is not writable.
             click.echo(f"batch-assets: {' '.join(str(error).split())}", err=True)
             sys.exit(ExitStatus.REFUSED)
 
@@ -36,9 +36,9 @@ class _Group(click.Group):
 def main() -> None:
     """Turn text in Delta tables into governed summaries.
 
-    Settings are environment variables that start with BATCH_ASSETS_; docs/reference/settings.md lists them.
+    Settings are environment variables that start with BATCH_ASSETS_; see docs/reference/settings.md.
     """
-    # Dagster warns of its own beta parameters each time that definitions are loaded.
+    # Dagster warns about its own beta parameters whenever definitions are loaded.
     warnings.filterwarnings("ignore", module="dagster")
 
 

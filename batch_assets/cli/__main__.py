@@ -1,4 +1,4 @@
-"""``python -m batch_assets.cli`` is the command batch-assets."""
+"""Run batch-assets with ``python -m batch_assets.cli``."""
 
 from batch_assets.cli import main
 

@@ -1,4 +1,4 @@
-"""What the commands have in common: settings, tables, outcomes as JSON, how a command ends."""
+"""Helpers for all commands: settings, tables, JSON output, exit status."""
 
 import base64
 import json
@@ -15,46 +15,46 @@ import click
 from batch_assets.errors import ExitStatus
 from batch_assets.settings import PREFIX, Settings, load_settings
 
-# Cells of plain tables are filled up to so many characters; longer ones push the next to the right.
+# Cells of plain tables are padded to at most this width; longer ones push the next cell to the right.
 _PLAIN_WIDTH = 40
-# Cells of tables that a narrow terminal leaves on one line.
+# Cells up to this length are never wrapped, even in a narrow terminal.
 _SHORT = 10
-# ECMA-48's control characters but tab and newline: colours, cursors, titles.
+# ECMA-48 control characters except tab and newline: they set colors, move the cursor, change the window title.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 json_outcome_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print the outcome as one JSON object; progress goes to standard error."
+    "--json", "as_json", is_flag=True, help="Print the result as one JSON object; progress goes to standard error."
 )
 
 
 def load() -> Settings:
-    """The settings, in effect for this process and those that it starts."""
-    from batch_assets.hub import keep_off_the_hub
+    """Load the settings and apply them to this process and the processes that it starts."""
+    from batch_assets.models.hub_access import go_offline
 
     settings = load_settings()
-    # The code location and the workers must see the same home, wherever they are started.
+    # The code location and the workers must use the same home, regardless of the folder that they start in.
     os.environ[f"{PREFIX}HOME"] = str(settings.home)
-    keep_off_the_hub(settings)
+    go_offline(settings)
     return settings
 
 
-def end_if(failures: list[str]) -> None:
-    """End with exit status 1 where an asset failed."""
+def exit_if_failed(failures: list[str]) -> None:
+    """Exit with status 1 if an asset failed."""
     if failures:
-        click.echo(f"failed: {', '.join(failures)}; their batches are as they were. The reasons are above.", err=True)
+        click.echo(f"failed: {', '.join(failures)}; their batches are unchanged. The reasons are above.", err=True)
         sys.exit(ExitStatus.FAILED)
 
 
 @contextmanager
-def progress_aside(as_json: bool) -> Iterator[None]:
-    """Within it, what is printed goes to standard error where standard output is for JSON."""
+def progress_to_stderr(as_json: bool) -> Iterator[None]:
+    """Send everything printed inside the block to standard error if standard output is for JSON."""
     with redirect_stdout(sys.stderr if as_json else sys.stdout):
         yield
 
 
 def print_json(outcome: Any) -> None:
-    """Print an outcome as one line of JSON: bytes as base64, other values that JSON doesn't have as text."""
+    """Print a result as one line of JSON: bytes as base64, other values that JSON does not support as text."""
     click.echo(json.dumps(_plain(outcome), ensure_ascii=False, allow_nan=False))
 
 
@@ -71,12 +71,12 @@ def _plain(value: Any) -> Any:
 
 
 def shown(text: str) -> str:
-    """A text for a terminal, without characters that would steer it."""
+    """Replace control characters, so that a text can't control the terminal."""
     return _CONTROL.sub("\ufffd", text)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print rows under titles: as a table in a terminal, else as plain lines, one a row."""
+    """Print rows under column titles: as a table in a terminal, otherwise as one plain line per row."""
     cells = [["" if cell is None else shown(str(cell)) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         _print_plain([list(columns), *cells])
@@ -88,11 +88,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
     table = Table(box=box.SIMPLE, show_lines=True, padding=(0, 1, 0, 0), pad_edge=False)
     for place, title in enumerate(columns):
-        # Where the terminal is narrow, long cells give way first.
+        # In a narrow terminal, long cells wrap first.
         longest = max(len(row[place]) for row in [columns, *cells])
         table.add_column(Text(title), overflow="fold", no_wrap=longest <= _SHORT)
     for row in cells:
-        # Text, not markup: a value may hold square brackets.
+        # Text, not markup: a value may contain square brackets.
         table.add_row(*map(Text, row))
     Console().print(table)
 

@@ -5,30 +5,30 @@ import sys
 
 import click
 
-from batch_assets.cli.common import json_outcome_option, load, print_json, print_table, progress_aside, shown
+from batch_assets.cli.common import json_outcome_option, load, print_json, print_table, progress_to_stderr, shown
 from batch_assets.errors import BatchAssetsError
 from batch_assets.settings import Settings
 from batch_assets.text import has_text
 
 
 @click.command()
-@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Only versions with this tag; may be repeated.")
+@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="List only versions with this tag; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print each version as one line of JSON.")
 def models(tags: tuple[str, ...], as_json: bool) -> None:
-    """List the registered versions: aliases, scores, the decision about each, and what they have written.
+    """List the registered versions: aliases, scores, promotion decision, and how much each has written.
 
-    It changes nothing. Exit status: 0 listed, 2 the registry can't be asked.
+    Changes nothing. Exit status: 0 listed, 2 the registry can't be read.
 
     \b
     batch-assets models --tag checkpoint=small-t5
     """
-    from batch_assets.lake.configured import configured_lake
+    from batch_assets.lake.lake import Lake
     from batch_assets.models.overview import overview
-    from batch_assets.models.tracking import look
+    from batch_assets.models.tracking import existing_client
 
     settings = load()
-    client = look(settings)
-    rows = [] if client is None else overview(client, settings, configured_lake(settings), tags)
+    client = existing_client(settings)
+    rows = [] if client is None else overview(client, settings, Lake.of(settings), tags)
     if not rows and not as_json:
         click.echo(f"{settings.registered_model} has no versions{' with these tags' if tags else ' yet'}")
         return
@@ -44,17 +44,18 @@ def models(tags: tuple[str, ...], as_json: bool) -> None:
 @click.argument("version", type=click.IntRange(min=1))
 @json_outcome_option
 def promote(version: int, as_json: bool) -> None:
-    """Make a VERSION the champion by hand, whatever its scores. It has to load and to answer first.
+    """Make VERSION the champion by hand, regardless of its scores.
 
-    The champion before it becomes previous. Exit status: 0 done, 2 there is no such version.
+    The version must load and answer first. The current champion becomes the previous one. Exit status: 0 done,
+    2 the version does not exist, or does not load and answer.
 
     \b
     batch-assets promote 3
     """
-    from batch_assets.automation.promotion import promote_version
+    from batch_assets.operations.promotion import promote_version
 
     settings = load()
-    with progress_aside(as_json):
+    with progress_to_stderr(as_json):
         click.echo(promote_version(settings, version, click.echo))
     _print_champion(settings, as_json)
 
@@ -62,17 +63,17 @@ def promote(version: int, as_json: bool) -> None:
 @click.command()
 @json_outcome_option
 def rollback(as_json: bool) -> None:
-    """Make the version the champion again that was it before; the two swap.
+    """Restore the previous champion; the current champion becomes the previous one.
 
-    Exit status: 0 done, 2 there is none to go back to.
+    Exit status: 0 done, 2 there is no previous champion.
 
     \b
     batch-assets rollback
     """
-    from batch_assets.automation.promotion import roll_back
+    from batch_assets.operations.promotion import roll_back
 
     settings = load()
-    with progress_aside(as_json):
+    with progress_to_stderr(as_json):
         click.echo(roll_back(settings))
     _print_champion(settings, as_json)
 
@@ -89,15 +90,15 @@ def _print_champion(settings: Settings, as_json: bool) -> None:
 @click.command(name="try")
 @click.argument("text")
 def try_(text: str) -> None:
-    """Let the champion answer TEXT, as batch_inference would; - reads it from standard input.
+    """Run the champion on TEXT, as batch_inference would; use - to read TEXT from standard input.
 
-    It changes nothing. Exit status: 0 answered, 2 there is no champion, no text, or no answer.
+    Changes nothing. Exit status: 0 answered, 2 there is no champion, no text or no answer.
 
     \b
     batch-assets try "Some text to be summarized."
     """
-    from batch_assets.inference.contract import RowError, generate
-    from batch_assets.inference.engines import load_engine
+    from batch_assets.engines.catalog import load_engine
+    from batch_assets.engines.contract import RowError, generate
     from batch_assets.models.registry import champion, scoring_model
     from batch_assets.models.tracking import connect, exists
 
@@ -106,15 +107,15 @@ def try_(text: str) -> None:
     if not has_text(document):
         raise BatchAssetsError(RowError.NO_TEXT.value)
     if not exists(settings):
-        raise BatchAssetsError(f"{settings.registered_model} has no champion yet: start 'batch-assets run' first")
+        raise BatchAssetsError(f"{settings.registered_model} has no champion yet: run 'batch-assets run' first")
     client = connect(settings)
     model = scoring_model(client, champion(client, settings), settings.model_copy(update={"engine": "transformers"}))
-    (generation,) = generate(load_engine(model, os.cpu_count() or 1), [document])
-    if generation.text is None:
-        raise BatchAssetsError(generation.error_message or "no answer")
-    click.echo(shown(generation.text))
+    (completion,) = generate(load_engine(model, os.cpu_count() or 1), [document])
+    if completion.text is None:
+        raise BatchAssetsError(completion.error_message or "no answer")
+    click.echo(shown(completion.text))
     click.echo(
-        f"version {model.version} of {model.name}, {generation.input_tokens} + {generation.output_tokens} tokens, "
-        f"{generation.finish_reason}" + (", the text was cut" if generation.input_truncated else ""),
+        f"version {model.version} of {model.name}, {completion.input_tokens} + {completion.output_tokens} tokens, "
+        f"{completion.finish_reason}" + (", the text was truncated" if completion.input_truncated else ""),
         err=True,
     )

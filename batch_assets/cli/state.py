@@ -1,4 +1,4 @@
-"""Commands about the state as a whole: status, doctor, forget, ui, upkeep."""
+"""Commands for the deployment as a whole: status, doctor, forget, ui, upkeep."""
 
 import sys
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batch_assets.cli.common import json_option, json_outcome_option, load, print_json, print_table, progress_aside
+from batch_assets.cli.common import json_option, json_outcome_option, load, print_json, print_table, progress_to_stderr
 from batch_assets.errors import ExitStatus
 
 if TYPE_CHECKING:
-    from batch_assets.automation.status import Batch, Status
+    from batch_assets.operations.status import Batch, Status
 
 _BATCHES_SHOWN = 20
 
@@ -19,16 +19,16 @@ _BATCHES_SHOWN = 20
 @click.command()
 @json_option
 def status(as_json: bool) -> None:
-    """Show the batches, the champion and the last runs; changes nothing.
+    """Show the batches, the champion and the last runs.
 
-    A batch is running or queued, failed (its last run did), landed (not scored yet), stale (to be scored again),
-    scored, or empty. Of more than 20 batches, those that are scored are only counted; --json has all. Exit status:
-    0 shown, 2 the state can't be read.
+    Changes nothing. A batch is running, queued, failed (its last run failed), landed (not scored yet), stale (needs
+    scoring again), scored or empty. If there are more than 20 batches, scored ones are only counted; --json lists all.
+    Exit status: 0 shown, 2 the state can't be read.
 
     \b
     batch-assets status --json | jq '.batches[] | select(.state == "failed")'
     """
-    from batch_assets.automation.status import status_of
+    from batch_assets.operations.status import status_of
 
     found = status_of(load())
     if as_json:
@@ -47,10 +47,10 @@ def status(as_json: bool) -> None:
 
 
 def _print_batches(batches: "Sequence[Batch]", counts: dict[str, int]) -> None:
-    from batch_assets.automation.status import SCORED
+    from batch_assets.operations.status import SCORED
 
     if not batches:
-        click.echo("no batches yet: start 'batch-assets run', or land files")
+        click.echo("no batches yet: run 'batch-assets run', or land files")
         return
     click.echo(f"{len(batches)} batches: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
     notable = batches if len(batches) <= _BATCHES_SHOWN else [batch for batch in batches if batch.state != SCORED]
@@ -59,18 +59,18 @@ def _print_batches(batches: "Sequence[Batch]", counts: dict[str, int]) -> None:
         titles = ["batch", "state", "documents", "rejected", "summaries", "errors", "no text", "version", "scored"]
         print_table(titles, [tuple(asdict(batch).values()) for batch in shown])
     if len(shown) < len(batches):
-        click.echo(f"{len(batches) - len(shown)} batches are left out; --json has all")
+        click.echo(f"{len(batches) - len(shown)} more batches are not shown; --json lists all")
 
 
 def _print_champion(found: "Status") -> None:
     champion = found.champion
     if found.champion_problem is not None:
-        click.echo(f"champion: nobody can tell, {found.champion_problem}")
+        click.echo(f"champion: unknown, {found.champion_problem}")
     elif champion is None:
         click.echo("no champion yet")
     else:
         score = "no score" if champion.score is None else f"{champion.score_name} {champion.score:.3f}"
-        since = f"since {champion.since}" if champion.since else "since when, Dagster has not heard"
+        since = f"since {champion.since}" if champion.since else "promoted at an unknown time"
         click.echo(f"champion: version {champion.version} of {champion.model}, {score}, {since}")
 
 
@@ -83,120 +83,120 @@ def _few(batches: Sequence[str]) -> str:
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Check Java, memory, disk, hub, endpoints, tracking server and state, and say what to do.
+    """Check Java, memory, disk, hub, endpoints, tracking server and state, and explain how to fix problems.
 
-    It changes nothing. Each endpoint is asked for its list of models, with its key. Exit status: 0 nothing is a
-    problem, 1 something is, 2 a setting can't be used.
+    Changes nothing. Requests each endpoint's list of models, using its API key. Exit status: 0 no problems, 1 at least
+    one problem, 2 a setting is invalid.
 
     \b
     batch-assets doctor
     """
-    from batch_assets.doctor import PROBLEM, examine
+    from batch_assets.operations.doctor import PROBLEM, examine
 
-    with progress_aside(as_json):
+    with progress_to_stderr(as_json):
         findings = examine(load())
     if as_json:
         print_json({"findings": [asdict(finding) for finding in findings]})
     else:
-        print_table(["", "what", "found", "what to do"], [tuple(asdict(finding).values()) for finding in findings])
+        print_table(["", "check", "result", "what to do"], [tuple(asdict(finding).values()) for finding in findings])
     if any(finding.level == PROBLEM for finding in findings):
         sys.exit(ExitStatus.FAILED)
 
 
 @click.command()
 @click.argument("document_id", metavar="ID")
-@click.option("--yes", is_flag=True, help="Don't ask before it starts.")
+@click.option("--yes", is_flag=True, help="Start without asking for confirmation.")
 @json_outcome_option
 def forget(document_id: str, yes: bool, as_json: bool) -> None:
-    """Remove the document ID, and what was made from it, from all tables, completions and reports.
+    """Remove the document with this ID, and everything generated from it, from tables, completions and reports.
 
-    It is kept from being landed again, in whichever batch. Says what it can't reach. Batches that held it are stale
-    then: the next run measures them again. Exit status: 0 done, 1 the answer was no, 2 somebody else was at a batch:
-    call again.
+    The document can't be landed again, in any batch. Batches that contained it become stale, and the next run measures
+    them again. Prints the places that this command can't reach. Exit status: 0 done, 1 you answered no, 2 another
+    writer changed a batch: run the command again.
 
     \b
     batch-assets forget review-4711
     """
     import uuid
 
-    from batch_assets.automation import forgetting
-    from batch_assets.lake.configured import configured_lake
+    from batch_assets.lake.lake import Lake
     from batch_assets.models.tracking import connect
+    from batch_assets.operations import forget as forgetting
 
     settings = load()
-    lake = configured_lake(settings)
-    with progress_aside(as_json):
+    lake = Lake.of(settings)
+    with progress_to_stderr(as_json):
         found = forgetting.find(lake, settings, document_id)
         rows = [(table, ", ".join(batches)) for table, batches in found.batches.items()]
         rows += [("report", report) for report in found.reports]
         if rows:
             print_table(["found in", "batches"], rows)
         else:
-            click.echo(f"no table holds {document_id!r}; it will be kept from being landed")
+            click.echo(f"no table contains {document_id!r}; it will be rejected if it lands later")
         if not yes:
-            click.confirm("Remove it for good?", abort=True)
+            click.confirm("Remove it permanently?", abort=True)
         found = forgetting.forget(lake, settings, connect(settings), document_id, f"forget {uuid.uuid4().hex}")
     left = forgetting.out_of_reach(lake, settings, found)
     if as_json:
         print_json({"removed": {**found.batches, "reports": found.reports}, "out of reach": left})
         return
-    click.echo("Removed. Out of reach, and perhaps still holding it:")
+    click.echo("Removed. These places are out of reach and may still contain it:")
     for place in left:
         click.echo(f"- {place}")
 
 
 @click.command()
 def ui() -> None:
-    """Open the Dagster UI and the MLflow UI on this machine, and stop both with Ctrl-C.
+    """Serve the Dagster UI and the MLflow UI on this machine until you press Ctrl-C.
 
-    Sensors and schedules work meanwhile: new data is scored by itself. Runs that were killed are closed first. Exit
-    status: 0 stopped, 2 a port is taken.
+    Sensors and schedules run as well, so new data is scored automatically. Killed runs are marked as failed first.
+    Exit status: 0 stopped, 2 a port is in use.
 
     \b
     batch-assets ui
     """
-    from batch_assets.automation.launch import close_orphaned_runs
-    from batch_assets.automation.storage import open_instance
-    from batch_assets.ui import serve
+    from batch_assets.operations.local_runs import close_orphaned_runs
+    from batch_assets.operations.ui import serve
+    from batch_assets.resources.dagster_storage import open_instance
 
     settings = load()
     with open_instance(settings) as instance:
         for run_id in close_orphaned_runs(instance):
-            click.echo(f"run {run_id} was killed; it is tried again where retries are left")
+            click.echo(f"run {run_id} was killed; Dagster retries it if it has retries left")
     serve(settings, click.echo)
 
 
 @click.command()
 @json_outcome_option
 def upkeep(as_json: bool) -> None:
-    """Put small files together, write checkpoints, and remove files that nothing needs any more.
+    """Compact small files, write checkpoints, and remove files that are no longer needed.
 
-    It may run beside everything else: a batch that is being replaced meanwhile is left for the next time. Exit status:
-    0 done, 2 a table can't be written here.
+    Safe to run at any time: a batch that is being replaced is skipped until the next upkeep. Exit status: 0 done,
+    2 a table can't be written.
 
     \b
     batch-assets upkeep
     """
-    from batch_assets.inference.completions import sweep
-    from batch_assets.lake.configured import configured_lake
-    from batch_assets.lake.tables import TABLES
-    from batch_assets.lake.upkeep import keep_up
+    from batch_assets.lake.contracts import TABLES
+    from batch_assets.lake.lake import Lake
+    from batch_assets.lake.upkeep import maintain
+    from batch_assets.scoring.completions import remove_abandoned
 
     settings = load()
-    lake = configured_lake(settings)
+    lake = Lake.of(settings)
     tables = [table for table in TABLES if lake.exists(table)]
     outcome = []
-    with progress_aside(as_json):
+    with progress_to_stderr(as_json):
         if not tables:
             click.echo(f"there are no tables in {settings.lake_uri} yet")
         for table in tables:
-            done = keep_up(lake.open(table).delta, settings.vacuum_hours, click.echo)
+            done = maintain(lake.open(table).delta, settings.vacuum_hours, click.echo)
             outcome.append({"table": table.name, **asdict(done)})
             click.echo(
-                f"{table.name}: {done.compacted} files became {done.became}, {done.vacuumed} unneeded files removed, "
-                "checkpoint written"
+                f"{table.name}: compacted {done.compacted} files into {done.became}, removed {done.vacuumed} unneeded "
+                "files, wrote a checkpoint"
             )
-        swept = sweep(lake, settings.vacuum_hours)
-        click.echo(f"{swept} files of abandoned completions removed")
+        swept = remove_abandoned(lake, settings.vacuum_hours)
+        click.echo(f"removed {swept} files of abandoned completions")
     if as_json:
         print_json({"tables": outcome, "completions": swept})

@@ -1,1 +1,1 @@
-"""Delta tables: names and schemas, snapshots and commits, and the Spark data source over them."""
+"""Delta tables: schemas, snapshots, commits, upkeep, and the Spark data source ``deltars``."""

@@ -1,12 +1,12 @@
-"""Count the rows of a table of summaries: with a summary, with an error, without text."""
+"""Count the rows of a summary table: with a summary, with an error, without text."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.contracts import AI_QUERY_INFERENCE, BATCH_INFERENCE
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.lake.staging import StagedFile
-from batch_assets.lake.tables import AI_QUERY_INFERENCE, BATCH_INFERENCE
 
 # The columns whose nulls are counted.
 COUNTED = ("generated_summary", "request_hash")
@@ -14,10 +14,10 @@ COUNTED = ("generated_summary", "request_hash")
 
 @dataclass(frozen=True)
 class Counts:
-    """Rows of m4_1_batch_inference or ai_query_inference.
+    """Row counts of m4_1_batch_inference or ai_query_inference.
 
-    A document without text makes no request, so ``no_text`` counts the rows without a request hash. ``errors`` counts
-    the requests that failed.
+    ``errors`` counts failed requests. A document without text makes no request, so ``no_text`` counts the rows without
+    a request hash.
     """
 
     summaries: int = 0
@@ -26,7 +26,7 @@ class Counts:
 
     @classmethod
     def of(cls, rows: int, nulls: Mapping[str, int]) -> "Counts":
-        """Counts of a file with some rows and, by column, some nulls."""
+        """Return the counts of a file from its number of rows and its nulls per column."""
         no_text = nulls["request_hash"]
         return cls(rows - nulls["generated_summary"], nulls["generated_summary"] - no_text, no_text)
 
@@ -35,20 +35,20 @@ class Counts:
 
 
 def counts_of(staged: Iterable[StagedFile]) -> Counts:
-    """Counts of a batch that is not committed yet."""
+    """Return the counts of a batch that is not committed yet."""
     return sum((Counts.of(file.rows, file.null_counts) for file in staged), Counts())
 
 
 def check_rows(batch: str, staged: Iterable[StagedFile], expected: int) -> None:
-    """Check that a batch may be committed.
+    """Check the rows of a batch before it is committed.
 
     Args:
         batch: key of the batch.
-        staged: its files.
-        expected: the number of rows that it must have.
+        staged: its staged files.
+        expected: the number of rows that the batch must have.
 
     Raises:
-        BatchAssetsError: rows are missing, or some have neither a summary nor an error.
+        BatchAssetsError: the number of rows is wrong, or rows have neither a summary nor an error, or both.
     """
     rows = nulls = 0
     for file in staged:
@@ -66,7 +66,7 @@ def check_rows(batch: str, staged: Iterable[StagedFile], expected: int) -> None:
 
 
 def counts_by_batch(table: BatchSnapshot) -> dict[str, Counts | None]:
-    """Counts of every batch, from the statistics in the table's log; None for a batch where a writer omitted them."""
+    """Return the counts of every batch from the log's statistics; None for a batch without statistics."""
     files = table.delta.add_actions()
     names = [f"null_count.{name}" for name in COUNTED]
     if not set(names) <= set(files.column_names):
@@ -84,7 +84,7 @@ def counts_by_batch(table: BatchSnapshot) -> dict[str, Counts | None]:
 
 
 def no_text_by_table(lake: Lake) -> dict[str, int]:
-    """By table of summaries, its documents without text, over all batches whose statistics are known."""
+    """Return the number of documents without text per summary table, over all batches with statistics."""
     return {
         table.name: sum(counts.no_text for counts in counts_by_batch(lake.open(table)).values() if counts is not None)
         for table in (BATCH_INFERENCE, AI_QUERY_INFERENCE)

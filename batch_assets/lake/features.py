@@ -1,4 +1,4 @@
-"""Which tables can be read and written without getting them wrong: features of the Delta protocol.
+"""Refuse tables with features of the Delta protocol that this package can't read or write correctly.
 
 https://github.com/delta-io/delta/blob/master/PROTOCOL.md#table-features
 """
@@ -8,10 +8,10 @@ from typing import Any
 
 from batch_assets.errors import BatchAssetsError
 
-# What delta-rs takes care of, and appendOnly, which whoever replaces something asks for.
-_HARMLESS = {"appendOnly", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}
+# Features that delta-rs handles, and appendOnly, which is checked before a replacement.
+_SUPPORTED = {"appendOnly", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}
 
-# What the numbers of older protocols stand for.
+# Features implied by the version numbers of older protocols.
 _READER_VERSIONS = {2: ["columnMapping"]}
 _WRITER_VERSIONS = {
     2: ["appendOnly", "invariants"],
@@ -29,8 +29,8 @@ def _has_metadata(prefix: str) -> Callable[[_Configuration, _Columns], bool]:
     return lambda _, columns: any(key.startswith(prefix) for column in columns for key in column)
 
 
-# A table may carry these without using them; most that Spark has written do.
-_IN_USE: dict[str, Callable[[_Configuration, _Columns], bool]] = {
+# Tables may list these features without using them; most tables written by Spark do.
+_IS_IN_USE: dict[str, Callable[[_Configuration, _Columns], bool]] = {
     "invariants": _has_metadata("delta.invariants"),
     "checkConstraints": lambda configuration, _: any(key.startswith("delta.constraints.") for key in configuration),
     "changeDataFeed": lambda configuration, _: configuration.get("delta.enableChangeDataFeed") == "true",
@@ -41,44 +41,46 @@ _IN_USE: dict[str, Callable[[_Configuration, _Columns], bool]] = {
 
 
 class UnreadableTableError(BatchAssetsError):
-    """The table can be had, but reading it would get it wrong."""
+    """The table uses features this reader does not support."""
 
 
 def refuse_unreadable(delta: Any, uri: str) -> None:
-    """Refuse a ``deltalake.DeltaTable`` whose Parquet files don't hold what the table says.
+    """Refuse a ``deltalake.DeltaTable`` that can't be read correctly from its Parquet files alone.
 
     Raises:
-        UnreadableTableError: the table uses deletion vectors, column mapping or another feature that reading plain
-            Parquet files would get wrong; the message names it.
+        UnreadableTableError: the table uses deletion vectors, column mapping or another unsupported feature; the
+            message names it.
     """
     protocol = delta.protocol()
-    named = _named(protocol.reader_features, protocol.min_reader_version, 3, _READER_VERSIONS, "reader")
-    wrong = _in_use(delta, named)
-    if wrong:
-        raise UnreadableTableError(f"the table at {uri} can't be read correctly here: it uses {', '.join(wrong)}")
-
-
-def refuse_unwritable(delta: Any, uri: str) -> None:
-    """Refuse a ``deltalake.DeltaTable`` that asks more of its writers than data files with statistics.
-
-    Raises:
-        BatchAssetsError: the table has constraints, generated columns, a change data feed or another feature that
-            files written here would violate; the message names it.
-    """
-    protocol = delta.protocol()
-    named = _named(protocol.writer_features, protocol.min_writer_version, 7, _WRITER_VERSIONS, "writer")
-    wrong = _in_use(delta, named)
-    if wrong:
-        raise BatchAssetsError(
-            f"the table at {uri} can't be written correctly here: it uses {', '.join(wrong)}; write it with the "
-            "engine that made it"
+    required = _required_features(protocol.reader_features, protocol.min_reader_version, 3, _READER_VERSIONS, "reader")
+    unsupported = _unsupported_in_use(delta, required)
+    if unsupported:
+        raise UnreadableTableError(
+            f"the table at {uri} uses features this reader does not support: {', '.join(unsupported)}"
         )
 
 
-def _named(
+def refuse_unwritable(delta: Any, uri: str) -> None:
+    """Refuse a ``deltalake.DeltaTable`` whose writers must do more than add data files with statistics.
+
+    Raises:
+        BatchAssetsError: the table uses constraints, generated columns, a change data feed or another unsupported
+            feature; the message names it.
+    """
+    protocol = delta.protocol()
+    required = _required_features(protocol.writer_features, protocol.min_writer_version, 7, _WRITER_VERSIONS, "writer")
+    unsupported = _unsupported_in_use(delta, required)
+    if unsupported:
+        raise BatchAssetsError(
+            f"the table at {uri} uses features this writer does not support: {', '.join(unsupported)}; write it with "
+            "the engine that created it"
+        )
+
+
+def _required_features(
     features: list[str] | None, version: int, newest: int, versions: Mapping[int, list[str]], who: str
 ) -> list[str]:
-    """The features that a protocol stands for; from the newest version on they are listed by name."""
+    """Return the features that a protocol requires; since version ``newest``, it lists them by name."""
     if version > newest:
         return [f"{who} version {version}"]
     if features is not None:
@@ -86,11 +88,11 @@ def _named(
     return [feature for number, implied in versions.items() if number <= version for feature in implied]
 
 
-def _in_use(delta: Any, named: list[str]) -> list[str]:
+def _unsupported_in_use(delta: Any, required: list[str]) -> list[str]:
     configuration = delta.metadata().configuration
     columns = [field.metadata for field in delta.schema().fields]
     return sorted(
         feature
-        for feature in set(named) - _HARMLESS
-        if feature not in _IN_USE or _IN_USE[feature](configuration, columns)
+        for feature in set(required) - _SUPPORTED
+        if feature not in _IS_IN_USE or _IS_IN_USE[feature](configuration, columns)
     )

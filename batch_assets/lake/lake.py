@@ -1,22 +1,34 @@
-"""The lake: the tables of the contract, each a Delta table partitioned by batch, opened and replaced batch by batch."""
+"""The lake: Delta tables partitioned by batch, each with a contract, opened and replaced batch by batch."""
 
+import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.commit_log import Commit
+from batch_assets.lake.contracts import PARTITION, Table
 from batch_assets.lake.features import UnreadableTableError
-from batch_assets.lake.log import Commit
-from batch_assets.lake.names import check_batch, check_name, is_batch
-from batch_assets.lake.snapshot import DataFile, Snapshot, Transaction, create_table, schema_difference
+from batch_assets.lake.missing_table import MissingTable
+from batch_assets.lake.snapshot import DataFile, schema_difference
 from batch_assets.lake.staging import StagedFile, StagingArea
-from batch_assets.lake.tables import PARTITION, Table
+from batch_assets.lake.storage import file_system
+from batch_assets.lake.writable_table import Transaction, WritableTable, create_table
+from batch_assets.names import check_batch, check_name, is_batch
 
-# Commits are read back for what they say of a batch, so the log is kept for ten years.
+if TYPE_CHECKING:
+    from batch_assets.settings import Settings
+
+# The history of a batch is read from the commits, so the log is kept for ten years.
 _CONFIGURATION = {"delta.logRetentionDuration": "interval 3650 days"}
+
+# By default, delta-rs retries an unreachable lake for three minutes.
+_FAIL_FAST = {"max_retries": "1", "retry_timeout": "5s", "timeout": "5s", "connect_timeout": "5s"}
 
 
 @dataclass(frozen=True)
@@ -28,37 +40,62 @@ class Lake:
     schema: str = "default"
     storage_options: Mapping[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, settings: "Settings", *, fail_fast: bool = False) -> "Lake":
+        """Return the lake of a deployment.
+
+        Args:
+            settings: settings with its URI, catalog and schema.
+            fail_fast: fail within seconds instead of minutes if the lake can't be reached.
+        """
+        options = _FAIL_FAST if fail_fast and "://" in settings.lake_uri else {}
+        return cls(settings.lake_uri, settings.catalog, settings.schema_name, options)
+
     def table_uri(self, table: Table) -> str:
-        """Root of a table."""
+        """Return the root of a table."""
         parts = (check_name(part) for part in (self.catalog, self.schema, table.name))
         return "/".join((self.uri.rstrip("/"), *parts))
 
     def full_name(self, table: Table) -> str:
-        """Three-part name of a table."""
+        """Return the three-part name of a table."""
         return f"{self.catalog}.{self.schema}.{table.name}"
 
     def exists(self, table: Table) -> bool:
-        """Whether the table has been written yet."""
+        """Whether the table was created."""
         from deltalake import DeltaTable
 
-        return bool(DeltaTable.is_deltatable(self.table_uri(table), dict(self.storage_options)))
+        uri = self.table_uri(table)
+        # delta-rs would create the folder of a local table.
+        if "://" not in uri and not Path(uri).exists():
+            return False
+        return bool(DeltaTable.is_deltatable(uri, dict(self.storage_options)))
 
     def difference(self, table: Table) -> str | None:
-        """What sets the Delta table that is there apart from its contract, None if nothing does.
+        """Return how the existing Delta table differs from its contract, None if it doesn't.
 
         Raises:
-            BatchAssetsError: it can't be opened.
+            BatchAssetsError: the table can't be opened.
         """
         try:
-            return _difference(table, Snapshot.open(self.table_uri(table), self.storage_options))
+            return _difference(table, WritableTable.open(self.table_uri(table), self.storage_options))
         except UnreadableTableError as error:
             return str(error)
 
-    def open(self, table: Table, version: int | None = None) -> "BatchSnapshot":
-        """Open a table at a version, by default the newest, and make it if it does not exist.
+    def find(self, table: Table) -> "BatchSnapshot":
+        """Open a table for reading only. A missing table is not created, and reads as empty.
 
         Raises:
-            BatchAssetsError: the table there is not the one this package knows.
+            BatchAssetsError: the existing table does not match the contract.
+        """
+        if self.exists(table):
+            return self.open(table)
+        return BatchSnapshot(table, MissingTable(self.table_uri(table), table.arrow_schema, [PARTITION]))
+
+    def open(self, table: Table, version: int | None = None) -> "BatchSnapshot":
+        """Open a table at a version, by default the newest; without a version, a missing table is created.
+
+        Raises:
+            BatchAssetsError: the existing table does not match the contract.
         """
         uri = self.table_uri(table)
         if version is None:
@@ -71,47 +108,47 @@ class Lake:
                 description=table.description,
                 configuration=_CONFIGURATION,
             )
-        snapshot = Snapshot.open(uri, self.storage_options, version)
+        snapshot = WritableTable.open(uri, self.storage_options, version)
         problem = _difference(table, snapshot)
         if problem is not None:
             raise BatchAssetsError(
-                f"the table at {uri} is not {table.name} as this package knows it: {problem}; move it away, or "
-                "set BATCH_ASSETS_CATALOG or BATCH_ASSETS_SCHEMA to other names"
+                f"the table at {uri} does not match the contract of {table.name}: {problem}; move it away, or set "
+                "BATCH_ASSETS_CATALOG or BATCH_ASSETS_SCHEMA to another name"
             )
         return BatchSnapshot(table, snapshot)
 
 
-def _difference(table: Table, snapshot: Snapshot) -> str | None:
-    """What keeps this package from reading and writing a Delta table, None if nothing does."""
+def _difference(table: Table, snapshot: WritableTable) -> str | None:
+    """Return why this package can't read and write a Delta table, None if it can."""
     if snapshot.partition_columns != [PARTITION]:
         return f"it is partitioned by {', '.join(snapshot.partition_columns) or 'nothing'}, not by {PARTITION}"
     return schema_difference(table.arrow_schema, snapshot.schema)
 
 
 class BatchSnapshot:
-    """A table of the contract as it was when it was opened; its partitions are batches."""
+    """A table with a contract, at the version at which it was opened; its partitions are batches."""
 
-    def __init__(self, table: Table, delta: Snapshot) -> None:
+    def __init__(self, table: Table, delta: WritableTable) -> None:
         self.table = table
         self.delta = delta
         self.version = delta.version
         self.uri = delta.uri
         self.storage_options = delta.storage_options
-        self._last: dict[str, Commit] = {}
-        self._oldest = delta.version
+        self._last_commits: dict[str, Commit] = {}
+        self._oldest_read = delta.version
         self._unread = delta.commits()
 
     @property
     def table_id(self) -> str:
-        """What tells the table from another one that was made in its place."""
+        """The table's id; a table that is deleted and created again gets another one."""
         return self.delta.table_id
 
-    def take_over(self, earlier: "BatchSnapshot") -> bool:
-        """Take over what an earlier snapshot knows of each batch, and read only the commits after it.
+    def reuse(self, earlier: "BatchSnapshot") -> bool:
+        """Take over the last commits of the batches from an earlier snapshot, and read only the commits after it.
 
         Returns:
-            False where that can't be done, because the table was made anew, or set back, or its log no longer has them,
-            or one of them doesn't say which batches it changed.
+            False if that is not possible: the table was recreated or rolled back, the log no longer has those
+            commits, or one of them doesn't say which batches it changed.
         """
         if not self.delta.follows(earlier.delta):
             return False
@@ -119,64 +156,64 @@ class BatchSnapshot:
         if len(commits) != self.version - earlier.version or any(commit.unknown_partitions for commit in commits):
             return False
         for commit in commits:
-            self._note(commit)
-        for batch, commit in earlier._last.items():
-            self._last.setdefault(batch, commit)
-        self._oldest, self._unread = earlier._oldest, earlier._unread
+            self._record(commit)
+        for batch, commit in earlier._last_commits.items():
+            self._last_commits.setdefault(batch, commit)
+        self._oldest_read, self._unread = earlier._oldest_read, earlier._unread
         return True
 
-    def know_all(self) -> None:
-        """Read the log until the last commit of each batch is known."""
+    def read_whole_log(self) -> None:
+        """Read the log until the last commit of every batch is known."""
         for batch in self.batches():
             self.last_commit(batch)
 
     def batches(self) -> list[str]:
-        """Keys of the batches that hold rows, sorted; values that can't name a batch are left out."""
+        """Return the sorted keys of the batches with rows; values that can't name a batch are skipped."""
         return sorted(batch for (batch,) in self.delta.partitions() if batch is not None and is_batch(batch))
 
-    def in_order(self, batches: Sequence[str]) -> list[str]:
-        """Batches in the order in which they were last changed here; those that are not here come first."""
+    def sort_by_last_change(self, batches: Sequence[str]) -> list[str]:
+        """Sort batches by their last change in this table; batches that it does not contain come first."""
         commits = {batch: self.last_commit(batch) for batch in batches}
         return sorted(batches, key=lambda batch: (-1 if (commit := commits[batch]) is None else commit.version, batch))
 
     def files(self, batch: str) -> list[DataFile]:
-        """Data files of one batch."""
+        """Return the data files of one batch."""
         return self.delta.files({PARTITION: batch})
 
     def rows(self, batch: str | None = None) -> int:
-        """Rows of one batch, or of the table, from the statistics in the log."""
+        """Count the rows of one batch, or of the table, from the statistics in the log."""
         return self.delta.rows(None if batch is None else {PARTITION: batch})
 
     def read(self, batch: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of one batch, in the columns wanted, by default all."""
+        """Yield the rows of one batch with the given columns, by default all."""
         return self.delta.read({PARTITION: batch}, columns or self.table.column_names)
 
     def last_commit(self, batch: str) -> Commit | None:
-        """The last commit up to this version that changed the batch, read from the log; None if there is none.
+        """Return the last commit up to this version that changed a batch, None if there is none.
 
         Commits that only rearrange files (``dataChange`` false) don't count.
         """
-        while batch not in self._last:
+        while batch not in self._last_commits:
             commit = next(self._unread, None)
             if commit is None:
                 break
-            self._oldest = commit.version
-            self._note(commit)
+            self._oldest_read = commit.version
+            self._record(commit)
             if commit.unknown_partitions:
-                for one in {batch, *self.batches()}:
-                    self._last.setdefault(one, commit)
-        if batch not in self._last and self.files(batch):
-            # Its commit has been cleaned up; the oldest version that is left is later than it.
-            return Commit(self._oldest, {})
-        return self._last.get(batch)
+                for key in {batch, *self.batches()}:
+                    self._last_commits.setdefault(key, commit)
+        if batch not in self._last_commits and self.files(batch):
+            # Its log entry has been cleaned up. The oldest version left in the log is later than it.
+            return Commit(self._oldest_read, {})
+        return self._last_commits.get(batch)
 
-    def _note(self, commit: Commit) -> None:
+    def _record(self, commit: Commit) -> None:
         for (key,) in commit.changed:
             if key is not None:
-                self._last.setdefault(key, commit)
+                self._last_commits.setdefault(key, commit)
 
-    def is_ours(self, batch: str) -> bool:
-        """Whether this package wrote all rows of a batch, or it has none."""
+    def is_written_by_us(self, batch: str) -> bool:
+        """Return whether this package wrote all rows of a batch, or the batch has none."""
         commit = self.last_commit(batch)
         return (
             commit is None
@@ -185,34 +222,42 @@ class BatchSnapshot:
         )
 
     def staging_area(self, batch: str) -> StagingArea:
-        """Where files of a batch are staged, in the columns of the contract."""
-        area = StagingArea(self.uri, self.storage_options, self.table.arrow_schema, [PARTITION])
+        """Return where to stage files of a batch, with the columns of the contract."""
+        area = StagingArea(
+            self.uri, self.storage_options, self.table.arrow_schema, [PARTITION], summed=self.table.summed_columns
+        )
         return area.only({PARTITION: check_batch(batch)})
 
-    @contextmanager
-    def saying_if_overtaken(self, batch: str) -> Iterator[None]:
-        """Within it, what fails after somebody else has replaced a batch fails because of that.
+    def discard(self, staged: Sequence[StagedFile]) -> None:
+        """Delete staged files that will not be committed."""
+        files = file_system(self.uri, self.storage_options)
+        for file in staged:
+            files.delete_file(file.path)
 
-        The other one has removed what both had finished.
+    @contextmanager
+    def raise_if_superseded(self, batch: str) -> Iterator[None]:
+        """Turn errors in the ``with`` block into a conflict if another writer has replaced the batch.
+
+        That writer has removed the completions that both runs shared, which may have caused the error.
 
         Raises:
-            ConcurrentCommitError: it has failed, and the batch was changed since this snapshot was taken.
+            ConcurrentCommitError: the block failed, and the batch was changed since this snapshot was taken.
         """
         try:
             yield
         except Exception as error:
-            overtaken = self.delta.overtaken({PARTITION: batch})
-            if overtaken is None:
+            superseded = self.delta.superseded_by({PARTITION: batch})
+            if superseded is None:
                 raise
-            raise overtaken from error
+            raise superseded from error
 
     def replace(self, batch: str, staged: Sequence[StagedFile], metadata: Mapping[str, Any]) -> int:
         """Replace the rows of one batch by staged files in one commit, or change nothing.
 
         Args:
             batch: key of the batch.
-            staged: files that hold its new rows; none empties the batch.
-            metadata: what the commit should record; its ``input_version`` is the version of the app transaction.
+            staged: files with its new rows; no files empty the batch.
+            metadata: recorded in the commit; its ``input_version`` becomes the version of the app transaction.
 
         Returns:
             Version of the commit.
@@ -221,9 +266,17 @@ class BatchSnapshot:
             ConcurrentCommitError: the batch was changed since this snapshot was taken.
         """
         check_batch(batch)
+        sums: Counter[str] = Counter()
+        for file in staged:
+            sums.update(json.loads(file.sums))
         return self.delta.replace(
             {PARTITION: batch},
             staged,
-            {**metadata, "table": self.table.name, "batch": batch},
+            {
+                **metadata,
+                "table": self.table.name,
+                "batch": batch,
+                "sums": {name: sums[name] for name in self.table.summed_columns},
+            },
             Transaction(f"batch_assets/{self.table.name}/{batch}", int(metadata.get("input_version", self.version))),
         )

@@ -1,4 +1,4 @@
-"""Write data files that no commit knows yet, each with the statistics its add action needs."""
+"""Write data files that are not committed yet, with the statistics that their add actions need."""
 
 import json
 import uuid
@@ -8,27 +8,28 @@ from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.partitions import check_types, describe, folder, to_log, typed, typed_partition
+from batch_assets.lake.partition_values import check_types, describe, folder, to_log, typed, typed_partition
 from batch_assets.lake.statistics import statistics
 from batch_assets.lake.storage import file_system
 
-# Rows wait for a row group of this size: small ones compress badly, large ones cost memory.
+# Rows are buffered up to this size of a row group: small groups compress badly, large ones cost memory.
 _ROW_GROUP_BYTES = 64 * 1024 * 1024
-# Each open file of an object store holds a part of some megabytes.
-_MOST_OPEN_FILES = 64
+# Each open file on an object store buffers a few megabytes.
+_MAX_OPEN_FILES = 64
 
-STAGED_FILE_DDL = "path string, size long, rows long, partition string, statistics string"
+STAGED_FILE_DDL = "path string, size long, rows long, partition string, statistics string, sums string"
 
 
 @dataclass(frozen=True)
 class StagedFile:
-    """A data file that lies in the table's folder and waits for its commit.
+    """A data file in the table's folder that is not committed yet.
 
-    ``path`` is relative to the table, ``size`` in bytes; ``partition`` is the JSON of partition column to value,
-    ``statistics`` that of the Delta protocol.
+    ``path`` is relative to the table, and ``size`` is in bytes. ``partition`` is JSON, partition column to value;
+    ``statistics`` is the JSON of the Delta protocol. ``sums`` is JSON too, column to the sum of its values.
     """
 
     path: str
@@ -36,28 +37,30 @@ class StagedFile:
     rows: int
     partition: str
     statistics: str
+    sums: str
 
     @property
     def partition_values(self) -> dict[str, str | None]:
-        """Partition column to its value as the log writes it."""
+        """Partition column to its value, as written in the log."""
         values: dict[str, str | None] = json.loads(self.partition)
         return values
 
     @property
     def null_counts(self) -> dict[str, int]:
-        """Column to the number of its nulls."""
+        """Column to its number of nulls."""
         counts: dict[str, int] = json.loads(self.statistics)["nullCount"]
         return counts
 
 
 @dataclass(frozen=True)
 class StagingArea:
-    """Where and as what files are staged: a table, and the one partition they are for, if it is one.
+    """The table, and optionally the single partition, that files are staged for.
 
-    ``schema`` has all columns. With ``partition`` given, rows may lack the partition columns.
+    ``schema`` has all columns. If ``partition`` is set, rows may omit the partition columns. The sums of the integer
+    columns ``summed`` are returned with each file.
 
     Raises:
-        BatchAssetsError: the table is partitioned by columns that can't be written.
+        BatchAssetsError: a partition column has an unsupported type.
     """
 
     uri: str
@@ -65,26 +68,27 @@ class StagingArea:
     schema: pa.Schema
     partition_columns: Sequence[str]
     partition: Mapping[str, Any] | None = None
+    summed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_types(self.schema, self.partition_columns)
 
     def only(self, partition: Mapping[str, Any]) -> "StagingArea":
-        """The same for one partition.
+        """Return the staging area of one partition.
 
         Raises:
-            BatchAssetsError: a partition column is missing, is not one, or has a value of another type.
+            BatchAssetsError: a partition column is missing, unknown, or has a value of the wrong type.
         """
         return replace(self, partition=typed_partition(self.uri, partition, self.schema, self.partition_columns))
 
     @cached_property
     def file_schema(self) -> pa.Schema:
-        """The columns that data files hold: all but the partition columns."""
+        """The columns stored in data files: all except the partition columns."""
         return pa.schema([field for field in self.schema if field.name not in self.partition_columns])
 
 
 class TableWriter:
-    """Collects batches of rows into one staged Parquet file a partition."""
+    """Collects batches of rows into one staged Parquet file per partition."""
 
     def __init__(self, area: StagingArea) -> None:
         self._area = area
@@ -92,11 +96,11 @@ class TableWriter:
         self._staged: list[StagedFile] = []
 
     def write(self, rows: pa.RecordBatch | pa.Table) -> None:
-        """Append rows, with their columns in any order.
+        """Append rows; their columns may be in any order.
 
         Raises:
-            BatchAssetsError: a column is missing, has another type, or has a null it must not have; or a row
-                belongs to another partition than the one given.
+            BatchAssetsError: a column is missing, has the wrong type, or contains nulls although it is required; or a
+                row does not belong to the area's partition.
         """
         table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
         for values, part in self._by_partition(table):
@@ -107,31 +111,31 @@ class TableWriter:
                 partition = dict(zip(self._area.partition_columns, values, strict=True))
                 self._open[values] = _FileWriter(self._area, partition)
             self._open[values].add(part)
-        while sum(file.waiting for file in self._open.values()) > _ROW_GROUP_BYTES:
-            max(self._open.values(), key=lambda file: file.waiting).flush()
+        while sum(file.buffered_bytes for file in self._open.values()) > _ROW_GROUP_BYTES:
+            max(self._open.values(), key=lambda file: file.buffered_bytes).flush()
             on_disk = [values for values, file in self._open.items() if file.is_on_disk]
-            if len(on_disk) > _MOST_OPEN_FILES:
+            if len(on_disk) > _MAX_OPEN_FILES:
                 self._staged.append(self._open.pop(on_disk[0]).close())
 
     def close(self) -> list[StagedFile]:
-        """Finish the files; an empty list where no row was written."""
+        """Finish the files and return them; an empty list if no row was written."""
         self._staged += [file.close() for file in self._open.values()]
         self._open.clear()
         return self._staged
 
     def _by_partition(self, table: pa.Table) -> Iterator[tuple[tuple[Any, ...], pa.Table]]:
-        """Rows of each partition, with its values."""
+        """Yield the values and the rows of each partition."""
         columns, only = list(self._area.partition_columns), self._area.partition
-        there = [name for name in columns if name in table.column_names]
-        if only is not None and not there:
+        given = [name for name in columns if name in table.column_names]
+        if only is not None and not given:
             yield tuple(only[name] for name in columns), table
             return
         if not columns:
             yield (), table
             return
         for name in columns:
-            if name not in there:
-                raise BatchAssetsError(f"the rows to be written lack the partition column {name}")
+            if name not in given:
+                raise BatchAssetsError(f"the rows lack the partition column {name}")
         keys = _conform(table, pa.schema([self._area.schema.field(name) for name in columns]))
         positions = pa.array(range(table.num_rows), pa.int64())
         groups = keys.append_column("", positions).group_by(columns, use_threads=False).aggregate([("", "list")])
@@ -139,21 +143,21 @@ class TableWriter:
             found = groups.to_pylist()
         except (OverflowError, ValueError) as error:
             raise BatchAssetsError(
-                f"a value of {', '.join(columns)} can't name a partition, such as a date after the year 9999: {error}"
+                f"a value of {', '.join(columns)} is not a partition value, such as a date after the year 9999: {error}"
             ) from error
         for group in found:
             values = tuple(typed(name, group[name], self._area.schema.field(name).type) for name in columns)
             if only is not None and values != tuple(only[name] for name in columns):
                 raise BatchAssetsError(
-                    f"a row with {describe(dict(zip(columns, values, strict=True)))} can't go into the replacement of "
+                    f"a row with {describe(dict(zip(columns, values, strict=True)))} can't go into the partition "
                     f"{describe(only)}"
                 )
-            whole = len(group["_list"]) == table.num_rows
-            yield values, table if whole else table.take(pa.array(group["_list"], pa.int64()))
+            has_all_rows = len(group["_list"]) == table.num_rows
+            yield values, table if has_all_rows else table.take(pa.array(group["_list"], pa.int64()))
 
 
 class _FileWriter:
-    """One Parquet file; rows wait until they fill a row group."""
+    """Writes one Parquet file; rows are buffered until they fill a row group."""
 
     def __init__(self, area: StagingArea, partition: Mapping[str, Any]) -> None:
         self._partition = {column: to_log(value) for column, value in partition.items()}
@@ -163,11 +167,14 @@ class _FileWriter:
         self._footers: list[pq.FileMetaData] = []
         self._writer: pq.ParquetWriter | None = None
         self._rows: list[pa.Table] = []
-        self.waiting = 0
+        self._sums = dict.fromkeys(area.summed, 0)
+        self.buffered_bytes = 0
 
     def add(self, rows: pa.Table) -> None:
         self._rows.append(rows)
-        self.waiting += rows.nbytes
+        for name in self._sums:
+            self._sums[name] += pc.sum(rows[name]).as_py() or 0
+        self.buffered_bytes += rows.nbytes
 
     @property
     def is_on_disk(self) -> bool:
@@ -184,7 +191,7 @@ class _FileWriter:
             )
         if self._rows:
             self._writer.write_table(pa.concat_tables(self._rows))
-        self._rows, self.waiting = [], 0
+        self._rows, self.buffered_bytes = [], 0
 
     def close(self) -> StagedFile:
         self.flush()
@@ -193,15 +200,20 @@ class _FileWriter:
         (footer,) = self._footers
         size = self._files.get_file_info(self._path).size
         return StagedFile(
-            self._path, size, footer.num_rows, json.dumps(self._partition), statistics(footer, self._schema)
+            self._path,
+            size,
+            footer.num_rows,
+            json.dumps(self._partition),
+            statistics(footer, self._schema),
+            json.dumps(self._sums),
         )
 
 
 def stage(batches: Iterable[pa.RecordBatch | pa.Table], area: StagingArea) -> list[StagedFile]:
-    """Write rows as at most one file a partition, or a few where there are very many partitions.
+    """Write rows as one file per partition, or a few if there are very many partitions.
 
     Raises:
-        BatchAssetsError: rows that don't fit the table.
+        BatchAssetsError: the rows don't fit the table.
     """
     writer = TableWriter(area)
     for rows in batches:
@@ -210,7 +222,7 @@ def stage(batches: Iterable[pa.RecordBatch | pa.Table], area: StagingArea) -> li
 
 
 def staged_files_batches(batches: Iterator[pa.RecordBatch], area: StagingArea) -> Iterator[pa.RecordBatch]:
-    """The same for ``DataFrame.mapInArrow``: rows in, a row of ``STAGED_FILE_DDL`` for each file out."""
+    """Stage rows inside ``DataFrame.mapInArrow``; each staged file becomes one row of ``STAGED_FILE_DDL``."""
     staged = stage(batches, area)
     if staged:
         yield pa.RecordBatch.from_pylist([asdict(file) for file in staged])
@@ -219,13 +231,13 @@ def staged_files_batches(batches: Iterator[pa.RecordBatch], area: StagingArea) -
 def _conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     missing = [name for name in schema.names if name not in rows.column_names]
     if missing:
-        raise BatchAssetsError(f"the rows to be written lack the column(s) {', '.join(missing)}")
+        raise BatchAssetsError(f"the rows lack the column(s) {', '.join(missing)}")
     table = rows.select(schema.names)
     for field in schema:
         nulls = table[field.name].null_count
         if nulls and not field.nullable:
-            raise BatchAssetsError(f"column {field.name} must not be null, but {nulls} row(s) are")
+            raise BatchAssetsError(f"column {field.name} must not be null, but is null in {nulls} row(s)")
     try:
         return table.cast(schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        raise BatchAssetsError(f"the rows to be written don't fit the table: {error}") from error
+        raise BatchAssetsError(f"the rows don't fit the table: {error}") from error

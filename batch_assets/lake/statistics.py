@@ -1,4 +1,4 @@
-"""Statistics of a data file for its add action, out of the file's own footer.
+"""Compute the statistics of a data file's add action from the file's footer.
 
 https://github.com/delta-io/delta/blob/master/PROTOCOL.md#per-file-statistics
 """
@@ -12,17 +12,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# Longer texts get no minimum and maximum: nobody prunes by them, and the log would carry them.
-_LONGEST_TEXT = 64
+# Longer texts get no minimum and maximum: they rarely help to skip files, and they would bloat the log.
+_MAX_TEXT_LENGTH = 64
 
 
 def statistics(footer: pq.FileMetaData, schema: pa.Schema) -> str:
-    """The JSON of ``numRecords``, ``nullCount``, ``minValues`` and ``maxValues``.
+    """Return ``numRecords``, ``nullCount``, ``minValues`` and ``maxValues`` as JSON.
 
     Args:
-        footer: of the file.
-        schema: its columns; nested ones get no statistics, and booleans and binaries no minimum and maximum. Nor does
-            a column with a dot in its name, whose path could be that of a field of a struct.
+        footer: the file's footer.
+        schema: its columns. Nested columns get no statistics, and neither do columns with a dot in their name, whose
+            path could be a struct's field. Booleans and binaries get no minimum and maximum.
     """
     nulls: dict[str, int] = {}
     ranges: dict[str, tuple[Any, Any]] = {}
@@ -48,7 +48,7 @@ def statistics(footer: pq.FileMetaData, schema: pa.Schema) -> str:
 
 
 def _range(chunks: list[pq.Statistics], kind: pa.DataType) -> tuple[Any, Any] | None:
-    """Least and greatest value as JSON, None where they are unknown, too long, or not exact in JSON."""
+    """Return minimum and maximum as JSON values; None if they are unknown, too long, or not exact in JSON."""
     if not chunks or pa.types.is_boolean(kind) or pa.types.is_binary(kind):
         return None
     if not all(chunk.has_min_max for chunk in chunks):
@@ -56,14 +56,14 @@ def _range(chunks: list[pq.Statistics], kind: pa.DataType) -> tuple[Any, Any] | 
     try:
         low, high = min(chunk.min for chunk in chunks), max(chunk.max for chunk in chunks)
     except (OverflowError, ValueError):
-        return None  # a moment that Python has no value for, such as one after the year 9999
-    plain = _plain(low), _plain(high)
-    return None if None in plain else plain
+        return None  # Python can't represent the value, such as a date after the year 9999
+    bounds = _json_value(low), _json_value(high)
+    return None if None in bounds else bounds
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, str):
-        return value if len(value) <= _LONGEST_TEXT else None
+        return value if len(value) <= _MAX_TEXT_LENGTH else None
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Decimal):

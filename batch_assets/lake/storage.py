@@ -1,4 +1,4 @@
-"""One file system over everything delta-rs can reach: a local folder or an object store."""
+"""One file system interface to everything that delta-rs supports: local folders and object stores."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -13,27 +13,27 @@ from batch_assets.errors import BatchAssetsError
 
 
 def root_of(uri: str) -> str:
-    """A table's root as everything here spells it: a local folder as a plain path, anything else as it is.
+    """Normalize the root of a table: a local folder becomes a plain path, any other URI stays as it is.
 
     Raises:
-        BatchAssetsError: a local path with %, in which delta-rs would look for another folder, or half a URI.
+        BatchAssetsError: a local path contains %, which delta-rs would decode, or a file: URI is malformed.
     """
     if uri.startswith("file:"):
         if not uri.startswith("file:///"):
-            raise BatchAssetsError(f"{uri} is no address of a folder: write file:///path, or the path alone")
+            raise BatchAssetsError(f"{uri} is not the URI of a local folder: write file:///path, or just the path")
         uri = unquote(uri.removeprefix("file://"))
     if "://" not in uri and "%" in uri:
-        raise BatchAssetsError(f"the folder {uri} has % in its name, which delta-rs takes for an escape: rename it")
+        raise BatchAssetsError(f"the path {uri} contains %, which delta-rs reads as an escape: rename it")
     return uri
 
 
 def file_system(root: str, storage_options: Mapping[str, str]) -> pafs.FileSystem:
     """Open a file system whose paths are relative to ``root``.
 
-    Objects appear whole, when their writer closes them.
+    A file becomes visible, complete, when its writer closes it.
 
     Args:
-        root: a local folder, made if missing, or a URI that delta-rs understands.
+        root: a local folder, created if missing, or a URI that delta-rs understands.
         storage_options: as in delta-rs.
     """
     from deltalake.fs import DeltaStorageHandler
@@ -45,16 +45,16 @@ def file_system(root: str, storage_options: Mapping[str, str]) -> pafs.FileSyste
 
 
 def remove_half_written(root: str, before: float) -> list[str]:
-    """Remove files of a local folder whose writer was killed before it closed them; object stores show no such files.
+    """Remove files that a killed writer left unfinished in a local folder; object stores never show such files.
 
-    delta-rs writes to ``<name>#<number>`` and renames at the end, and leaves these names out of its listings.
+    delta-rs writes to ``<name>#<number>`` and renames at the end; its listings hide these names.
 
     Args:
-        root: the folder; for a URI of an object store, there is nothing to do.
-        before: files that were written to later stay, in seconds since 1970.
+        root: the folder; nothing is done for the URI of an object store.
+        before: keep files modified after this time, in seconds since 1970.
 
     Returns:
-        The removed files.
+        Paths of the removed files.
     """
     if "://" in root:
         return []

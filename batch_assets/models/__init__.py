@@ -1,1 +1,1 @@
-"""From a checkpoint to a registered version with an alias: pipelines, MLflow runs, the registry."""
+"""Models: checkpoints, tasks, MLflow runs, evaluation, the registry and promotion."""

@@ -1,6 +1,5 @@
-"""How good a logged model is on held-out documents, beside what takes no model."""
+"""Evaluate a logged model on held-out documents, and compare it with baselines that need no model."""
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,28 +7,30 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from batch_assets.inference.contract import Engine, Generation
-from batch_assets.models.runs import ModelRun
+from batch_assets.engines.contract import Completion, Engine
+from batch_assets.mlflow_client import MlflowClient
+from batch_assets.models.model_runs import ModelRun
 from batch_assets.models.samples import keep_samples
 from batch_assets.models.task import Task
 from batch_assets.quality import plots
 from batch_assets.quality.bootstrap import interval
 from batch_assets.quality.measures import measure, measure_names, name_precision, number_precision
 from batch_assets.sources.records import Document
+from batch_assets.text import sha256_of
 
 _EVALUATION_TAG = "batch_assets.evaluation"
 _FOLDER = "evaluation"
-# Documents between two lines of progress, a few seconds on two cores.
-_REPORTED_DOCUMENTS = 5
+# Documents between two progress messages, a few seconds on two cores.
+_REPORT_EVERY = 5
 _PRECISION = ("number_precision", "name_precision")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures as logged to the run.
+    """The metrics of an evaluation, as logged to the run.
 
-    Means of the task's scores (for summaries ``rouge1`` and so on, F-measures from 0 to 1); with ``_low`` and ``_high``
-    their 95 % interval; with the prefix of a baseline (``lead_``, ``lead1_``) those of the baseline.
+    They include the means of the task's scores (for summaries ``rouge1`` and so on, F-measures from 0 to 1). The
+    suffixes ``_low`` and ``_high`` mark the 95 % interval, the prefixes ``lead_`` and ``lead1_`` the baselines.
     """
 
     metrics: dict[str, float]
@@ -37,7 +38,7 @@ class Evaluation:
 
 
 def evaluate(
-    client: Any,
+    client: MlflowClient,
     run: ModelRun,
     task: Task,
     documents: list[Document],
@@ -47,26 +48,26 @@ def evaluate(
     samples: int,
     report: Callable[[str], None],
 ) -> Evaluation:
-    """Score held-out documents with a logged model and log what comes of it to its run, once for each data set.
+    """Score held-out documents with a logged model and log the metrics to its run, once per data set.
 
     Args:
         client: MLflow client.
-        run: the run of the model.
-        task: what the model is for.
+        run: the model's run.
+        task: the model's task.
         documents: held-out documents, each with a text and a reference summary.
-        data_name: what people call the data set.
+        data_name: display name of the data set.
         data_digest: SHA-256 of the documents.
-        load_engine: makes the engine; not called when the figures are there already.
-        samples: documents whose text may be shown.
-        report: takes lines on the progress.
+        load_engine: loads the engine; not called if the run was already evaluated on these documents.
+        samples: number of documents whose text may be shown.
+        report: called with each progress message.
     """
     if run.tags.get(_EVALUATION_TAG) == data_digest:
-        report(f"run {run.run_id} was evaluated on these documents already")
+        report(f"run {run.run_id} was already evaluated on these documents")
         return Evaluation(run.metrics, False)
     started = time.monotonic()
-    generations = _score(load_engine(), documents, report)
+    completions = _score(load_engine(), documents, report)
     seconds = time.monotonic() - started
-    rows = _figures(task, documents, generations)
+    rows = _results(task, documents, completions)
     metrics = _metrics(rows) | {
         "evaluated_documents": float(len(documents)),
         "evaluation_documents_per_second": len(documents) / seconds,
@@ -75,12 +76,12 @@ def evaluate(
     for name, value in metrics.items():
         client.log_metric(run.run_id, name, value, model_id=run.model_id)
     _log_documents(client, run.run_id, rows, data_digest)
-    _log_pictures(client, run.run_id, rows, metrics)
+    _log_plots(client, run.run_id, rows, metrics)
     _log_dataset(client, run.run_id, documents, data_name, data_digest)
     if samples:
         shown = [
-            {"id": item.id, "summary": item.summary, "generated_summary": generation.text}
-            for item, generation in zip(documents[:samples], generations, strict=False)
+            {"id": item.id, "summary": item.summary, "generated_summary": completion.text}
+            for item, completion in zip(documents[:samples], completions, strict=False)
         ]
         keep_samples(client, run.run_id, _FOLDER, shown)
     client.set_tag(run.run_id, _EVALUATION_TAG, data_digest)
@@ -88,37 +89,50 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class Scored:
-    """One held-out document as a model's run has it: its main score, that of the first baseline, whether it failed."""
+class DocumentResult:
+    """A model's result for one held-out document: main score, the first baseline's score, and whether it failed."""
 
     score: float
     baseline: float
     failed: bool
 
 
-def scored_on(
-    client: Any,
+def results_on(
+    client: MlflowClient,
     run_id: str,
     task: Task,
     documents: Sequence[Document],
     load_engine: Callable[[], Engine],
     report: Callable[[str], None],
-) -> list[Scored]:
-    """What a run's model came to on each of some documents; if it has not seen them all yet, it scores them.
+) -> list[DocumentResult]:
+    """Results of a run's model on some documents, which are scored first if the run lacks any of them.
 
-    What was logged as the run's evaluation stays as it is.
+    The logged evaluation of the run does not change.
+
+    Args:
+        client: MLflow client.
+        run_id: the model's run.
+        task: the model's task.
+        documents: held-out documents, each with a text and a reference summary.
+        load_engine: loads the engine; not called if the run has results for all documents.
+        report: called with each progress message.
     """
-    known = _rows(client, run_id)
-    if any(sha256(item.document or "") not in known for item in documents):
-        report(f"scoring {len(documents)} documents with the model of run {run_id}, which was evaluated on others")
-        rows = _figures(task, documents, _score(load_engine(), documents, report))
-        _log_documents(client, run_id, rows, sha256("".join(row["document_sha256"] for row in rows)))
+    known = _logged_results(client, run_id)
+    if any(sha256_of(item.document or "") not in known for item in documents):
+        report(
+            f"scoring {len(documents)} documents with the model of run {run_id}, which was evaluated on other documents"
+        )
+        rows = _results(task, documents, _score(load_engine(), documents, report))
+        _log_documents(client, run_id, rows, sha256_of("".join(row["document_sha256"] for row in rows)))
         known |= {row["document_sha256"]: row for row in rows}
-    rows = [known[sha256(item.document or "")] for item in documents]
-    return [Scored(_main(task, row, ""), _main(task, row, _first_baseline(row)), _failed(row)) for row in rows]
+    rows = [known[sha256_of(item.document or "")] for item in documents]
+    return [
+        DocumentResult(_main_score(task, row, ""), _main_score(task, row, _first_baseline(row)), _failed(row))
+        for row in rows
+    ]
 
 
-def _main(task: Task, row: Mapping[str, Any], prefix: str) -> float:
+def _main_score(task: Task, row: Mapping[str, Any], prefix: str) -> float:
     return float(row["scores"][f"{prefix}{task.main_score}"])
 
 
@@ -130,21 +144,21 @@ def _failed(row: Mapping[str, Any]) -> bool:
     return row["error_message"] is not None
 
 
-def _score(engine: Engine, documents: Sequence[Document], report: Callable[[str], None]) -> list[Generation]:
-    # All at once, so that the engine can put documents of like length together.
-    generations: dict[int, Generation] = {}
-    for place, generation in engine.stream([item.document or "" for item in documents]):
-        generations[place] = generation
-        if len(generations) % _REPORTED_DOCUMENTS == 0 or len(generations) == len(documents):
-            report(f"evaluated {len(generations)} of {len(documents)} documents")
-    return [generations[place] for place in range(len(documents))]
+def _score(engine: Engine, documents: Sequence[Document], report: Callable[[str], None]) -> list[Completion]:
+    # All in one call, so that the engine can group documents of similar length.
+    completions: dict[int, Completion] = {}
+    for place, completion in engine.stream([item.document or "" for item in documents]):
+        completions[place] = completion
+        if len(completions) % _REPORT_EVERY == 0 or len(completions) == len(documents):
+            report(f"evaluated {len(completions)} of {len(documents)} documents")
+    return [completions[place] for place in range(len(documents))]
 
 
-def _figures(task: Task, documents: Sequence[Document], generations: Sequence[Generation]) -> list[dict[str, Any]]:
-    """What is known of each text. Digests, not texts: those may not be shown."""
+def _results(task: Task, documents: Sequence[Document], completions: Sequence[Completion]) -> list[dict[str, Any]]:
+    """Results for each document. They hold digests instead of texts, which may be confidential."""
     rows = []
-    for item, generation in zip(documents, generations, strict=True):
-        document, reference, text = item.document or "", item.summary or "", generation.text or ""
+    for item, completion in zip(documents, completions, strict=True):
+        document, reference, text = item.document or "", item.summary or "", completion.text or ""
         measured = measure(document, text)
         baselines = task.baselines(document)
         scores = dict(task.scores(document, reference, text))
@@ -154,13 +168,13 @@ def _figures(task: Task, documents: Sequence[Document], generations: Sequence[Ge
             {
                 "id": item.id,
                 "source": item.source,
-                "document_sha256": sha256(document),
-                "generated_summary_sha256": sha256(text),
-                "finish_reason": generation.finish_reason,
-                "input_tokens": generation.input_tokens,
-                "output_tokens": generation.output_tokens,
-                "input_truncated": generation.input_truncated,
-                "error_message": generation.error_message,
+                "document_sha256": sha256_of(document),
+                "generated_summary_sha256": sha256_of(text),
+                "finish_reason": completion.finish_reason,
+                "input_tokens": completion.input_tokens,
+                "output_tokens": completion.output_tokens,
+                "input_truncated": completion.input_truncated,
+                "error_message": completion.error_message,
                 "scores": scores,
                 "baselines": list(baselines),
                 **(dict.fromkeys(measure_names()) if measured is None else asdict(measured)),
@@ -190,23 +204,18 @@ def _metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
     return metrics | {name: fmean(values) for name, values in shares.items()}
 
 
-def sha256(text: str) -> str:
-    """The digest by which texts are compared where they may not be kept."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+def summary_digests(client: MlflowClient, run_id: str) -> dict[str, str]:
+    """SHA-256 of each summary that a run's model wrote in its evaluation, by SHA-256 of the document."""
+    return {digest: row["generated_summary_sha256"] for digest, row in _logged_results(client, run_id).items()}
 
 
-def evaluated(client: Any, run_id: str) -> dict[str, str]:
-    """SHA-256 of the summaries that a run's model wrote when it was evaluated, by those of the documents."""
-    return {digest: row["generated_summary_sha256"] for digest, row in _rows(client, run_id).items()}
+def evaluated_scores(client: MlflowClient, run_id: str, task: Task) -> dict[str, float]:
+    """Main score of each document that a run's model was evaluated on, by SHA-256 of the document."""
+    return {digest: _main_score(task, row, "") for digest, row in _logged_results(client, run_id).items()}
 
 
-def evaluated_scores(client: Any, run_id: str, task: Task) -> dict[str, float]:
-    """Main scores of a run's model on the documents that it was evaluated on, by their SHA-256."""
-    return {digest: _main(task, row, "") for digest, row in _rows(client, run_id).items()}
-
-
-def _rows(client: Any, run_id: str) -> dict[str, dict[str, Any]]:
-    """Figures of all documents that a run's model was evaluated on, by SHA-256 of the document."""
+def _logged_results(client: MlflowClient, run_id: str) -> dict[str, dict[str, Any]]:
+    """Results for all documents that a run's model was evaluated on, by SHA-256 of the document."""
     import mlflow
 
     files = [
@@ -217,12 +226,12 @@ def _rows(client: Any, run_id: str) -> dict[str, dict[str, Any]]:
     return {row["document_sha256"]: row for row in rows}
 
 
-def _log_documents(client: Any, run_id: str, rows: list[dict[str, Any]], data_digest: str) -> None:
+def _log_documents(client: MlflowClient, run_id: str, rows: list[dict[str, Any]], data_digest: str) -> None:
     client.log_text(run_id, json.dumps(rows, indent=1), f"{_FOLDER}/documents-{data_digest[:16]}.json")
 
 
-def _log_pictures(client: Any, run_id: str, rows: list[dict[str, Any]], metrics: dict[str, float]) -> None:
-    """A table that MLflow shows, and plots."""
+def _log_plots(client: MlflowClient, run_id: str, rows: list[dict[str, Any]], metrics: dict[str, float]) -> None:
+    """Log plots, and a table that the MLflow UI shows."""
     import pandas as pd
 
     flat = [
@@ -240,14 +249,16 @@ def _log_pictures(client: Any, run_id: str, rows: list[dict[str, Any]], metrics:
         for prefix in systems
     }
     client.log_figure(run_id, plots.scores(figures), f"{_FOLDER}/scores.png")
-    titles = {"words": "words of an answer", "compression": "words of the document for one of the answer"}
+    titles = {"words": "words per answer", "compression": "document words per answer word"}
     for name, title in titles.items():
         values = [row[name] for row in rows if row[name] is not None]
         if values:
             client.log_figure(run_id, plots.distribution(values, title), f"{_FOLDER}/{name}.png")
 
 
-def _log_dataset(client: Any, run_id: str, documents: list[Document], data_name: str, data_digest: str) -> None:
+def _log_dataset(
+    client: MlflowClient, run_id: str, documents: list[Document], data_name: str, data_digest: str
+) -> None:
     import mlflow.data
     import pandas as pd
     from mlflow.data.code_dataset_source import CodeDatasetSource

@@ -1,4 +1,4 @@
-"""Log a checkpoint as an MLflow model: everything that a later user of the version needs to know."""
+"""Log a checkpoint as an MLflow model, with everything that users of the version need."""
 
 import hashlib
 import importlib.metadata
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from batch_assets.mlflow_client import MlflowClient
 from batch_assets.models.checkpoint import Checkpoint
-from batch_assets.models.pipeline import build_pipeline, generation_parameters, prompt_template
-from batch_assets.models.runs import (
+from batch_assets.models.configured_task import task_of
+from batch_assets.models.model_runs import (
     DIGEST_TAG,
     IDENTITY_TAG,
     MODEL_URI_TAG,
@@ -23,12 +24,13 @@ from batch_assets.models.runs import (
     ModelRun,
     search_runs,
 )
+from batch_assets.models.pipeline import build_pipeline, generation_parameters, prompt_template
 from batch_assets.models.samples import keep_samples
-from batch_assets.models.task import Task, task_of
+from batch_assets.models.task import Task
 from batch_assets.settings import Settings
 from batch_assets.sources.dataset import Dataset
 
-# Name of the sample that a run is logged with.
+# Name of the sample that is logged with a run.
 EXAMPLE = "example"
 
 _REQUIRED = ("mlflow", "transformers", "torch", "accelerate", "pandas")
@@ -44,28 +46,28 @@ class LoggedModel:
 
 
 def requirements() -> list[str]:
-    """What loading the model takes, at the versions that are installed here."""
+    """Packages that are needed to load the model, pinned to the versions installed here."""
     # A local version such as 2.13.0+cpu can't be installed from an index.
     return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in _REQUIRED]
 
 
 def log_checkpoint(
-    client: Any,
+    client: MlflowClient,
     settings: Settings,
     checkpoint: Checkpoint,
     dataset: Dataset,
     example: str,
     report: Callable[[str], None],
 ) -> LoggedModel:
-    """Log the checkpoint as a model with the transformers flavor, unless the same one is there.
+    """Log the checkpoint as a model with the transformers flavor, unless a run has the same model already.
 
     Args:
         client: MLflow client.
         settings: lengths, prompt, experiment.
-        checkpoint: what is logged.
-        dataset: what the model is meant for; becomes an input of the run.
+        checkpoint: the checkpoint to log.
+        dataset: the data set to score; logged as an input of the run.
         example: a document to summarize once.
-        report: takes lines on what happens.
+        report: called with each progress message.
 
     Raises:
         BatchAssetsError: the checkpoint can't be loaded.
@@ -81,7 +83,7 @@ def log_checkpoint(
     known = search_runs(client, settings, f"tags.`{IDENTITY_TAG}` = '{identity}'", [])
     if known and not settings.new_model:
         client.set_tag(known[0].run_id, WANTED_TAG, _milliseconds())
-        report(f"run {known[0].run_id} has this model already")
+        report(f"run {known[0].run_id} already has this model")
         return LoggedModel(known[0], False, parameters)
 
     report(f"loading {checkpoint.name} from {checkpoint.folder}")
@@ -106,7 +108,7 @@ def log_checkpoint(
             }
         )
         mlflow.log_input(_mlflow_dataset(dataset), context="inference")
-        # The text of a document leaves the lake only where samples may be shown.
+        # Document text leaves the lake only if samples may be shown.
         shown = {"input_example": example} if settings.samples else {}
         if settings.samples:
             keep_samples(client, run.info.run_id, EXAMPLE, [{"document": example, "generated_summary": text}])
@@ -158,18 +160,18 @@ def _mlflow_dataset(dataset: Dataset) -> Any:
 
 
 def _versions() -> dict[str, str]:
-    """What the model was made with: libraries, and the commit where this package runs from a checkout."""
-    made_with = {f"version.{name}": importlib.metadata.version(name) for name in (*_REQUIRED, "batch_assets")}
-    made_with["version.python"] = platform.python_version()
+    """Library versions, and the git commit if this package runs from a checkout."""
+    versions = {f"version.{name}": importlib.metadata.version(name) for name in (*_REQUIRED, "batch_assets")}
+    versions["version.python"] = platform.python_version()
     package = Path(__file__).parent.parent
     if shutil.which("git") is None:
-        return made_with
+        return versions
     command = ["git", "rev-parse", "--show-toplevel", "HEAD"]
-    said = subprocess.run(command, cwd=package, capture_output=True, text=True, check=False).stdout.split("\n")
-    # Installed into somebody's environment, the package may lie in a checkout of something else.
-    if len(said) > 1 and Path(said[0]) == package.parent:
-        made_with["batch_assets.git_commit"] = said[1]
-    return made_with
+    lines = subprocess.run(command, cwd=package, capture_output=True, text=True, check=False).stdout.split("\n")
+    # An installed package may be inside the checkout of another project.
+    if len(lines) > 1 and Path(lines[0]) == package.parent:
+        versions["batch_assets.git_commit"] = lines[1]
+    return versions
 
 
 def _model_card(checkpoint: Checkpoint, task: Task) -> str:

@@ -1,35 +1,35 @@
-"""Registered versions as people want to see them."""
+"""Overviews of the registered versions, for the command line and the quality report."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.contracts import BATCH_INFERENCE, SUMMARY_QUALITY
 from batch_assets.lake.lake import Lake
-from batch_assets.lake.tables import BATCH_INFERENCE, SUMMARY_QUALITY
+from batch_assets.mlflow_client import MlflowClient
+from batch_assets.models.configured_task import task_of
 from batch_assets.models.evaluation import evaluated_scores
-from batch_assets.models.promotion import recorded
+from batch_assets.models.promotion import recorded_decision
 from batch_assets.models.registry import CHALLENGER, CHAMPION, PREVIOUS, Version, versions, with_alias
-from batch_assets.models.task import task_of
 from batch_assets.quality.report import totals
 from batch_assets.settings import Settings
 
 
-def overview(client: Any, settings: Settings, lake: Lake, tags: Sequence[str]) -> list[dict[str, str]]:
-    """One row a version, the newest first: what a person asks of it, as text.
+def overview(client: MlflowClient, settings: Settings, lake: Lake, tags: Sequence[str]) -> list[dict[str, str]]:
+    """One row of text per registered version, newest first.
 
     Args:
         client: MLflow client.
-        settings: name the registered model.
-        lake: whose ``summary_quality`` knows what was written.
-        tags: ``key=value`` each; a version needs them all.
+        settings: name of the registered model.
+        lake: lake whose table ``summary_quality`` says what each version has written.
+        tags: ``key=value`` each; only versions that have all of them are listed.
 
     Raises:
-        BatchAssetsError: a tag is no ``key=value``.
+        BatchAssetsError: a tag is not ``key=value``.
     """
     name = settings.registered_model
-    wanted = dict(_parsed(tag) for tag in tags)
+    wanted = dict(_key_and_value(tag) for tag in tags)
     aliases = aliases_of(client, settings)
-    written = _written(lake, name)
+    written = _written_by_version(lake, name)
     score = task_of(settings).main_score
     rows = []
     for version in _registered(client, settings):
@@ -37,8 +37,8 @@ def overview(client: Any, settings: Settings, lake: Lake, tags: Sequence[str]) -
             continue
         metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
         scores = [f"{key} {metrics[key]:.3f}" for key in (score, f"{score}_low", f"{score}_high") if key in metrics]
-        said = recorded(version)
-        decision = [said[key] for key in ("decision", "reason") if key in said]
+        decision_tags = recorded_decision(version)
+        decision = [decision_tags[key] for key in ("decision", "reason") if key in decision_tags]
         rows.append(
             {
                 "version": str(version.number),
@@ -52,7 +52,7 @@ def overview(client: Any, settings: Settings, lake: Lake, tags: Sequence[str]) -
     return rows
 
 
-def aliases_of(client: Any, settings: Settings) -> dict[int, list[str]]:
+def aliases_of(client: MlflowClient, settings: Settings) -> dict[int, list[str]]:
     """Aliases of the registered versions, by number."""
     if not _registered(client, settings):
         return {}
@@ -62,21 +62,21 @@ def aliases_of(client: Any, settings: Settings) -> dict[int, list[str]]:
     return aliases
 
 
-def _registered(client: Any, settings: Settings) -> list[Version]:
-    """Versions, the newest first; none where nothing is registered yet."""
+def _registered(client: MlflowClient, settings: Settings) -> list[Version]:
+    """Versions, newest first; empty if nothing is registered yet."""
     name = settings.registered_model
     return versions(client, name) if client.search_registered_models(f"name = '{name}'") else []
 
 
-def _parsed(tag: str) -> tuple[str, str]:
+def _key_and_value(tag: str) -> tuple[str, str]:
     key, equals, value = tag.partition("=")
     if not key or not equals:
-        raise BatchAssetsError(f"{tag!r} is no tag: write key=value")
+        raise BatchAssetsError(f"{tag!r} is not a tag: write key=value")
     return key, value
 
 
-def _written(lake: Lake, name: str) -> dict[str, str]:
-    """What each version has written, by its number."""
+def _written_by_version(lake: Lake, name: str) -> dict[str, str]:
+    """What each version has written, by version number."""
     if not lake.exists(SUMMARY_QUALITY):
         return {}
     quality = lake.open(SUMMARY_QUALITY)
@@ -88,12 +88,12 @@ def _written(lake: Lake, name: str) -> dict[str, str]:
     }
 
 
-def main_scores(client: Any, settings: Settings) -> tuple[dict[str, tuple[float, float, float]], float | None]:
-    """The main score of every version on held-out documents, and that of the baseline.
+def main_scores(client: MlflowClient, settings: Settings) -> tuple[dict[str, tuple[float, float, float]], float | None]:
+    """The main score of every version on held-out documents, and the baseline's.
 
     Returns:
-        By version with its aliases, the oldest first: mean, low and high of the 95 % interval; and the baseline's mean,
-        None where there is none.
+        Mean and 95 % interval (low, high) by version number with aliases, oldest first; and the baseline's mean, or
+        None without a baseline.
     """
     score = task_of(settings).main_score
     names = (score, f"{score}_low", f"{score}_high")
@@ -108,11 +108,13 @@ def main_scores(client: Any, settings: Settings) -> tuple[dict[str, tuple[float,
     return scores, baseline
 
 
-def champion_against(client: Any, settings: Settings) -> tuple[tuple[str, str] | None, list[tuple[float, float]]]:
-    """Main scores of the champion and of the challenger, or else of the champion before it, on the same documents.
+def compare_champion(
+    client: MlflowClient, settings: Settings
+) -> tuple[tuple[str, str] | None, list[tuple[float, float]]]:
+    """Main scores of the champion and the challenger, or else the previous champion, on the same documents.
 
     Returns:
-        What the two are called, None where there are no two; and their scores, document by document.
+        The labels of the two versions, or None without a second version; and a pair of scores per document.
     """
     name = settings.registered_model
     if not _registered(client, settings):

@@ -1,18 +1,15 @@
-"""From a checkpoint to a transformers pipeline, its prompt template and its generation parameters."""
+"""Build the transformers pipeline, the prompt template and the generation parameters of a checkpoint."""
 
-from pathlib import Path
 from typing import Any
 
+from batch_assets.engines.quiet import quiet_transformers
 from batch_assets.errors import BatchAssetsError
-from batch_assets.inference.contract import ScoringModel
-from batch_assets.inference.model_files import check_mlflow_model
-from batch_assets.inference.quiet import quiet_transformers
 from batch_assets.models.checkpoint import Checkpoint
-from batch_assets.models.task import task_of
+from batch_assets.models.configured_task import task_of
 from batch_assets.settings import Settings
 
-# What stands for the document while a chat template is rendered; no tokenizer's template contains it.
-_PLACE = "\x00document\x00"
+# Stands for the document while a chat template is rendered. No tokenizer's template contains it.
+_PLACEHOLDER = "\x00document\x00"
 
 
 def build_pipeline(checkpoint: Checkpoint, settings: Settings) -> Any:
@@ -41,12 +38,11 @@ def build_pipeline(checkpoint: Checkpoint, settings: Settings) -> Any:
         raise BatchAssetsError(f"the checkpoint {checkpoint.folder} can't be loaded for {task}: {error}") from error
     if not pipeline.tokenizer.is_fast:
         raise BatchAssetsError(
-            f"the tokenizer of {checkpoint.folder} is written in Python ({type(pipeline.tokenizer).__name__}); only "
-            "those of the library tokenizers, saved as tokenizer.json, are supported"
+            f"the tokenizer of {checkpoint.folder} is written in Python ({type(pipeline.tokenizer).__name__}): save "
+            "a fast tokenizer (tokenizer.json) there"
         )
     if checkpoint.is_encoder_decoder:
-        # The pipeline takes the prefix ("summarize: ") out of the model's configuration, and the
-        # configuration that is saved with the model would lack it.
+        # The pipeline removes the prefix ("summarize: ") from the configuration that is saved with the model.
         params = (pipeline.model.config.task_specific_params or {}).get(task)
         if params is not None and pipeline.prefix:
             params["prefix"] = pipeline.prefix
@@ -55,47 +51,31 @@ def build_pipeline(checkpoint: Checkpoint, settings: Settings) -> Any:
     return pipeline
 
 
-def load_logged(model: ScoringModel) -> tuple[Any, Any]:
-    """Load a logged model: its pipeline, and the generation configuration that it writes by.
-
-    Raises:
-        BatchAssetsError: the model could run code, or is not supported.
-    """
-    import mlflow.transformers
-
-    quiet_transformers()
-    check_mlflow_model(Path(model.path))
-    pipeline = mlflow.transformers.load_model(model.path, return_type="pipeline")
-    _, forward, _ = pipeline._sanitize_parameters(**model.parameters)
-    wanted, _ = pipeline.model._prepare_generation_config(pipeline.generation_config, **forward)
-    return pipeline, wanted
-
-
 def prompt_template(pipeline: Any, settings: Settings) -> str | None:
-    """What MLflow wraps a document in before a decoder-only model sees it; None for an encoder-decoder.
+    """The template that MLflow puts a document into for a decoder-only model; None for an encoder-decoder.
 
     Returns:
-        A format string with ``{prompt}`` for the document, chat markup included where the tokenizer has any.
+        A format string with ``{prompt}`` for the document, including any chat markup of the tokenizer.
     """
     if pipeline.task != "text-generation":
         return None
     task = task_of(settings)
-    request = (settings.prompt or task.prompt).replace("{document}", _PLACE)
+    request = (settings.prompt or task.prompt).replace("{document}", _PLACEHOLDER)
     if pipeline.tokenizer.chat_template:
         messages = [{"role": "system", "content": task.system_prompt}, {"role": "user", "content": request}]
         request = pipeline.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     else:
         request = f"{request}\n\nSummary:"
-    return str(request).replace("{", "{{").replace("}", "}}").replace(_PLACE, "{prompt}")
+    return str(request).replace("{", "{{").replace("}", "}}").replace(_PLACEHOLDER, "{prompt}")
 
 
 def generation_parameters(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
-    """What is logged as the model's configuration: lengths in tokens, truncation, sampling.
+    """The parameters to log with the model: lengths in tokens, truncation, sampling.
 
-    A task has lengths of its own (for summaries of an encoder-decoder the talk's, 20 to 40 tokens); settings win.
+    Settings override the task's lengths (for summaries by an encoder-decoder, 20 to 40 tokens as in the talk).
 
     Raises:
-        BatchAssetsError: the shortest summary would be longer than the longest.
+        BatchAssetsError: the minimum length is above the maximum length.
     """
     task = task_of(settings)
     if checkpoint.is_encoder_decoder:
@@ -105,7 +85,7 @@ def generation_parameters(checkpoint: Checkpoint, settings: Settings) -> dict[st
         return {
             "min_length": shortest,
             "max_length": longest,
-            # The pipeline's own default of 256 new tokens would win over max_length.
+            # The pipeline's default of 256 new tokens would override max_length.
             "max_new_tokens": None,
             # Beam search compares sums of log probabilities, which min_length and no_repeat_ngram_size would leave
             # unnormalized: https://huggingface.co/docs/transformers/main_classes/text_generation
@@ -126,6 +106,6 @@ def generation_parameters(checkpoint: Checkpoint, settings: Settings) -> dict[st
 def _check_lengths(shortest: int, longest: int) -> None:
     if shortest > longest:
         raise BatchAssetsError(
-            f"BATCH_ASSETS_MIN_LENGTH={shortest} is more than the longest summary, {longest} tokens: "
+            f"BATCH_ASSETS_MIN_LENGTH={shortest} is above the maximum length of {longest} tokens: "
             "set BATCH_ASSETS_MAX_LENGTH"
         )

@@ -1,14 +1,16 @@
-"""Whether a version may become the champion."""
+"""Promote versions: the decision on a candidate, promotion by hand, and rollback."""
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
+from batch_assets.engines.contract import Engine
 from batch_assets.errors import BatchAssetsError
-from batch_assets.inference.contract import Engine
-from batch_assets.models.evaluation import Scored, scored_on
+from batch_assets.mlflow_client import MlflowClient
+from batch_assets.models.configured_task import task_of
+from batch_assets.models.evaluation import DocumentResult, results_on
+from batch_assets.models.model_runs import run_of
 from batch_assets.models.registry import (
     CHAMPION,
     PREVIOUS,
@@ -20,46 +22,47 @@ from batch_assets.models.registry import (
     run_model,
     with_alias,
 )
-from batch_assets.models.runs import run_of
 from batch_assets.models.samples import keep_samples
-from batch_assets.models.task import Task, task_of
+from batch_assets.models.task import Task
 from batch_assets.quality.bootstrap import interval
 from batch_assets.settings import Settings
 from batch_assets.sources.records import Document
 
-# Name of the sample that a champion is tried with.
+# Name of the sample with a new champion's first summaries.
 SAMPLE = "single_node_inference"
-_SAMPLE_DOCUMENTS = 2
-_TAG = "promotion."
+_SAMPLE_SIZE = 2
+_TAG_PREFIX = "promotion."
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a candidate is promoted, why, and the figures of both sides."""
+    """Whether a candidate is promoted, the reason, and the metrics of both versions."""
 
     is_promoted: bool
     reason: str
     figures: dict[str, float]
 
     def tags(self) -> dict[str, str]:
-        """The decision as tags of the version."""
+        """The decision as tags for the version."""
         decision = {"decision": "promoted" if self.is_promoted else "refused", "reason": self.reason}
-        return {f"{_TAG}{key}": value for key, value in decision.items()} | {
-            f"{_TAG}{key}": f"{value:.4f}" for key, value in self.figures.items()
+        return {f"{_TAG_PREFIX}{key}": value for key, value in decision.items()} | {
+            f"{_TAG_PREFIX}{key}": f"{value:.4f}" for key, value in self.figures.items()
         }
 
 
-def decide(settings: Settings, task: Task, candidate: Sequence[Scored], champion: Sequence[Scored] | None) -> Decision:
+def decide(
+    settings: Settings, task: Task, candidate: Sequence[DocumentResult], champion: Sequence[DocumentResult] | None
+) -> Decision:
     """Compare a candidate with the champion on the same documents.
 
-    A candidate that fails on too many documents is refused, and so is one that may be worse than the champion by more
-    than the margin: the paired bootstrap's 95 % interval of the difference must not begin below minus the margin.
+    A candidate is refused if it fails on too many documents, or if it may be worse than the champion by more than the
+    margin: the 95 % interval of the difference, from a paired bootstrap, must not start below minus the margin.
 
     Args:
-        settings: error rate, margin, whether the baseline has to be beaten.
-        task: names the score.
-        candidate: what it came to, document by document.
-        champion: what the champion came to on the same documents; None where there is no champion.
+        settings: error rate, margin, and whether the candidate must beat the baseline.
+        task: for the name of the score.
+        candidate: the candidate's results, one per document.
+        champion: the champion's results on the same documents; None without a champion.
     """
     score, error_rate = fmean(item.score for item in candidate), fmean(item.failed for item in candidate)
     baseline = fmean(item.baseline for item in candidate)
@@ -74,8 +77,8 @@ def decide(settings: Settings, task: Task, candidate: Sequence[Scored], champion
     if settings.beat_baseline and score <= baseline:
         return Decision(
             False,
-            f"its {task.main_score} of {score:.3f} is not above the {baseline:.3f} of the first sentences, which "
-            "BATCH_ASSETS_BEAT_BASELINE asks for",
+            f"its {task.main_score} of {score:.3f} is not above the {baseline:.3f} of the first sentences, as "
+            "BATCH_ASSETS_BEAT_BASELINE requires",
             figures,
         )
     if champion is None:
@@ -86,7 +89,7 @@ def decide(settings: Settings, task: Task, candidate: Sequence[Scored], champion
     figures |= {f"champion_{task.main_score}": theirs, "difference_low": low, "difference_high": high}
     compared = (
         f"{task.main_score} {score:.3f} against the champion's {theirs:.3f} on the same {len(candidate)} documents; "
-        f"the difference lies between {low:+.3f} and {high:+.3f}"
+        f"the difference is between {low:+.3f} and {high:+.3f}"
     )
     if low < -settings.promotion_margin:
         return Decision(
@@ -97,7 +100,7 @@ def decide(settings: Settings, task: Task, candidate: Sequence[Scored], champion
 
 @dataclass(frozen=True)
 class Proposal:
-    """What became of a candidate: the champion now, the one before, and the decision; None where nothing was to do."""
+    """The champion after and before a proposal, and the decision; None if the candidate was the champion already."""
 
     champion: Version
     before: Version | None
@@ -105,42 +108,42 @@ class Proposal:
 
 
 def propose(
-    client: Any,
+    client: MlflowClient,
     settings: Settings,
     candidate: Version,
     documents: Sequence[Document],
     report: Callable[[str], None],
 ) -> Proposal:
-    """Make a version the champion if it has earned it on held-out documents.
+    """Promote a version if its results on held-out documents allow it.
 
     Args:
         client: MLflow client.
-        settings: the rule.
+        settings: the promotion rule.
         candidate: a registered version.
-        documents: held-out documents; a side that has not seen them yet is scored on them.
-        report: takes lines on what happens.
+        documents: held-out documents; each version is scored on them if it was not scored before.
+        report: called with each progress message.
 
     Raises:
-        BatchAssetsError: it has not, and there is no champion; or the version can't be loaded.
+        BatchAssetsError: the version was refused and there is no champion, or it can't be loaded.
     """
     before = with_alias(client, candidate.name, CHAMPION)
     if before is not None and before.number == candidate.number:
-        report(f"version {candidate.number} of {candidate.name} is the champion already")
+        report(f"version {candidate.number} of {candidate.name} is already the champion")
         return Proposal(candidate, before, None)
     task = task_of(settings)
 
-    def scored(version: Version) -> list[Scored]:
+    def scored(version: Version) -> list[DocumentResult]:
         def load_engine() -> Engine:
-            from batch_assets.inference.transformers_engine import TransformersEngine
+            from batch_assets.engines.transformers_engine import TransformersEngine
 
             return TransformersEngine(run_model(run_of(client, version.run_id), settings), os.cpu_count() or 1)
 
-        return scored_on(client, version.run_id, task, documents, load_engine, report)
+        return results_on(client, version.run_id, task, documents, load_engine, report)
 
     decision = decide(settings, task, scored(candidate), None if before is None else scored(before))
     _record(client, candidate, decision.tags(), before)
     if decision.is_promoted:
-        _make_champion(client, settings, candidate, documents, report)
+        _check_and_promote(client, settings, candidate, documents, report)
         report(f"version {candidate.number} of {candidate.name} is the champion: {decision.reason}")
         return Proposal(candidate, before, decision)
     refusal = f"version {candidate.number} of {candidate.name} was not promoted: {decision.reason}"
@@ -151,54 +154,61 @@ def propose(
 
 
 def promote_by_hand(
-    client: Any, settings: Settings, number: int, documents: Sequence[Document], report: Callable[[str], None]
+    client: MlflowClient, settings: Settings, number: int, documents: Sequence[Document], report: Callable[[str], None]
 ) -> Version | None:
-    """Make a version the champion because a person says so; it has to load and to summarize.
+    """Promote a version regardless of its scores. It must load and summarize.
+
+    Args:
+        client: MLflow client.
+        settings: name of the registered model, and engine settings.
+        number: version number.
+        documents: held-out documents; the first ones are summarized.
+        report: called with each progress message.
 
     Returns:
-        The version that was the champion before, None if it was this one or there was none.
+        The old champion, or None if it was this version or there was none.
 
     Raises:
-        BatchAssetsError: there is no such version, or it can't be loaded.
+        BatchAssetsError: the version does not exist or can't be loaded.
     """
     version = get_version(client, settings, number)
-    old = _make_champion(client, settings, version, documents, report)
-    _record(client, version, {f"{_TAG}decision": "promoted", f"{_TAG}reason": "by hand"}, old)
+    old = _check_and_promote(client, settings, version, documents, report)
+    _record(client, version, {f"{_TAG_PREFIX}decision": "promoted", f"{_TAG_PREFIX}reason": "by hand"}, old)
     return old
 
 
-def rollback(client: Any, settings: Settings) -> Version:
-    """Swap the champion and the version that was it before.
+def rollback(client: MlflowClient, settings: Settings) -> Version:
+    """Swap the champion and the previous champion.
 
     Returns:
-        The champion now.
+        The new champion.
 
     Raises:
-        BatchAssetsError: there is none to go back to.
+        BatchAssetsError: there is no previous champion.
     """
     previous = with_alias(client, settings.registered_model, PREVIOUS)
     if previous is None:
         raise BatchAssetsError(
-            f"no version of {settings.registered_model} has the alias {PREVIOUS}: promote one instead"
+            f"no version of {settings.registered_model} has the alias {PREVIOUS}: promote a version instead"
         )
     promote(client, previous)
-    _record(client, previous, {f"{_TAG}decision": "promoted", f"{_TAG}reason": "rollback"}, None)
+    _record(client, previous, {f"{_TAG_PREFIX}decision": "promoted", f"{_TAG_PREFIX}reason": "rollback"}, None)
     return previous
 
 
-def _make_champion(
-    client: Any,
+def _check_and_promote(
+    client: MlflowClient,
     settings: Settings,
     version: Version,
     documents: Sequence[Document],
     report: Callable[[str], None],
 ) -> Version | None:
-    """Promote a version after it has loaded and summarized, as any user of the registry would let it.
+    """Check that a version loads and summarizes, as for any user of the registry, and promote it.
 
     Returns:
-        The version that was the champion, None if it was this one or there was none.
+        The old champion, or None if it was this version or there was none.
     """
-    some = documents[:_SAMPLE_DOCUMENTS]
+    some = documents[:_SAMPLE_SIZE]
     summaries = predict(version, [item.document or "" for item in some])
     if settings.samples:
         rows = [
@@ -210,13 +220,13 @@ def _make_champion(
     return promote(client, version)
 
 
-def recorded(version: Version) -> dict[str, str]:
-    """The decision about a version and its figures, as they were recorded."""
-    return {key.removeprefix(_TAG): value for key, value in version.tags.items() if key.startswith(_TAG)}
+def recorded_decision(version: Version) -> dict[str, str]:
+    """The recorded decision about a version, with its metrics."""
+    return {key.removeprefix(_TAG_PREFIX): value for key, value in version.tags.items() if key.startswith(_TAG_PREFIX)}
 
 
-def _record(client: Any, version: Version, tags: dict[str, str], against: Version | None) -> None:
+def _record(client: MlflowClient, version: Version, tags: dict[str, str], against: Version | None) -> None:
     if against is not None:
-        tags = {**tags, f"{_TAG}against": str(against.number)}
+        tags = {**tags, f"{_TAG_PREFIX}against": str(against.number)}
     for key, value in tags.items():
         client.set_model_version_tag(version.name, str(version.number), key, value)

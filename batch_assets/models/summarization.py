@@ -1,4 +1,4 @@
-"""Summarization: the task that ships."""
+"""Summarization, the built-in task."""
 
 from batch_assets.models.task import Task
 from batch_assets.quality.rouge import lead, rouge
@@ -6,7 +6,7 @@ from batch_assets.settings import SUMMARIZATION
 
 
 class Summarization(Task):
-    """Summaries, scored by ROUGE against those of people, beside the first sentences of a document."""
+    """Summaries, scored by ROUGE against human summaries; the baselines are a document's first sentences."""
 
     name = SUMMARIZATION
     pipeline = "summarization"

@@ -1,24 +1,20 @@
-"""What a model is for: a task takes a text and gives a text. ``summarization`` is the one that ships."""
+"""Tasks: what a model does with a text. ``summarization`` is built in, and users can add classes."""
 
-import importlib
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from batch_assets.errors import BatchAssetsError
-from batch_assets.settings import SUMMARIZATION, Settings
-
 
 class Task(ABC):
-    """One task; docs/tasks.md adds one step by step.
+    """A task that turns a text into a text; docs/tasks.md shows how to add one.
 
     Attributes:
-        name: tag of runs and versions.
-        pipeline: the transformers pipeline of an encoder-decoder for it; a decoder-only model generates text.
-        system_prompt: what a decoder-only model with a chat template is told that it is.
-        prompt: what it is asked, with ``{document}`` for the text; BATCH_ASSETS_PROMPT wins over it.
-        lengths: shortest and longest answer of an encoder-decoder in tokens, unless settings say otherwise.
-        new_tokens: longest answer of a decoder-only model, unless settings say otherwise.
-        main_score: the score by which versions are compared.
+        name: value of the tag on runs and versions.
+        pipeline: transformers pipeline for an encoder-decoder; a decoder-only model uses text-generation.
+        system_prompt: system message for a decoder-only model with a chat template.
+        prompt: prompt for a decoder-only model, with ``{document}`` for the text; BATCH_ASSETS_PROMPT overrides it.
+        lengths: minimum and maximum answer of an encoder-decoder in tokens; settings override them.
+        new_tokens: maximum answer of a decoder-only model in tokens; settings override it.
+        main_score: score that versions are compared by.
     """
 
     name: ClassVar[str]
@@ -31,35 +27,14 @@ class Task(ABC):
 
     @abstractmethod
     def scores(self, document: str, reference: str, text: str) -> dict[str, float]:
-        """Scores of one answer against the one that a person wrote, by name; more is better."""
+        """Scores of an answer against the reference, by name; higher is better."""
 
     @abstractmethod
     def baselines(self, document: str) -> dict[str, str]:
-        """Answers that take no model, by a prefix for their scores."""
+        """Baseline answers that need no model, by the prefix of their scores."""
 
     def signature(self, document: str, text: str) -> Any:
         """The MLflow signature: text in, text out."""
         from mlflow.models import infer_signature
 
         return infer_signature(document, text)
-
-
-def task_of(settings: Settings) -> Task:
-    """The configured task: ``summarization``, or a class of somebody else as ``module:Class``.
-
-    Raises:
-        BatchAssetsError: there is no such class.
-    """
-    if settings.task == SUMMARIZATION:
-        from batch_assets.models.summarization import Summarization
-
-        return Summarization()
-    module, _, name = settings.task.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-        task = found()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise BatchAssetsError(f"BATCH_ASSETS_TASK={settings.task} can't be used: {error}") from error
-    if not isinstance(task, Task):
-        raise BatchAssetsError(f"BATCH_ASSETS_TASK={settings.task} is no Task: derive it from {Task.__module__}.Task")
-    return task

@@ -1,1 +1,1 @@
-"""How good a summary is: ROUGE against a reference, and measures that need none."""
+"""Summary quality: ROUGE against a reference, and reference-free measures."""

@@ -1,8 +1,8 @@
-"""Whether the summaries of a batch are like those of the batches before it.
+"""Drift: how much the summaries of a batch differ from those of earlier batches.
 
-The population stability index compares two distributions over the same bins: sum of (p - q) ln(p / q). As it is usually
-read, they are alike under 0.1, and not over 0.25. Of two samples of the same distribution it is about chi-square times
-(1 / n + 1 / m), with one degree of freedom less than bins, so small batches differ by chance.
+The population stability index compares two distributions over the same bins: sum of (p - q) ln(p / q). By convention,
+they are similar below 0.1 and different above 0.25. For two samples of the same distribution, the index is about
+chi-square times (1 / n + 1 / m), with one degree of freedom less than bins, so small batches differ by chance.
 Yurdakul, Statistical Properties of Population Stability Index, 2018, https://scholarworks.wmich.edu/dissertations/3208.
 """
 
@@ -12,34 +12,34 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 _BINS = 10
-# One batch in a thousand is called changed by chance, for each figure.
+# For each measure, one batch in a thousand is reported by chance.
 _CONFIDENCE = 0.999
-# So that an empty bin has a logarithm.
+# Added to each bin, because an empty one has no logarithm.
 _SMOOTHING = 0.5
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How far one distribution is from another: the index, and what chance alone may make of it."""
+    """The population stability index of two distributions, and the highest value that chance explains."""
 
     index: float
     by_chance: float
 
     def is_over(self, threshold: float) -> bool:
-        """Whether the index is over a threshold, and over what chance explains."""
+        """Whether the index exceeds both the threshold and what chance explains."""
         return self.index > max(threshold, self.by_chance)
 
 
 def drift(before: Sequence[int], now: Sequence[int]) -> Drift | None:
-    """Compare counts in the same bins; None where there is nothing to compare.
+    """Compare counts in the same bins. Returns None if either side is empty.
 
     Args:
-        before: summaries by bin in the batches before.
-        now: summaries by bin in the batch.
+        before: number of summaries per bin in the earlier batches.
+        now: number of summaries per bin in the batch.
     """
     if not sum(before) or not sum(now):
         return None
-    pairs = _merged(before, now)
+    pairs = _merge_bins(before, now)
     if len(pairs) < 2:
         pairs = [(sum(before), sum(now)), (0, 0)]
     totals = [sum(side) + _SMOOTHING * len(pairs) for side in zip(*pairs, strict=True)]
@@ -48,15 +48,15 @@ def drift(before: Sequence[int], now: Sequence[int]) -> Drift | None:
     return Drift(index, _chi_square(len(pairs) - 1) * (1 / sum(before) + 1 / sum(now)))
 
 
-def _merged(before: Sequence[int], now: Sequence[int]) -> list[tuple[int, int]]:
-    """Neighbouring bins put together until each holds a tenth of the batches before."""
+def _merge_bins(before: Sequence[int], now: Sequence[int]) -> list[tuple[int, int]]:
+    """Merge neighbouring bins until each holds a tenth of the earlier summaries."""
     enough = sum(before) / _BINS
     pairs, old, new = [], 0, 0
     for place, (left, right) in enumerate(zip(before, now, strict=True)):
         old, new = old + left, new + right
-        # What only the batch has, at either end, stands alone.
-        begins = not any(before[: place + 1]) and any(before[: place + 2])
-        if old >= enough or (begins and new):
+        # Values at either end that only this batch has get their own bin.
+        starts_next = not any(before[: place + 1]) and any(before[: place + 2])
+        if old >= enough or (starts_next and new):
             pairs.append((old, new))
             old = new = 0
     if new and not old:

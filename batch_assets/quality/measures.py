@@ -1,4 +1,4 @@
-"""Measures of a summary that need no reference.
+"""Reference-free measures of a summary.
 
 Coverage, density and compression: Grusky et al., 2018, https://aclanthology.org/N18-1065, section 4.
 """
@@ -17,10 +17,10 @@ _NAME = re.compile(r"(?<=[\w,;:)] )[A-Z\u00c0-\u00de]\w+")
 
 @dataclass(frozen=True)
 class Measures:
-    """One summary beside its document.
+    """Measures of one summary.
 
-    ``words`` counts words of the summary, ``compression`` is words of the document over words of the
-    summary; ``coverage``, ``novel_bigrams`` and ``repetition`` are shares from 0 to 1.
+    ``words`` counts the summary's words, ``compression`` divides the document's words by them; ``coverage``,
+    ``novel_bigrams`` and ``repetition`` are shares from 0 to 1.
     """
 
     words: int
@@ -32,12 +32,12 @@ class Measures:
 
 
 def words(text: str) -> list[str]:
-    """Words in lower case."""
+    """Split a text into lower-case words."""
     return _WORD.findall(text.lower())
 
 
 def measure(document: str, summary: str) -> Measures | None:
-    """Measure one summary; None where it has no words."""
+    """Measure one summary. Returns None if it has no words."""
     source, target = words(document), words(summary)
     if not target:
         return None
@@ -55,21 +55,21 @@ def measure(document: str, summary: str) -> Measures | None:
 
 
 def number_precision(document: str, summary: str) -> float | None:
-    """Share of the numbers of a summary that its document has too; None where it has no numbers."""
+    """Share of the summary's numbers that occur in the document. None if it has no numbers."""
     return _precision(_NUMBER.findall(document), _NUMBER.findall(summary))
 
 
 def name_precision(document: str, summary: str) -> float | None:
-    """Share of the names of a summary that its document has too, None where it has none.
+    """Share of the summary's names that occur in the document. None if it has no names.
 
-    A name is a word with a capital letter that doesn't begin a sentence.
+    A name is a capitalized word that does not start a sentence.
     """
     return _precision(re.findall(r"\w+", document), _NAME.findall(summary))
 
 
-def _precision(known: list[str], said: list[str]) -> float | None:
-    there = set(known)
-    return sum(item in there for item in said) / len(said) if said else None
+def _precision(known: list[str], found: list[str]) -> float | None:
+    expected = set(known)
+    return sum(item in expected for item in found) / len(found) if found else None
 
 
 def _ngrams(tokens: list[str], size: int) -> list[tuple[str, ...]]:
@@ -77,7 +77,7 @@ def _ngrams(tokens: list[str], size: int) -> list[tuple[str, ...]]:
 
 
 def _fragments(source: list[str], target: list[str]) -> list[int]:
-    """Lengths of the extractive fragments: greedily, the longest runs of the summary that the document has."""
+    """Lengths of the extractive fragments: the longest runs of words shared with the document, matched greedily."""
     places: dict[str, list[int]] = {}
     for place, word in enumerate(source):
         places.setdefault(word, []).append(place)
@@ -107,7 +107,7 @@ def measure_names() -> tuple[str, ...]:
 
 
 def per_document(document: str, reference: str | None, summary: str) -> dict[str, Any]:
-    """All figures of one summary; a figure that can't be computed is None."""
+    """Compute all measures of one summary. Those that can't be computed are None."""
     from batch_assets.quality.rouge import ROUGE_TYPES, lead, rouge
 
     measured = measure(document, summary)

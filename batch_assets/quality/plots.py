@@ -1,4 +1,4 @@
-"""Plots where people would rather look than read."""
+"""Plots for the report and the MLflow runs."""
 
 import base64
 import io
@@ -8,52 +8,52 @@ from typing import Any
 from batch_assets.quality.histograms import edges
 from batch_assets.quality.markdown import as_text
 
-# Told apart by people who see few colours, on white, which is legible on dark pages too.
+# A palette for colour-blind readers. The white background is legible on dark pages too.
 # https://jfly.uni-koeln.de/color/
 _BLUE, _ORANGE = "#0072b2", "#e69f00"
 _COLOURS = (_BLUE, _ORANGE, "#009e73", "#cc79a7")
-# Names of batches that fit below a plot.
-_NAMED = 12
-_FEW_BARS = 4
+# Batch names that fit below a plot.
+_MAX_BATCH_NAMES = 12
+_MIN_BAR_SLOTS = 4
 
 Scores = Mapping[str, tuple[float, float, float]]
 
 
 def scores(figures: Mapping[str, Scores]) -> Any:
-    """Bars of scores with their intervals.
+    """Bar chart of scores with their confidence intervals.
 
     Args:
-        figures: by system and score: mean, low, high.
+        figures: mean, low and high by system and score.
 
     Returns:
         A ``matplotlib.figure.Figure``.
     """
-    figure, axes = _figure("score", "share, 95 % interval")
+    figure, axes = _figure("score", "share, 95% interval")
     names = list(next(iter(figures.values())))
     width = 0.8 / len(figures)
     for place, (system, values) in enumerate(figures.items()):
-        at = [index + (place - (len(figures) - 1) / 2) * width for index in range(len(names))]
-        _bars(axes, at, [values[name] for name in names], width * 0.9, _COLOURS[place % len(_COLOURS)], system)
+        positions = [index + (place - (len(figures) - 1) / 2) * width for index in range(len(names))]
+        _bars(axes, positions, [values[name] for name in names], width * 0.9, _COLOURS[place % len(_COLOURS)], system)
     axes.set_xticks(range(len(names)), names)
     _legend(figure, axes)
     return figure
 
 
 def by_version(versions: Scores, score: str, baseline: float | None) -> Any:
-    """One score of each version, with its interval, beside a baseline.
+    """Bar chart of one score by version, with confidence intervals and a baseline.
 
     Args:
-        versions: by the version's name: mean, low, high.
+        versions: mean, low and high by version name.
         score: name of the score.
-        baseline: mean score of what takes no model.
+        baseline: mean score of the baseline, None if there is none.
 
     Returns:
         A ``matplotlib.figure.Figure``.
     """
-    figure, axes = _figure("version", f"{score}, 95 % interval")
+    figure, axes = _figure("version", f"{score}, 95% interval")
     _bars(axes, list(range(len(versions))), list(versions.values()), 0.6, _BLUE, None)
     # A single bar would fill the plot.
-    axes.set_xlim(-0.5, max(len(versions), _FEW_BARS) - 0.5)
+    axes.set_xlim(-0.5, max(len(versions), _MIN_BAR_SLOTS) - 0.5)
     axes.set_xticks(range(len(versions)), list(versions))
     if baseline is not None:
         axes.axhline(baseline, color=_ORANGE, label="the document's first sentences")
@@ -62,7 +62,7 @@ def by_version(versions: Scores, score: str, baseline: float | None) -> Any:
 
 
 def distribution(values: Sequence[float], what: str) -> Any:
-    """A histogram of one figure over documents.
+    """Histogram of one measure over documents.
 
     Returns:
         A ``matplotlib.figure.Figure``.
@@ -73,11 +73,11 @@ def distribution(values: Sequence[float], what: str) -> Any:
 
 
 def distributions(counts: Mapping[str, Mapping[str, Sequence[int]]], titles: Mapping[str, str]) -> Any:
-    """Kept histograms of several groups of summaries, one panel a figure, as shares.
+    """Stored histograms of several groups of summaries as shares, one panel per measure.
 
     Args:
-        counts: by group and figure: summaries by bin.
-        titles: what each figure is called.
+        counts: number of summaries per bin, by group and measure.
+        titles: axis title of each measure.
 
     Returns:
         A ``matplotlib.figure.Figure``.
@@ -91,19 +91,19 @@ def distributions(counts: Mapping[str, Mapping[str, Sequence[int]]], titles: Map
             shares = [count / total for count in group[name]]
             axes.step(edges(name), shares, where="post", color=_COLOURS[place % len(_COLOURS)], label=label)
         if filled:
-            begins = [*edges(name), edges(name)[-1] * 1.2]
-            axes.set_xlim(begins[max(min(filled) - 1, 0)], begins[min(max(filled) + 2, len(begins) - 1)])
+            limits = [*edges(name), edges(name)[-1] * 1.2]
+            axes.set_xlim(limits[max(min(filled) - 1, 0)], limits[min(max(filled) + 2, len(limits) - 1)])
     _legend(figure, panels[0])
     return figure
 
 
 def over_batches(series: Mapping[str, Mapping[str, float]], what: str, order: Sequence[str]) -> Any:
-    """One figure over batches, a line for each series.
+    """Line chart of one measure over batches, one line per series.
 
     Args:
-        series: by series and batch.
-        what: name of the figure.
-        order: of the batches; those that no series has are left out.
+        series: values by series and batch.
+        what: name of the measure.
+        order: order of the batches; those without a value are skipped.
 
     Returns:
         A ``matplotlib.figure.Figure``.
@@ -113,9 +113,9 @@ def over_batches(series: Mapping[str, Mapping[str, float]], what: str, order: Se
     batches = [batch for batch in order if batch in shown]
     places = {batch: place for place, batch in enumerate(batches)}
     for number, (label, values) in enumerate(series.items()):
-        at = [places[batch] for batch in values]
-        axes.plot(at, list(values.values()), marker="o", color=_COLOURS[number % len(_COLOURS)], label=label)
-    step = -(-len(batches) // _NAMED) or 1
+        positions = [places[batch] for batch in values]
+        axes.plot(positions, list(values.values()), marker="o", color=_COLOURS[number % len(_COLOURS)], label=label)
+    step = -(-len(batches) // _MAX_BATCH_NAMES) or 1
     axes.set_xticks(range(0, len(batches), step), batches[::step], rotation=30, ha="right")
     axes.set_ylim(bottom=0)
     if series:
@@ -124,47 +124,47 @@ def over_batches(series: Mapping[str, Mapping[str, float]], what: str, order: Se
 
 
 def against(pairs: Sequence[tuple[float, float]], across: str, up: str) -> Any:
-    """Scores of two systems on the same documents; above the line, the second is better.
+    """Scatter plot of two systems' scores on the same documents. Above the line, the second one is better.
 
     Returns:
         A ``matplotlib.figure.Figure``.
     """
     figure, axes = _figure(across, up)
     axes.scatter([left for left, _ in pairs], [right for _, right in pairs], color=_BLUE, alpha=0.6)
-    most = max((max(pair) for pair in pairs), default=1.0)
-    axes.plot([0, most], [0, most], color=_ORANGE)
+    highest = max((max(pair) for pair in pairs), default=1.0)
+    axes.plot([0, highest], [0, highest], color=_ORANGE)
     axes.set_aspect("equal")
     return figure
 
 
 def svg(figure: Any) -> str:
-    """A plot as an element of an HTML page."""
+    """Render a plot as an element of an HTML page."""
     import matplotlib as mpl
 
-    written = io.StringIO()
+    buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "batch_assets"}):
-        figure.savefig(written, format="svg", metadata={"Date": None})
-    return written.getvalue()[written.getvalue().index("<svg") :]
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 
 def image(figure: Any, title: str) -> str:
-    """A plot as an image in Markdown that needs no other file."""
-    written = io.BytesIO()
-    figure.savefig(written, format="png", dpi=80)
-    return f"![{as_text(title)}](data:image/png;base64,{base64.b64encode(written.getvalue()).decode()})"
+    """Render a plot as a Markdown image with embedded data."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
+    return f"![{as_text(title)}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
 
 
 def _bars(
-    axes: Any, at: list[float], values: Sequence[tuple[float, float, float]], width: float, colour: str, label: Any
+    axes: Any, x: list[float], values: Sequence[tuple[float, float, float]], width: float, colour: str, label: Any
 ) -> None:
     means = [mean for mean, _, _ in values]
     errors = [[max(mean - low, 0) for mean, low, _ in values], [max(high - mean, 0) for mean, _, high in values]]
-    axes.bar(at, means, width, yerr=errors, capsize=3, label=label, color=colour)
+    axes.bar(x, means, width, yerr=errors, capsize=3, label=label, color=colour)
 
 
-def _figure(across: str, up: str) -> tuple[Any, Any]:
+def _figure(x_label: str, y_label: str) -> tuple[Any, Any]:
     figure, (axes,) = _panels(1)
-    _label(axes, across, up)
+    _label(axes, x_label, y_label)
     return figure, axes
 
 
@@ -176,11 +176,11 @@ def _panels(count: int) -> tuple[Any, Sequence[Any]]:
 
 
 def _legend(figure: Any, axes: Any) -> None:
-    """What the colours mean, above the plot, where it covers nothing."""
+    """Add a legend above the plot, where it covers nothing."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False)
 
 
-def _label(axes: Any, across: str, up: str) -> None:
-    axes.set_xlabel(across)
-    axes.set_ylabel(up)
+def _label(axes: Any, x_label: str, y_label: str) -> None:
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""The report over all batches: what each table and model version came to, as a page that needs no other file."""
+"""The report over all batches: the results of each table and model version, on one self-contained page."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ _COLUMNS = (
 _BATCH_COLUMNS = (("batch", "batch"), *(column for column in _COLUMNS if column[0] != "batches"))
 _WEIGHTED_BY_REFERENCES = ("rouge1", "rouge2", "rougeL", "lead_rouge1")
 _WEIGHTED_BY_SUMMARIES = ("words", "compression", "novel_bigrams")
-_DISTRIBUTIONS = {"words": "words of a summary", "compression": "words of the document for one of the summary"}
-# What one page shows of many.
-_MOST_BATCHES, _MOST_LINES = 200, 4
+_DISTRIBUTIONS = {"words": "words per summary", "compression": "document words per summary word"}
+# Limits that keep the page readable.
+_MAX_BATCHES, _MAX_LINES = 200, 4
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class Facts:
     """The content of a report.
 
     Args:
-        model: the registered model.
-        rows: rows of ``summary_quality``, in the order of the batches.
+        model: name of the registered model.
+        rows: rows of ``summary_quality``, ordered by batch.
         versions: rows of ``models.overview.overview()``.
-        no_text: by table of summaries, its documents without text.
+        no_text: number of documents without text, by table.
         score: name of the main score.
-        scores: by version, mean, low and high of the main score.
+        scores: mean, low and high of the main score, by version.
         baseline: main score of the baseline.
         compared: names of two versions.
         pairs: their scores on the same documents.
-        rates: by batch, documents a second.
-        links: addresses by title.
+        rates: documents per second, by batch.
+        links: URLs by title.
     """
 
     model: str
@@ -65,9 +65,9 @@ class Facts:
 
 
 def totals(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Sum rows of ``summary_quality`` up over batches, one row for each table and model version.
+    """Total the rows of ``summary_quality`` over batches, one row for each table and model version.
 
-    Means are weighted by the number of summaries that they were taken over.
+    Means are weighted by their number of summaries.
     """
     result = []
     for (table, model, version), group in sorted(_by_version(rows).items()):
@@ -83,16 +83,16 @@ def totals(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def draw(facts: Facts) -> dict[str, Any]:
-    """The plots of a report, by title."""
+    """Draw the plots of a report, by title."""
     groups = _by_version(facts.rows)
     order = list(dict.fromkeys(row["batch"] for row in facts.rows))
     figures: dict[str, Any] = {}
     if facts.scores:
         figures["Versions on held-out documents"] = plots.by_version(facts.scores, facts.score, facts.baseline)
     if facts.compared and facts.pairs:
-        title = f"{facts.compared[1]} against {facts.compared[0]}, one point a document"
+        title = f"{facts.compared[1]} against {facts.compared[0]}, one point per document"
         figures[title] = plots.against(facts.pairs, *(f"{facts.score}, {name}" for name in facts.compared))
-    newest = dict(list(groups.items())[-_MOST_LINES:])
+    newest = dict(list(groups.items())[-_MAX_LINES:])
     histograms = {
         _label(key): {name: add([row[f"{name}_histogram"] for row in group]) for name in _DISTRIBUTIONS}
         for key, group in newest.items()
@@ -101,34 +101,34 @@ def draw(facts: Facts) -> dict[str, Any]:
         figures["Length and compression"] = plots.distributions(histograms, _DISTRIBUTIONS)
     for name, title in (("rouge1", "ROUGE-1"), ("compression", "compression")):
         series = {
-            _label(key): {row["batch"]: row[name] for row in group[-_MOST_BATCHES:] if row[name] is not None}
+            _label(key): {row["batch"]: row[name] for row in group[-_MAX_BATCHES:] if row[name] is not None}
             for key, group in newest.items()
         }
         series = {label: values for label, values in series.items() if values}
         if series:
             figures[f"{title} by batch"] = plots.over_batches(series, f"mean {title}", order)
     if facts.rates:
-        figures["Throughput by batch"] = plots.over_batches({"scoring": facts.rates}, "documents a second", order)
+        figures["Throughput by batch"] = plots.over_batches({"scoring": facts.rates}, "documents per second", order)
     return figures
 
 
 def page(
     facts: Facts, figures: Mapping[str, Any], examples: Mapping[str, Sequence[Mapping[str, Any]]], now: datetime
 ) -> str:
-    """The report as HTML.
+    """Render the report as HTML.
 
     Args:
-        facts: what it is made from.
+        facts: content of the report.
         figures: its plots by title, from ``draw()``.
-        examples: documents with their summaries by title; any markup in them shows as text.
-        now: when it is written.
+        examples: documents with their summaries by title; markup in them is escaped.
+        now: time shown in the report.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("batch_assets.quality", "."), autoescape=True, undefined=StrictUndefined
     )
-    newest = list(facts.rows)[-_MOST_BATCHES:][::-1]
+    newest = list(facts.rows)[-_MAX_BATCHES:][::-1]
     return environment.get_template("report.html.j2").render(
         model=facts.model,
         batches=len({row["batch"] for row in facts.rows}),
@@ -146,7 +146,7 @@ def page(
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Totals as a Markdown table."""
+    """Format totals as a Markdown table."""
     return markdown_table(
         [title for title, _ in _COLUMNS], [[_cell(row[name]) for _, name in _COLUMNS] for row in rows]
     )

@@ -1,6 +1,6 @@
-"""ROUGE, and the lead baseline that a summary has to beat.
+"""ROUGE, and the lead baseline that a summary should beat.
 
-ROUGE: Lin, 2004, https://aclanthology.org/W04-1013, as the package rouge-score counts it, with stemming.
+ROUGE: Lin, 2004, https://aclanthology.org/W04-1013, computed like the package rouge-score, with stemming.
 """
 
 import re
@@ -11,28 +11,28 @@ from typing import Any
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
-# Full stops of Latin, Arabic, Devanagari, Chinese and Japanese; the last two take no space after them.
+# Sentence ends of Latin, Arabic, Devanagari, Chinese and Japanese; no space follows the last two.
 _SENTENCE_END = re.compile(r"(?<=[.!?\u061f\u06d4\u0964])\s+|(?<=[\u3002\uff01\uff1f])\s*")
-# A document without a full stop would be one sentence, and ROUGE-L takes time and memory by the product of two lengths.
-_LONGEST_LEAD = 10_000
-# Scripts that put no spaces between words: Thai, Lao, Myanmar, Khmer, Hiragana, Katakana, Han. A token is a character.
+# A document without a full stop is one sentence, and the cost of ROUGE-L is the product of both lengths.
+_MAX_LEAD_CHARACTERS = 10_000
+# Scripts without spaces between words: Thai, Lao, Myanmar, Khmer, Hiragana, Katakana, Han. Each character is a token.
 _WITHOUT_SPACES = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
 
 
 def sentences(text: str) -> list[str]:
-    """Split a text after full stops, question and exclamation marks."""
+    """Split a text after full stops, question marks and exclamation marks."""
     return [sentence for sentence in _SENTENCE_END.split(text.strip()) if sentence]
 
 
 def lead(document: str, count: int = 3) -> str:
     """The first sentences of a document, cut at 10,000 characters: the baseline of extractive summarization."""
-    return " ".join(sentences(document)[:count])[:_LONGEST_LEAD]
+    return " ".join(sentences(document)[:count])[:_MAX_LEAD_CHARACTERS]
 
 
 class Tokenizer:
-    """Words as rouge-score has them, stemmed, and those of other scripts too, which it would leave out."""
+    """The tokens of rouge-score, with stemming, plus those of other scripts, which rouge-score drops."""
 
     def __init__(self) -> None:
         from nltk.stem.porter import PorterStemmer
@@ -40,9 +40,9 @@ class Tokenizer:
         self._stemmer = PorterStemmer()
 
     def tokenize(self, text: str) -> list[str]:
-        """Words in lower case; in scripts without spaces, characters."""
+        """Split a text into lower-case words; in scripts without spaces, into characters."""
         return [
-            # rouge-score leaves short words as they are.
+            # rouge-score does not stem short words.
             self._stemmer.stem(word) if word.isascii() and len(word) > 3 else word
             for word in self._words(unicodedata.normalize("NFC", text).lower())
         ]
@@ -52,7 +52,7 @@ class Tokenizer:
         spaced = "".join(
             f" {character} "
             if _WITHOUT_SPACES.match(character)
-            # Marks are vowels in many scripts, and belong to their word.
+            # In many scripts, marks are vowels and belong to the word.
             else character
             if character.isalnum() or unicodedata.category(character).startswith("M")
             else " "
@@ -69,13 +69,13 @@ def _scorer(types: tuple[str, ...]) -> Any:
 
 
 def rouge(reference: str, summary: str, types: tuple[str, ...] = ROUGE_TYPES) -> dict[str, float]:
-    """F-measures, from 0 to 1, of one summary against its reference, by ROUGE type."""
-    # ROUGE-Lsum takes one sentence a line.
+    """F-measures of one summary against its reference, from 0 to 1, by ROUGE type."""
+    # ROUGE-Lsum expects one sentence per line.
     scores = _scorer(types).score("\n".join(sentences(reference)), "\n".join(sentences(summary)))
     return {name: float(scores[name].fmeasure) for name in types}
 
 
 def mean_rouge(pairs: list[tuple[str, str]]) -> dict[str, float]:
-    """Mean F-measures over (reference, summary) pairs; at least one pair."""
+    """Mean F-measures over (reference, summary) pairs, at least one."""
     scores = [rouge(reference, summary) for reference, summary in pairs]
     return {name: fmean(score[name] for score in scores) for name in ROUGE_TYPES}

@@ -1,1 +1,1 @@
-"""What assets work with: the Spark session, the model registry, the endpoints. All wait for their first use."""
+"""Resources of the assets: Spark session, model registry, endpoints. Each starts on first use."""

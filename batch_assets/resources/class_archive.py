@@ -1,4 +1,4 @@
-"""An archive of the classes that Spark loads when it starts. With it, Spark starts in half the time.
+"""An archive of the classes that Spark loads at start, which halves the time that Spark takes to start.
 
 ``make`` runs this module once: ``python -m batch_assets.resources.class_archive``. Java calls it application class data
 sharing: https://docs.oracle.com/en/java/javase/17/vm/class-data-sharing.html
@@ -12,20 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from batch_assets.atomic_files import staging_folder
 from batch_assets.errors import BatchAssetsError
-from batch_assets.java import check_java
 from batch_assets.locks import locked
-from batch_assets.whole import folder_aside
+from batch_assets.resources.java import check_java
 
-# Java ignores an archive from another Java or of other files, but would say so on standard output.
+# Java ignores an archive of another Java or of other files, but would log that to standard output.
 _SILENT = "-Xlog:cds=off -Xlog:cds+dynamic=off"
 
 
 def archive_for(java: str) -> Path:
-    """Where the archive is, if there is one.
+    """Path of the archive, which may not exist.
 
     Args:
-        java: which Java runs Spark, as ``check_java`` says it.
+        java: the Java that runs Spark, as returned by ``check_java``.
     """
     digest = hashlib.sha256(java.encode()).hexdigest()[:8]
     name = f"spark-{importlib.metadata.version('pyspark')}-{digest}.jsa"
@@ -33,26 +33,26 @@ def archive_for(java: str) -> Path:
 
 
 def sharing_options(java: str) -> str:
-    """Options with which Java uses the archive, if there is one."""
+    """JVM options to use the archive; empty if there is none."""
     path = archive_for(java)
     return f'"-XX:SharedArchiveFile={path}" {_SILENT}' if path.exists() else ""
 
 
 def make_archive() -> Path:
-    """Make the archive, unless it is there: start Spark, run a query, and let Java record the classes that it loaded.
+    """Create the archive unless it exists: start Spark, run a query, and let Java record the loaded classes.
 
-    Archives for other versions of Java or Spark are removed.
+    Removes archives for other versions of Java or Spark.
 
     Raises:
-        BatchAssetsError: Java is missing, or couldn't write the archive.
-        OSError: the environment can't be written.
+        BatchAssetsError: Java is missing or couldn't write the archive.
+        OSError: the Python environment is not writable.
     """
     path = archive_for(check_java())
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent / ".lock"):
         if path.exists():
             return path
-        with folder_aside(path.parent, path.name) as aside:
+        with staging_folder(path.parent, path.name) as aside:
             _start_and_stop(f'"-XX:ArchiveClassesAtExit={aside / path.name}" {_SILENT}')
             (aside / path.name).rename(path)
         for old in {*path.parent.glob("spark-*.jsa")} - {path}:
@@ -80,11 +80,11 @@ def _start_and_stop(options: str) -> None:
     ).collect()
     gateway: Any = SparkContext._gateway
     resource.stop()
-    # Java ends when its standard input does, and writes the archive then.
+    # Java exits when its standard input closes, and writes the archive then.
     gateway.proc.stdin.close()
     if gateway.proc.wait() != 0:
-        # Java crashes when it starts with an archive that was cut off.
-        raise BatchAssetsError("Java couldn't write the archive of Spark's classes: is there room on the disk?")
+        # A truncated archive would make Java crash at its next start.
+        raise BatchAssetsError("Java couldn't write the archive of Spark's classes: check the disk space and try again")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The endpoints of a run; the embedded one starts on first use and is gone when the run is over."""
+"""The endpoints of a run; the embedded one starts on first use and stops when the run ends."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from batch_assets.ai_functions.endpoints import Endpoint, check_key, configured_
 
 
 class EndpointsResource(dg.ConfigurableResource[Any]):
-    """Endpoints by name: those of ``file`` and the embedded one."""
+    """Endpoints by name: those in ``file`` and the embedded one."""
 
     file: str | None = None
     _server: Any = PrivateAttr(default=None)
@@ -19,7 +19,7 @@ class EndpointsResource(dg.ConfigurableResource[Any]):
         """Model and parameters of an endpoint, without starting it.
 
         Raises:
-            BatchAssetsError: there is no endpoint of that name.
+            BatchAssetsError: there is no endpoint with that name.
         """
         endpoint = configured_endpoint(self.file, name)
         if endpoint is None:
@@ -27,10 +27,10 @@ class EndpointsResource(dg.ConfigurableResource[Any]):
         return {"model": endpoint.model, "parameters": endpoint.parameters}
 
     def get(self, name: str) -> Endpoint:
-        """An endpoint that is ready to be asked.
+        """An endpoint that is ready for requests.
 
         Raises:
-            BatchAssetsError: there is none of that name, its key is not set, or the embedded one doesn't start.
+            BatchAssetsError: no endpoint has that name, its key is not set, or the embedded one does not start.
         """
         endpoint = configured_endpoint(self.file, name)
         if endpoint is not None:
@@ -42,7 +42,7 @@ class EndpointsResource(dg.ConfigurableResource[Any]):
         return started
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
-        """Stop the embedded server when the run is over."""
+        """Stop the embedded server when the run ends."""
         self.stop()
 
     def stop(self) -> None:

@@ -1,11 +1,11 @@
-"""The model registry of a run: one MLflow client, and addresses of pages in the MLflow UI."""
+"""The model registry of a run: one MLflow client, and links to the MLflow UI."""
 
 from functools import cached_property
-from typing import Any
 
 import dagster as dg
 
-from batch_assets.models.runs import ModelRun
+from batch_assets.mlflow_client import MlflowClient
+from batch_assets.models.model_runs import ModelRun
 from batch_assets.models.tracking import connect, experiment_id
 from batch_assets.settings import Settings
 
@@ -17,26 +17,26 @@ class ModelRegistry:
         self._settings = settings
 
     @cached_property
-    def client(self) -> Any:
+    def client(self) -> MlflowClient:
         """The MLflow client."""
         return connect(self._settings)
 
     def run_page(self, run_id: str) -> str:
-        """Page of a run."""
+        """URL of a run's page."""
         experiment = experiment_id(self.client, self._settings)
         return f"{self._settings.mlflow_pages}/#/experiments/{experiment}/runs/{run_id}"
 
     def model_page(self, run: ModelRun) -> str:
-        """Page of a logged model."""
+        """URL of a logged model's page."""
         experiment = experiment_id(self.client, self._settings)
         return f"{self._settings.mlflow_pages}/#/experiments/{experiment}/models/{run.model_id}"
 
     def version_page(self, name: str, number: int) -> str | None:
-        """Page of a registered version; None where the registry has no page that is known here."""
+        """URL of a registered version's page; None if the registry has no known UI."""
         ui = self._settings.registry_pages
         return None if ui is None else f"{ui}/#/models/{name}/versions/{number}"
 
     def version_link(self, name: str, number: int) -> dict[str, dg.MetadataValue]:
-        """Metadata that leads to the page of a registered version."""
+        """Metadata with a link to a registered version's page."""
         page = self.version_page(name, number)
         return {} if page is None else {"version_page": dg.MetadataValue.url(page)}

@@ -17,19 +17,19 @@ from batch_assets.errors import BatchAssetsError
 from batch_assets.resources.class_archive import sharing_options
 from batch_assets.settings import Settings, redacted
 
-# Doesn't exist, on purpose: Java can't use its archive of classes if a folder on the class path has files in it.
+# Does not exist on purpose: Java can't use its class archive if a folder on the class path contains files.
 _NO_CONF = Path(__file__).with_name("no_spark_conf")
-# One thread at a time starts Spark: the others then find its session.
+# Only one thread starts Spark; the others then find its session.
 _STARTING = threading.Lock()
-# Where workers find the environment that Spark unpacks for them, below the folder that they run in.
+# Where Spark unpacks the Python environment, relative to the folder that workers run in.
 _UNPACKED = "environment"
 
 
 @cache
 def _folder_of_driver() -> tempfile.TemporaryDirectory[str]:
-    """A folder in which the driver's environment is found as workers find theirs: the driver starts Python too.
+    """A folder with the driver's environment where workers find theirs, because the driver starts Python too.
 
-    The JVM stays in it, and is there as long as this process.
+    It is the JVM's working folder, so it must exist as long as this process.
     """
     folder = tempfile.TemporaryDirectory(prefix="batch_assets_driver_")
     (Path(folder.name) / _UNPACKED).symlink_to(sys.prefix)
@@ -38,10 +38,10 @@ def _folder_of_driver() -> tempfile.TemporaryDirectory[str]:
 
 @contextlib.contextmanager
 def _quiet_jvm() -> Iterator[None]:
-    """Hide one warning of a JVM that is started inside this context: users can't act on it.
+    """Hide a warning that users can't act on from a JVM that starts inside this context.
 
-    Spark itself asks for the incubator module. Everything else that the JVM and its Python workers write to standard
-    error is passed on, line by line, while this process lives.
+    Spark itself requests the incubator module. All other lines that the JVM and its Python workers write to standard
+    error are passed on while this process lives.
     """
     reader, writer = os.pipe()
     before = os.dup(2)
@@ -62,9 +62,9 @@ def _quiet_jvm() -> Iterator[None]:
 
 
 def java_options() -> str:
-    """Options of the JVM that does all of Spark's work on this machine."""
-    # It starts in half the time: most of it is over before the second compiler would pay off, and the work itself is
-    # Python's.
+    """Options for a JVM that does all of Spark's work on this machine."""
+    # These halve the start time: the second compiler would not pay off before the start is over, and the work itself
+    # is done in Python.
     options = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
     if os.environ.get("SPARK_CONF_DIR", str(_NO_CONF)) == str(_NO_CONF):
         options += f' "-Dlog4j2.configurationFile={Path(__file__).with_name("log4j2.properties")}"'
@@ -74,8 +74,8 @@ def java_options() -> str:
 class SparkResource(dg.ConfigurableResource[Any]):
     """One Spark session for a run, started on first use: by dagster-pyspark's LazyPySparkResource, or on a server.
 
-    ``config`` holds further settings of Spark, which win over those made here. A session that was there before the
-    run is used, and left as it is. Of workers on other machines it is checked once that they have what the driver has.
+    ``config`` holds more Spark settings, which override those set here. A session that existed before the run is used
+    and kept. Workers on other machines are checked once for the driver's packages and code.
     """
 
     master: str
@@ -87,7 +87,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
 
     @classmethod
     def of(cls, settings: Settings) -> "SparkResource":
-        """The resource that the settings ask for."""
+        """Create the resource from the settings."""
         return cls(master=settings.spark_master, remote=settings.spark_remote, environment=settings.spark_environment)
 
     @property
@@ -95,7 +95,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
         """The session, a ``pyspark.sql.SparkSession``.
 
         Raises:
-            BatchAssetsError: the server can't be reached, or workers can't do the work.
+            BatchAssetsError: the server can't be reached, or workers lack what they need.
         """
         with _STARTING:
             if self._session is None:
@@ -107,7 +107,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
         from pyspark.sql import SparkSession
 
         try:
-            # Not getActiveSession(): a session is active for one thread of the JVM, and the driver's may change.
+            # Not getActiveSession(): a session is active for one JVM thread, and the driver's thread may change.
             SparkSession.active()
             self._is_ours = False
         except PySparkRuntimeError:
@@ -120,8 +120,8 @@ class SparkResource(dg.ConfigurableResource[Any]):
     def start_ahead(self) -> None:
         """Start the session and a Python worker in the background, for a run that will need them.
 
-        Only on this machine: a cluster is asked when it is needed, and an environment that Spark unpacks needs another
-        current folder.
+        Does nothing for a cluster, which is used only when needed, or for an environment that Spark unpacks, which
+        needs another working folder.
         """
         if self.remote is not None or self.environment is not None or not self.master.startswith("local"):
             return
@@ -131,20 +131,20 @@ class SparkResource(dg.ConfigurableResource[Any]):
             with contextlib.suppress(Exception):
                 self.session.range(1).mapInArrow(lambda rows: rows, "id long").collect()
 
-        # Not a daemon: a process that ends first waits, so that nothing is lost that it writes to standard error.
+        # Not a daemon thread: the process waits for it at exit, so that no output to standard error is lost.
         threading.Thread(target=start, name="start of Spark").start()
 
     def _classic(self) -> Any:
         from dagster_pyspark import LazyPySparkResource
 
-        from batch_assets.java import check_java
+        from batch_assets.resources.java import check_java
 
         java = check_java()
         if self.master.startswith("local"):
             os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
             os.environ.setdefault("SPARK_CONF_DIR", str(_NO_CONF))
         if self.environment is None:
-            # Without it, workers run the first python3 on the path, which knows nothing of this package.
+            # Otherwise, workers run the first python3 on the path, which may not have this package.
             os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
             with _quiet_jvm():
                 return LazyPySparkResource(spark_config=self._config(java)).spark_session
@@ -162,7 +162,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
         except PySparkException as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise BatchAssetsError(
-                f"the Spark Connect server {redacted(remote)} can't be used ({reason}): see docs/how-to/cluster.md"
+                f"can't use the Spark Connect server {redacted(remote)} ({reason}): see docs/how-to/cluster.md"
             ) from error
         return session
 
@@ -201,7 +201,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
         return config | self.config
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
-        """Stop the session when the run is over."""
+        """Stop the session when the run ends."""
         self.stop()
 
     def stop(self) -> None:

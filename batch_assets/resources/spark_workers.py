@@ -1,4 +1,4 @@
-"""Whether the workers of a cluster have what the driver has, asked before any work is given to them."""
+"""Check that the workers of a cluster have the driver's packages and code, before they get any work."""
 
 import hashlib
 import json
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.sessions import slots_of
+from batch_assets.spark_sessions import task_slots
 
-# What runs on workers; engines among it, since any may be chosen.
+# Packages that workers use; includes all engines, since any may be chosen.
 _PACKAGES = ("pyarrow", "deltalake", "mlflow", "torch", "transformers", "tokenizers", "ctranslate2", "aiohttp")
 
 
@@ -18,31 +18,31 @@ def check_workers(spark: Any) -> list[str]:
     """Compare the Python environments of the workers with the driver's.
 
     Returns:
-        Packages of another version than the driver's, a line for each.
+        One line for each package whose version differs from the driver's.
 
     Raises:
-        BatchAssetsError: a worker lacks a package, or has other code of this package.
+        BatchAssetsError: a worker lacks a package, or its code of this package differs.
     """
     import pyspark.cloudpickle
-    from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
+    from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's documentation
 
-    # By its code: a worker without this package could not find it by its name, and that is the question.
+    # Send the code itself: a worker without this package, which this function detects, can't import the module.
     cloudpickle: Any = pyspark.cloudpickle
     module = sys.modules[__name__]
     cloudpickle.register_pickle_by_value(module)
     try:
-        slots = slots_of(spark)
-        # Not an Arrow function: a worker without pyarrow should be able to say so.
-        ask = F.udf(lambda _: json.dumps(_environment()), "string", useArrow=False)
-        rows = spark.range(slots).repartition(slots, "id").select(ask("id").alias("answer")).distinct().collect()
+        slots = task_slots(spark)
+        # Not an Arrow function: a worker without pyarrow must be able to report that.
+        describe = F.udf(lambda _: json.dumps(_environment()), "string", useArrow=False)
+        rows = spark.range(slots).repartition(slots, "id").select(describe("id").alias("answer")).distinct().collect()
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        telling = [
+        relevant = [
             line for line in lines if "Cannot run program" in line or "Error:" in line or "PYTHON_VERSION" in line
         ]
         raise BatchAssetsError(
-            f"the workers can't run Python functions ({(telling or lines or [type(error).__name__])[-1][:300]}): "
-            "PYSPARK_PYTHON must name a Python that is on every worker, see docs/how-to/cluster.md"
+            f"the workers can't run Python functions ({(relevant or lines or [type(error).__name__])[-1][:300]}): "
+            "set PYSPARK_PYTHON to a Python that exists on every worker, see docs/how-to/cluster.md"
         ) from error
     finally:
         cloudpickle.unregister_pickle_by_value(module)
@@ -52,15 +52,15 @@ def check_workers(spark: Any) -> list[str]:
         there = json.loads(row["answer"])
         host = there["host"]
         if there["code"] != here["code"]:
-            state = "no batch_assets" if there["code"] is None else "other code of batch_assets than the driver"
+            state = "no batch_assets" if there["code"] is None else "different batch_assets code than the driver"
             raise BatchAssetsError(
                 f"the worker on {host} has {state} ({there['python']}): install the driver's wheel there, see "
                 "docs/how-to/cluster.md"
             )
-        lacking = [name for name in _PACKAGES if there["packages"][name] is None and here["packages"][name]]
-        if lacking:
+        missing = [name for name in _PACKAGES if there["packages"][name] is None and here["packages"][name]]
+        if missing:
             raise BatchAssetsError(
-                f"the worker on {host} lacks {', '.join(lacking)} ({there['python']}): give workers the driver's "
+                f"the worker on {host} lacks {', '.join(missing)} ({there['python']}): give workers the driver's "
                 "environment, see docs/how-to/cluster.md"
             )
         for name in _PACKAGES:
@@ -72,7 +72,7 @@ def check_workers(spark: Any) -> list[str]:
 
 
 def _environment() -> dict[str, Any]:
-    """Host, Python, packages and code of this package, of the process that this runs in."""
+    """Host, Python, package versions and a digest of this package's code, for the current process."""
     import os
 
     packages: dict[str, str | None] = {}

@@ -1,4 +1,4 @@
-"""How a run looks in a terminal: a line for each thing that an asset says, without Dagster's own chatter."""
+"""Terminal output of a run: one line per message of an asset, without Dagster's own messages."""
 
 import logging
 import shutil
@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from batch_assets.inference.progress import is_progress
+from batch_assets.scoring.progress import is_progress
 
 _CLEAR_LINE = "\r\x1b[2K"
 
@@ -27,7 +27,7 @@ class _LineFormatter(logging.Formatter):
 
 
 class _TerminalHandler(logging.StreamHandler[Any]):
-    """Writes lines; in a terminal, a progress bar is drawn over the one before it."""
+    """Writes lines; in a terminal, a progress bar replaces the previous one."""
 
     def __init__(self) -> None:
         super().__init__(sys.stdout)
@@ -39,14 +39,14 @@ class _TerminalHandler(logging.StreamHandler[Any]):
             return
         line = self.format(record)
         is_bar = is_progress(line)
-        # A bar that goes over two lines could not be drawn over.
+        # A bar that wraps to a second line could not be overwritten.
         text = line[: shutil.get_terminal_size().columns - 1] if is_bar else f"{line}\n"
         self.stream.write(f"{_CLEAR_LINE if self._bar_is_shown else ''}{text}")
         self.flush()
         self._bar_is_shown = is_bar
 
 
-@dg.logger({}, description="One line for each message of an asset; failures with their reason.")
+@dg.logger({}, description="Prints one line per message of an asset, and the reason of each failure.")
 def terminal_logger(init_context: dg.InitLoggerContext) -> logging.Logger:
     """Log messages of level INFO and above to standard output, one line each."""
     handler = _TerminalHandler()

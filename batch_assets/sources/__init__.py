@@ -1,1 +1,1 @@
-"""Where documents come from: the embedded data set, local files, data sets of the hub."""
+"""Sources of documents: the embedded data set, local files, the Hugging Face hub and the landing folder."""

@@ -1,4 +1,4 @@
-"""The embedded data set: abstracts of research papers with summaries by experts.
+"""The embedded data set: abstracts of research papers, with summaries by experts.
 
 ACLSum (Takeshita et al., 2024, https://arxiv.org/abs/2403.05303): 250 papers of the ACL Anthology, each
 summarized under three aspects.
@@ -15,17 +15,19 @@ _ASPECTS = ("challenge", "approach", "outcome")
 
 
 class ACLSumDataset(Dataset):
-    """One split of ACLSum; the abstract is the document, the three expert summaries joined its summary."""
+    """One split of ACLSum. A paper's abstract is the document; its three expert summaries, joined, are the summary."""
 
     def __init__(self, split: str, batch_rows: int, limit: int | None = None) -> None:
         if split not in _SPLITS:
-            raise BatchAssetsError(f"aclsum has no split {split!r}: BATCH_ASSETS_SPLIT is one of {', '.join(_SPLITS)}")
+            raise BatchAssetsError(
+                f"aclsum has no split {split!r}: set BATCH_ASSETS_SPLIT to one of {', '.join(_SPLITS)}"
+            )
         super().__init__(f"aclsum/{split}", batch_rows, limit)
         self._split = split
 
     @property
     def uri(self) -> str:
-        """The package that carries it."""
+        """The page of the package that contains the data set."""
         return "https://pypi.org/project/aclsum/"
 
     def parts(self) -> list[Part]:

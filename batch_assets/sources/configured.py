@@ -3,20 +3,20 @@
 from batch_assets.settings import EMBEDDED_DATASET, Settings
 from batch_assets.sources.aclsum import ACLSumDataset
 from batch_assets.sources.dataset import Dataset
-from batch_assets.sources.files import FileDataset, looks_local
+from batch_assets.sources.files import FileDataset, is_local_name
 from batch_assets.sources.hub import HubDataset
 from batch_assets.sources.landing_folder import LandingFolder
 
-# The embedded data set is cut small, so that a first run shows several batches.
+# Small batches for the embedded data set, so that a first run shows several.
 _EMBEDDED_BATCH_ROWS = 25
 _BATCH_ROWS = 1000
 
 
 def scored_dataset(settings: Settings) -> Dataset:
-    """The data set whose documents are summarized.
+    """The data set to score.
 
     Raises:
-        BatchAssetsError: there is no such data set.
+        BatchAssetsError: the data set does not exist.
     """
     return _open(settings, settings.dataset, settings.split, settings.limit)
 
@@ -29,30 +29,30 @@ def landing_folder(settings: Settings) -> LandingFolder:
 
 
 def evaluation_dataset(settings: Settings) -> Dataset:
-    """The data set whose documents a model is evaluated on; never the split that is scored.
+    """The data set that models are evaluated on; never the split that is scored.
 
-    Files have no validation split of their own: without BATCH_ASSETS_EVALUATION_DATASET, models are
-    evaluated on the embedded data set.
+    Files have no validation split. Without BATCH_ASSETS_EVALUATION_DATASET, models are then evaluated on the embedded
+    data set.
 
     Raises:
-        BatchAssetsError: there is no such data set.
+        BatchAssetsError: the data set does not exist.
     """
     name = settings.evaluation_dataset
     if name is None:
-        name = EMBEDDED_DATASET if looks_local(settings.dataset) else settings.dataset
+        name = EMBEDDED_DATASET if is_local_name(settings.dataset) else settings.dataset
     split = "test" if (name, settings.split) == (settings.dataset, "validation") else "validation"
     return _open(settings, name, split, None)
 
 
 def is_on_hub(name: str) -> bool:
-    """Whether the name of a data set means one of the hub."""
-    return name != EMBEDDED_DATASET and not looks_local(name)
+    """Whether the name refers to a data set on the Hugging Face hub."""
+    return name != EMBEDDED_DATASET and not is_local_name(name)
 
 
 def _open(settings: Settings, name: str, split: str, limit: int | None) -> Dataset:
     if name == EMBEDDED_DATASET:
         return ACLSumDataset(split, settings.batch_rows or _EMBEDDED_BATCH_ROWS, limit)
     rows = settings.batch_rows or _BATCH_ROWS
-    if looks_local(name):
+    if is_local_name(name):
         return FileDataset(name, rows, limit)
     return HubDataset(name, split, settings.home / "datasets", rows, limit)

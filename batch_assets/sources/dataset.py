@@ -1,4 +1,4 @@
-"""A data set: parts that are cut into batches, and read back batch by batch."""
+"""A data set: its parts are split into batches and read batch by batch."""
 
 import hashlib
 import json
@@ -10,23 +10,22 @@ from itertools import islice
 from typing import Any
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.names import batch_from
+from batch_assets.names import batch_from
 from batch_assets.sources.records import Document, Record, Rejected, validate
 from batch_assets.text import has_text
 
-# Room for the suffix -0001 to -9999999 of a part that is cut into several batches.
+# Room for a suffix from -0001 to -9999999, when a part is split into several batches.
 _SUFFIX_ROOM = 8
-# One odd record must not condemn a file; it will be set aside.
-_LOOKED_AT = 100
-# A changed batch is read twice, once to see that it has changed.
-_READERS = 2
+# Records to check. One bad record must not fail the whole file; it is rejected later.
+_CHECKED_RECORDS = 100
 
 
 @dataclass(frozen=True)
 class Part:
-    """A file or a split: what it is called, how many records it has, and what they were made from.
+    """A file or a split: its name, its number of records, and what they were made from.
 
-    ``provenance`` holds at least ``source``, which says where it is.
+    ``provenance`` holds at least ``source``, which says where the part is. It must change whenever a record does: a
+    batch with the provenance that its commit recorded is not read again.
     """
 
     name: str
@@ -36,7 +35,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Slice:
-    """The records of a part that make a batch."""
+    """The records of a part that form one batch."""
 
     part: Part
     start: int
@@ -44,19 +43,19 @@ class Slice:
 
 
 class Dataset(ABC):
-    """Documents that can be read again and again, in the same order.
+    """Documents that can be read repeatedly, always in the same order.
 
     Args:
-        name: what people call it.
-        batch_rows: records a batch at most.
-        limit: take only that many first records, None for all.
+        name: display name.
+        batch_rows: maximum number of records per batch.
+        limit: read at most this many records; None for all.
     """
 
     def __init__(self, name: str, batch_rows: int, limit: int | None = None) -> None:
         self.name = name
         self._batch_rows = batch_rows
         self._limit = limit
-        self._readers: list[tuple[Part, int, Iterator[Record]]] = []
+        self._reader: tuple[Part, int, Iterator[Record]] | None = None
 
     @abstractmethod
     def parts(self) -> list[Part]:
@@ -68,16 +67,16 @@ class Dataset(ABC):
 
     @property
     def uri(self) -> str:
-        """Where the data set is."""
+        """Location of the data set."""
         return self.name
 
     @cached_property
     def _slices(self) -> dict[str, Slice]:
         slices: dict[str, Slice] = {}
-        left = self._limit
+        remaining = self._limit
         for part in self.parts():
-            records = part.records if left is None else min(part.records, left)
-            left = None if left is None else left - records
+            records = part.records if remaining is None else min(part.records, remaining)
+            remaining = None if remaining is None else remaining - records
             try:
                 key = batch_from(part.name, room=_SUFFIX_ROOM)
             except ValueError as error:
@@ -98,25 +97,23 @@ class Dataset(ABC):
         return list(self._slices)
 
     def records(self, batch: str) -> Iterator[Record]:
-        """Records of one batch, in order; who reads batch after batch goes through each part once."""
+        """Records of one batch, in order. Reading consecutive batches goes through each part only once."""
         wanted = self._slices[batch]
-        place = (wanted.part, wanted.start)
-        reader = next((reader for reader in self._readers if reader[:2] == place), None)
-        if reader is None:
-            reader = (*place, islice(self.read(wanted.part), wanted.start, None))
+        if self._reader is not None and self._reader[:2] == (wanted.part, wanted.start):
+            records = self._reader[2]
         else:
-            self._readers.remove(reader)
-        records = reader[2]
+            records = islice(self.read(wanted.part), wanted.start, None)
+        self._reader = None
         yield from islice(records, wanted.stop - wanted.start)
-        self._readers = [*self._readers, (wanted.part, wanted.stop, records)][-_READERS:]
+        self._reader = (wanted.part, wanted.stop, records)
 
     def provenance(self, batch: str) -> dict[str, Any]:
-        """What the batch is made from: names, sizes and digests."""
+        """The source of the batch: names, sizes and digests."""
         part = self._slices[batch]
         return {**part.part.provenance, "first_record": part.start, "records": part.stop - part.start}
 
     def check(self) -> None:
-        """Look at the first records of each part.
+        """Check the first records of each part.
 
         Raises:
             BatchAssetsError: the data set can't be read, is empty or has no ``document``.
@@ -126,7 +123,7 @@ class Dataset(ABC):
         for part in self.parts():
             if part.records == 0:
                 continue
-            first = list(islice(self.read(part), _LOOKED_AT))
+            first = list(islice(self.read(part), _CHECKED_RECORDS))
             fields = [record.fields for record in first if record.fields is not None]
             if not fields:
                 raise BatchAssetsError(f"{part.name} of the data set {self.name} can't be read: {first[0].problem}")
@@ -141,7 +138,7 @@ class Dataset(ABC):
         """The first documents that have both a text and a summary.
 
         Raises:
-            BatchAssetsError: there is none.
+            BatchAssetsError: no document has both.
         """
         found: list[Document] = []
         for part in self.parts():
@@ -153,8 +150,8 @@ class Dataset(ABC):
                     return found
         if not found:
             raise BatchAssetsError(
-                f"no document of {self.name} has a summary to be compared with: set "
-                "BATCH_ASSETS_EVALUATION_DATASET to one with the columns 'document' and 'summary'"
+                f"no document of {self.name} has a summary to compare with: set "
+                "BATCH_ASSETS_EVALUATION_DATASET to a data set with the columns 'document' and 'summary'"
             )
         return found
 

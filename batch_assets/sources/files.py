@@ -17,8 +17,8 @@ from batch_assets.sources.records import Record
 _FILES = pafs.LocalFileSystem()
 
 
-def looks_local(dataset: str) -> bool:
-    """Whether the value of BATCH_ASSETS_DATASET means local files rather than a data set of the hub."""
+def is_local_name(dataset: str) -> bool:
+    """Whether the value of BATCH_ASSETS_DATASET refers to local files rather than to the Hugging Face hub."""
     return (
         any(character in dataset for character in "*?,")
         or is_readable(dataset)
@@ -28,14 +28,14 @@ def looks_local(dataset: str) -> bool:
 
 
 class FileDataset(Dataset):
-    """Files named by a path, a folder or a glob; several are separated by commas."""
+    """Files given by paths, folders or globs, separated by commas."""
 
     def __init__(self, pattern: str, batch_rows: int, limit: int | None = None) -> None:
         super().__init__(pattern, batch_rows, limit)
         self._paths = _find(pattern)
 
     def parts(self) -> list[Part]:
-        """The files, by name."""
+        """The files, in order."""
         return [_part(path, path.stat().st_mtime_ns) for path in self._paths]
 
     def read(self, part: Part) -> Iterator[Record]:
@@ -45,7 +45,7 @@ class FileDataset(Dataset):
 
 @cache
 def _part(path: Path, modified: int) -> Part:
-    """A file by path and time of modification, so that a change is noticed."""
+    """Describe a file. The modification time is only a cache key, so that changes are noticed."""
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -57,7 +57,7 @@ def _part(path: Path, modified: int) -> Part:
 
 def _find(pattern: str) -> list[Path]:
     paths: list[Path] = []
-    # A name that exists is meant as it stands, whatever characters it has.
+    # An existing name is taken literally, even if it contains commas or wildcards.
     for one in [pattern] if Path(pattern).exists() else pattern.split(","):
         name = os.path.expanduser(one.strip())  # noqa: PTH111 - Path.expanduser fails for an unknown user
         if Path(name).is_file():
@@ -68,9 +68,9 @@ def _find(pattern: str) -> list[Path]:
             matches = glob.glob(name, recursive=True)  # noqa: PTH207 - patterns may be absolute
             found = [Path(match) for match in matches if Path(match).is_file()]
         if not found:
-            raise BatchAssetsError(f"no file of a data set matches {one.strip()!r}; files end in {', '.join(SUFFIXES)}")
+            raise BatchAssetsError(f"no file matches {one.strip()!r}: supported files end in {', '.join(SUFFIXES)}")
         for path in sorted(found):
             if not is_readable(path.name):
-                raise BatchAssetsError(f"{path} can't be read: files end in {', '.join(SUFFIXES)}")
+                raise BatchAssetsError(f"{path} can't be read: supported files end in {', '.join(SUFFIXES)}")
             paths.append(path.resolve())
     return list(dict.fromkeys(paths))

@@ -1,4 +1,4 @@
-"""Records of JSON Lines, CSV and Parquet files, plain or compressed with gzip, in bounded memory."""
+"""Records of JSON Lines and CSV files, plain or gzipped, and of Parquet files, read in bounded memory."""
 
 import codecs
 import csv
@@ -20,15 +20,15 @@ from batch_assets.sources.records import Record
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 
-# Characters of a line or a CSV field; a document of one megabyte is fine, a line that never ends isn't.
+# Maximum characters of a line or a CSV field: enough for long documents, and a limit for lines that never end.
 LONGEST_RECORD = 16 * 1024 * 1024
-# Text that is compressed well becomes a hundredth; gzip can do a thousandth, which only files made for it reach.
-_MOST_UNPACKED, _ALWAYS_UNPACKED = 200, 64 * 1024 * 1024
+# Text compresses to a hundredth at best. Only crafted files reach the thousandth that gzip is capable of.
+_MAX_RATIO, _ALWAYS_ALLOWED = 200, 64 * 1024 * 1024
 _BUFFER = 1024 * 1024
 _ROWS_AT_ONCE = 10
 _COLUMNS = ("id", "document", "summary")
-# Of UTF-32 first, which begins as UTF-16 does.
-_MARKS = {
+# UTF-32 first, because its little-endian mark starts with the one of UTF-16.
+_BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -39,12 +39,12 @@ csv.field_size_limit(LONGEST_RECORD)
 
 
 def is_readable(name: str) -> bool:
-    """Whether a file of that name has one of the formats."""
+    """Whether the file name has a supported ending."""
     return name.lower().endswith(SUFFIXES)
 
 
 def stem(name: str) -> str:
-    """Name of a file without what tells its format."""
+    """The file name without the ending for its format."""
     for suffix in sorted(SUFFIXES, key=len, reverse=True):
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
@@ -52,13 +52,13 @@ def stem(name: str) -> str:
 
 
 def records_of(files: pafs.FileSystem, path: str) -> Iterator[Record]:
-    """Every record of a file.
+    """Yield every record of a file.
 
-    Text is UTF-8, or what its byte order mark says; bytes that are not make their record unusable.
+    Text is UTF-8, unless a byte order mark says otherwise. A record with invalid bytes is rejected later.
 
     Args:
-        files: where the file is.
-        path: its path there.
+        files: file system of the file.
+        path: path in the file system.
 
     Raises:
         BatchAssetsError: the file, or the rest of it, can't be read.
@@ -72,48 +72,49 @@ def records_of(files: pafs.FileSystem, path: str) -> Iterator[Record]:
             else:
                 text = _text(source, source.size(), is_packed=name.lower().endswith(".gz"))
                 yield from _csv(name, text) if kind.endswith(".csv") else _json_lines(name, text)
+    # Rejected records store this error as their reason, and a changed reason would land the batch again.
     except (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error, UnicodeError) as error:
         raise BatchAssetsError(f"{path} can't be read: {error}") from error
 
 
-class _Bytes(io.RawIOBase):
-    """The bytes of a file, up to as many as can be believed of it."""
+class _LimitedBytes(io.RawIOBase):
+    """The bytes of a file, up to a limit against decompression bombs."""
 
-    def __init__(self, source: Any, most: int | None) -> None:
+    def __init__(self, source: Any, limit: int | None) -> None:
         self._source = source
-        self._left = most
+        self._remaining = limit
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         read = int(self._source.readinto(buffer))
-        if self._left is not None:
-            self._left -= read
-            if self._left < 0:
-                raise OSError(f"it unpacks to more than {_MOST_UNPACKED} times its size")
+        if self._remaining is not None:
+            self._remaining -= read
+            if self._remaining < 0:
+                raise OSError(f"it unpacks to more than {_MAX_RATIO} times its size")
         return read
 
 
 def _text(source: Any, size: int, *, is_packed: bool) -> io.TextIOWrapper:
     if is_packed:
-        most = max(size * _MOST_UNPACKED, _ALWAYS_UNPACKED)
-        buffered = io.BufferedReader(_Bytes(gzip.GzipFile(fileobj=source), most), _BUFFER)
+        limit = max(size * _MAX_RATIO, _ALWAYS_ALLOWED)
+        buffered = io.BufferedReader(_LimitedBytes(gzip.GzipFile(fileobj=source), limit), _BUFFER)
     else:
-        buffered = io.BufferedReader(_Bytes(source, None), _BUFFER)
+        buffered = io.BufferedReader(_LimitedBytes(source, None), _BUFFER)
     start = buffered.peek(4)[:4]
-    encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), "utf-8-sig")
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if start.startswith(mark)), "utf-8-sig")
     # Bytes that are not UTF-8 become surrogates here, and their record is rejected by validate().
     return io.TextIOWrapper(buffered, encoding=encoding, errors="surrogateescape", newline="")
 
 
 def _json_lines(name: str, text: io.TextIOWrapper) -> Iterator[Record]:
     position = 0
-    for number, (line, is_whole) in enumerate(_lines(text), 1):
+    for number, (line, is_complete) in enumerate(_lines(text), 1):
         if not line.strip():
             continue
         fields, problem = None, None
-        if not is_whole:
+        if not is_complete:
             problem = Reason.LONG_LINE.format(line=number, most=LONGEST_RECORD)
         else:
             try:
@@ -127,23 +128,23 @@ def _json_lines(name: str, text: io.TextIOWrapper) -> Iterator[Record]:
 
 
 def _lines(text: io.TextIOWrapper) -> Iterator[tuple[str, bool]]:
-    """Lines, each with whether it is whole; of one that is too long, the beginning."""
-    text.reconfigure(newline="\n")  # a carriage return within a line is no end of it
+    """Yield each line, and whether it is complete: only the beginning of a line that is too long is yielded."""
+    text.reconfigure(newline="\n")  # a carriage return does not end a line
     while line := text.readline(LONGEST_RECORD):
-        is_whole = line.endswith("\n") or len(line) < LONGEST_RECORD
-        rest = "" if is_whole else text.readline(_BUFFER)
+        is_complete = line.endswith("\n") or len(line) < LONGEST_RECORD
+        rest = "" if is_complete else text.readline(_BUFFER)
         while rest and not rest.endswith("\n"):
             rest = text.readline(_BUFFER)
-        yield line, is_whole
+        yield line, is_complete
 
 
 def _csv(name: str, text: io.TextIOWrapper) -> Iterator[Record]:
-    # Strict: a quote that is never closed would swallow the rest of the file without a word.
+    # Strict, because an unclosed quote would otherwise swallow the rest of the file silently.
     reader = csv.DictReader(_csv_lines(text), strict=True)
     names = list(reader.fieldnames or [])
-    twice = sorted({name for name in _COLUMNS if names.count(name) > 1})
-    if twice:
-        raise csv.Error(f"it names the column(s) {', '.join(twice)} twice")
+    repeated = sorted({name for name in _COLUMNS if names.count(name) > 1})
+    if repeated:
+        raise csv.Error(f"it names the column(s) {', '.join(repeated)} twice")
     for position in count():
         try:
             row = next(reader)
@@ -151,7 +152,7 @@ def _csv(name: str, text: io.TextIOWrapper) -> Iterator[Record]:
             return
         except csv.Error as error:
             if "field larger" in str(error):
-                raise  # where the next record begins can't be told
+                raise  # the start of the next record is unknown
             yield Record(name, position, None, "", Reason.NOT_CSV.format(line=reader.line_num, error=error))
             continue
         problem = None
@@ -165,7 +166,7 @@ def _csv(name: str, text: io.TextIOWrapper) -> Iterator[Record]:
 def _csv_lines(text: io.TextIOWrapper) -> Iterator[str]:
     while line := text.readline(LONGEST_RECORD):
         if len(line) == LONGEST_RECORD:
-            # Where the next record begins can't be told: the line may be in the middle of quotes.
+            # The start of the next record is unknown, because the line may be inside quotes.
             raise OSError(f"a line is longer than {LONGEST_RECORD} characters")
         yield line
 
@@ -183,7 +184,7 @@ def _parquet(name: str, source: pa.NativeFile) -> Iterator[Record]:
 def _parquet_row(name: str, position: int, row: pa.RecordBatch) -> Record:
     try:
         (fields,) = row.to_pylist()
-    except Exception as error:  # bytes that are no text, a date that Python has not, a time zone that nobody knows
+    except Exception as error:  # invalid text, a date beyond Python's range, an unknown time zone
         return Record(name, position, None, "", Reason.UNREADABLE_VALUE.format(type=type(error).__name__, error=error))
     longest = max((len(value) for value in fields.values() if isinstance(value, str)), default=0)
     problem = Reason.LONG_VALUE.format(most=LONGEST_RECORD) if longest > LONGEST_RECORD else None

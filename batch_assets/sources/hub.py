@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, such as EdinburghNLP/xsum."""
+"""Data sets on the Hugging Face hub, such as EdinburghNLP/xsum."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ from batch_assets.errors import BatchAssetsError
 from batch_assets.sources.dataset import Dataset, Part
 from batch_assets.sources.records import Record
 
-# Data sets that ship a script are refused by datasets >= 4; the hub keeps a converted copy on this branch.
+# datasets >= 4 refuses data sets that contain a script; the hub keeps a converted copy on this branch.
 _CONVERTED = "refs/convert/parquet"
 
 
@@ -49,10 +49,10 @@ class HubDataset(Dataset):
         return self._loaded
 
     def check(self) -> None:
-        """Load the split and look at its first record.
+        """Load the split and check its first records.
 
         Raises:
-            BatchAssetsError: the hub can't be reached, or there is no such data set, split or column.
+            BatchAssetsError: the hub can't be reached, or the data set, split or column does not exist.
         """
         self._load()
         super().check()

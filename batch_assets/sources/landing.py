@@ -1,4 +1,4 @@
-"""Bring one batch of a data set into m4_1_prod_data: every record lands or is set aside with a reason."""
+"""Land a batch of a data set in m4_1_prod_data: every record becomes a row or is rejected with a reason."""
 
 import hashlib
 import json
@@ -10,22 +10,23 @@ from typing import Any
 import pyarrow as pa
 
 from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.commit_log import Commit
+from batch_assets.lake.contracts import PROD_DATA, PROD_DATA_REJECTED
 from batch_assets.lake.forgotten import digest_of, forgotten
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.staging import TableWriter
-from batch_assets.lake.tables import PROD_DATA, PROD_DATA_REJECTED
 from batch_assets.sources.dataset import Dataset
 from batch_assets.sources.records import Document, Rejected, validate
 
 _ROWS_AT_ONCE, _CHARACTERS_AT_ONCE = 1000, 32 * 1024 * 1024
-_LONGEST_RAW = 10_000
+_MAX_RAW_CHARACTERS = 10_000
 
 
 @dataclass(frozen=True)
 class LandedBatch:
-    """A batch of m4_1_prod_data; ``changed`` is false where it was there already, and nothing was written.
+    """A batch of m4_1_prod_data. ``changed`` is false if it was up to date and nothing was written.
 
-    ``observed`` is true where the batch holds rows of another writer, and is only looked at.
+    ``observed`` is true if the batch has rows of another writer, which are never replaced.
     """
 
     version: int
@@ -36,77 +37,92 @@ class LandedBatch:
 
 
 def land_batch(dataset: Dataset, lake: Lake, batch: str, run_id: str) -> LandedBatch:
-    """Replace a batch by what its source holds now, unless it holds just that, or rows of another writer.
+    """Replace a batch with the current records of its source, unless it is up to date or has another writer's rows.
+
+    Args:
+        dataset: data set with the batch.
+        lake: lake with the table.
+        batch: key of the batch.
+        run_id: id of the Dagster run, for the commit.
 
     Raises:
-        BatchAssetsError: the source of the batch is gone, or can't be read.
+        BatchAssetsError: the source of the batch is missing, can't be read, or is not the one that it came from.
     """
     rejected_table = lake.open(PROD_DATA_REJECTED)
     table = lake.open(PROD_DATA)
     commit = table.last_commit(batch)
-    if commit is not None and not table.is_ours(batch):
+    if commit is not None and not table.is_written_by_us(batch):
         return LandedBatch(commit.version, table.rows(batch), 0, changed=False, observed=True)
     if batch not in dataset.batches():
         raise BatchAssetsError(
-            f"the batch {batch} is not in the data set {dataset.name} (its batches: {_some(dataset.batches())}): "
-            "set BATCH_ASSETS_DATASET to the one that it came from"
+            f"the batch {batch} is not in the data set {dataset.name} (its batches: {_first(dataset.batches())}): "
+            "set BATCH_ASSETS_DATASET to the data set that it came from"
         )
-    away = forgotten(lake)
-
-    def items() -> Iterator[Document | Rejected]:
-        return validate(dataset.records(batch), lambda document_id: bool(away) and digest_of(document_id) in away)
-
-    if commit is not None and commit.metadata.get("digest") == _digest_of(items()):
-        return LandedBatch(commit.version, table.rows(batch), rejected_table.rows(batch), changed=False)
-
+    forgotten_ids = forgotten(lake)
     provenance = dataset.provenance(batch)
-    if commit is not None and commit.metadata["provenance"]["source"] != provenance["source"]:
-        raise BatchAssetsError(
-            f"the batch {batch} was made from {commit.metadata['provenance']['source']}, and "
-            f"{provenance['source']} would replace it: rename the file, or set BATCH_ASSETS_SCHEMA to another name"
-        )
+    unchanged = LandedBatch(
+        -1 if commit is None else commit.version, table.rows(batch), rejected_table.rows(batch), changed=False
+    )
+    if commit is not None and commit.metadata.get("provenance") == provenance and not forgotten_ids:
+        return unchanged
+    records = validate(dataset.records(batch), lambda key: bool(forgotten_ids) and digest_of(key) in forgotten_ids)
     now = datetime.now(UTC)
     documents = TableWriter(table.staging_area(batch))
     rejected = TableWriter(rejected_table.staging_area(batch))
     counts = {"documents": 0, "rejected": 0}
     digest = hashlib.sha256()
-    for chunk in _chunks(items()):
-        _add_to(digest, chunk)
+    for chunk in _chunks(records):
+        _update_digest(digest, chunk)
         landed = [
             {"id": i.id, "document": i.document, "summary": i.summary, "source": i.source, "landed_at": now}
             for i in chunk
             if isinstance(i, Document)
         ]
-        aside = [_rejected_row(item, now) for item in chunk if isinstance(item, Rejected)]
+        rejected_rows = [_rejected_row(item, now) for item in chunk if isinstance(item, Rejected)]
         documents.write(pa.Table.from_pylist(landed, schema=PROD_DATA.file_schema))
-        rejected.write(pa.Table.from_pylist(aside, schema=PROD_DATA_REJECTED.file_schema))
+        rejected.write(pa.Table.from_pylist(rejected_rows, schema=PROD_DATA_REJECTED.file_schema))
         counts["documents"] += len(landed)
-        counts["rejected"] += len(aside)
+        counts["rejected"] += len(rejected_rows)
+    staged, staged_rejected = documents.close(), rejected.close()
+    if commit is not None and (
+        commit.metadata.get("digest") == digest.hexdigest() or _source(commit) != provenance["source"]
+    ):
+        table.discard(staged)
+        rejected_table.discard(staged_rejected)
+        if commit.metadata.get("digest") == digest.hexdigest():
+            return unchanged
+        raise BatchAssetsError(
+            f"the batch {batch} was made from {_source(commit)}, and {provenance['source']} would replace it: rename "
+            "the file, or set BATCH_ASSETS_SCHEMA to another name"
+        )
     metadata = {"run_id": run_id, "digest": digest.hexdigest(), "provenance": provenance, **counts}
-    # The rejected records first: a run that dies in between finds the batch unlanded and does both again.
-    staged_rejected = rejected.close()
+    # Rejected records first: if a run dies in between, the next one finds the batch unlanded and writes both again.
     if staged_rejected or rejected_table.files(batch):
         rejected_table.replace(batch, staged_rejected, metadata)
-    version = table.replace(batch, documents.close(), metadata)
+    version = table.replace(batch, staged, metadata)
     return LandedBatch(version, counts["documents"], counts["rejected"], changed=True)
 
 
-def left_over_batches(dataset: Dataset, lake: Lake) -> list[str]:
-    """Batches that were made from a part of the data set, and would not be made from it now.
+def obsolete_batches(dataset: Dataset, lake: Lake) -> list[str]:
+    """Landed batches of the data set that it would not be split into now.
 
-    A limit, another length of a batch or a file that has grown changes which batches a data set is cut into.
+    A limit, another batch size or a file that has grown changes how a data set is split.
     """
     if not lake.exists(PROD_DATA):
         return []
     table = lake.open(PROD_DATA)
     sources = {part.provenance["source"] for part in dataset.parts()}
     present = set(dataset.batches())
-    left = []
+    left_over = []
     for batch in table.batches():
         commit = table.last_commit(batch)
         if batch not in present and commit and commit.metadata.get("provenance", {}).get("source") in sources:
-            left.append(batch)
-    return left
+            left_over.append(batch)
+    return left_over
+
+
+def _source(commit: Commit) -> str:
+    return str(commit.metadata["provenance"]["source"])
 
 
 def _chunks(items: Iterator[Document | Rejected]) -> Iterator[list[Document | Rejected]]:
@@ -125,13 +141,7 @@ def _characters(item: Document) -> int:
     return len(item.id) + len(item.document or "") + len(item.summary or "")
 
 
-def _digest_of(items: Iterator[Document | Rejected]) -> str:
-    digest = hashlib.sha256()
-    _add_to(digest, items)
-    return digest.hexdigest()
-
-
-def _add_to(digest: "hashlib._Hash", items: Iterable[Document | Rejected]) -> None:
+def _update_digest(digest: "hashlib._Hash", items: Iterable[Document | Rejected]) -> None:
     for item in items:
         if isinstance(item, Document):
             parts: list[Any] = [item.id, item.document, item.summary, item.source]
@@ -141,8 +151,8 @@ def _add_to(digest: "hashlib._Hash", items: Iterable[Document | Rejected]) -> No
 
 
 def _rejected_row(item: Rejected, now: datetime) -> Mapping[str, Any]:
-    # Characters that are no valid Unicode would be refused by Parquet, too.
-    raw = item.record.raw[:_LONGEST_RAW].encode(errors="replace").decode()
+    # Parquet refuses invalid Unicode too.
+    raw = item.record.raw[:_MAX_RAW_CHARACTERS].encode(errors="replace").decode()
     reason = item.reason.encode(errors="replace").decode()
     return {
         "source": item.record.source,
@@ -153,5 +163,5 @@ def _rejected_row(item: Rejected, now: datetime) -> Mapping[str, Any]:
     }
 
 
-def _some(names: list[str]) -> str:
+def _first(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,10 +1,10 @@
-"""Why a record is set aside, in one place; ``m4_1_prod_data_rejected`` holds the texts."""
+"""Reasons for rejecting a record. ``m4_1_prod_data_rejected`` stores these texts, so they must not change."""
 
 from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """A text, with braces around what depends on the record."""
+    """A reason; the parts in braces depend on the record."""
 
     NO_DOCUMENT = "there is no field 'document'"
     NOT_TEXT = "{field} is {type}, not text"

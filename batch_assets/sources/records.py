@@ -1,4 +1,4 @@
-"""From a record as it was found to a document, or to a rejected record with the reason."""
+"""Validate records: each becomes a document, or a rejected record with the reason."""
 
 import hashlib
 import json
@@ -16,8 +16,8 @@ from batch_assets.sources.reasons import Reason
 class Record:
     """One record of a source.
 
-    ``position`` counts from 0 within ``source``; ``fields`` is None where the record could not be
-    read, and then ``problem`` says why.
+    ``position`` counts from 0 within ``source``. If the record could not be read, ``fields`` is None and ``problem``
+    says why.
     """
 
     source: str
@@ -29,7 +29,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Document:
-    """One text to summarize, with the summary that a person wrote, if there is one."""
+    """A text to summarize, with its reference summary if there is one."""
 
     id: str
     document: str | None
@@ -39,7 +39,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A record that can't be used, and why."""
+    """A record that can't be used, with the reason."""
 
     record: Record
     reason: str
@@ -50,20 +50,20 @@ def validate(
 ) -> Iterator[Document | Rejected]:
     """Turn every record of one batch into a document or a rejected record.
 
-    A record without an id gets one made of its content, the same every time.
+    A record without an id gets one that is derived from its content.
 
     Args:
-        records: of the batch.
-        is_forgotten: whether nothing of the document with an id is to be kept. Of a record that can't be read, nothing
-            is kept where anything in it may be such an id.
+        records: records of the batch.
+        is_forgotten: whether the document with an id must not be kept. A record that can't be read is not kept if
+            anything in it may be such an id.
     """
     seen: set[str] = set()
     copies: Counter[str] = Counter()
     for record in records:
         reason = record.problem or _problem(record.fields or {})
         if reason is not None:
-            away = any(map(is_forgotten, possible_ids(record)))
-            yield _without_text(record) if away else Rejected(record, reason)
+            must_forget = any(map(is_forgotten, possible_ids(record)))
+            yield _without_text(record) if must_forget else Rejected(record, reason)
             continue
         fields = record.fields or {}
         document, summary = fields.get("document"), fields.get("summary")
@@ -84,7 +84,7 @@ def validate(
 
 
 def possible_ids(record: Record) -> set[str]:
-    """The id of a record; of one that can't be read, whatever may be its id."""
+    """The id of a record, or everything that may be its id if the record can't be read."""
     if record.fields is not None:
         identifier = record.fields.get("id")
         return set() if identifier is None else {str(identifier)}
@@ -92,7 +92,7 @@ def possible_ids(record: Record) -> set[str]:
 
 
 def ids_in_raw(raw: str) -> set[str]:
-    """The id in a record as it was set aside; of one that can't be read, or was cut, whatever may be its id."""
+    """The id in the raw text of a rejected record, or everything that may be its id if the text can't be parsed."""
     try:
         fields = json.loads(raw)
     except ValueError:
@@ -105,7 +105,7 @@ def ids_in_raw(raw: str) -> set[str]:
 def _ids_in(raw: str) -> set[str]:
     quoted = set()
     for text in re.findall(r'"(?:[^"\\]|\\.)*"', raw):
-        with suppress(ValueError):  # quoted, but not as JSON has it
+        with suppress(ValueError):  # quoted, but not valid JSON
             quoted.add(str(json.loads(text)))
     return quoted | {cell.strip(" \t\r\n\"'{}[]") for cell in re.split(r"[,;:\t\n]", raw)}
 

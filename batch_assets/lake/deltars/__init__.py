@@ -1,4 +1,4 @@
-"""The Spark Python data source ``deltars``: Delta tables read and written by delta-rs, without JVM jars.
+"""The Spark Python data source ``deltars``: reads and writes Delta tables with delta-rs, without JVM jars.
 
 docs/deltars.md lists its options.
 """

@@ -1,37 +1,38 @@
-"""Data frames of the tables of the contract: read at a snapshot, staged for a replacement."""
+"""Read a snapshot as a Spark data frame, and stage a data frame to replace a batch."""
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema
 
+from batch_assets.lake.contracts import PARTITION
 from batch_assets.lake.deltars.reader import DeltarsReader
 from batch_assets.lake.lake import BatchSnapshot
-from batch_assets.lake.names import check_batch
 from batch_assets.lake.snapshot import Snapshot
 from batch_assets.lake.staging import STAGED_FILE_DDL, StagedFile, staged_files_batches
-from batch_assets.lake.tables import PARTITION
-from batch_assets.sessions import slots_of
+from batch_assets.names import check_batch
+from batch_assets.spark_sessions import task_slots
 
 
-def read_table(spark: SparkSession, snapshot: Snapshot, files_where: str | None = None) -> DataFrame:
-    """A table at the version of a snapshot, as a Spark data frame.
+def read_table(spark: SparkSession, snapshot: Snapshot, partition: Mapping[str, Any] | None = None) -> DataFrame:
+    """Read a table, or one of its partitions, at a snapshot's version as a Spark data frame.
 
-    The driver plans the read. For the data source deltars, which takes no snapshot, Spark starts Python processes of
-    three more kinds to look it up, to open the table again and to plan.
+    The driver plans the read. The data source deltars can't be given a snapshot: Spark would start three more kinds of
+    Python processes, to look it up, to reopen the table and to plan.
 
     Args:
         spark: the session.
         snapshot: the table.
-        files_where: SQL condition; files that cannot contain a matching row are skipped.
+        partition: partition column to value.
     """
     schema = from_arrow_schema(snapshot.schema)
-    reader = DeltarsReader(snapshot, schema, files_where)
+    reader = DeltarsReader(snapshot, schema, partition)
     tasks = [pickle.dumps(task) for task in reader.partitions()]
     plan = spark.createDataFrame(pa.table({"task": pa.array(tasks, pa.binary())}))
-    if len(tasks) > slots_of(spark):
+    if len(tasks) > task_slots(spark):
         plan = plan.repartition(len(tasks))
 
     def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -43,21 +44,20 @@ def read_table(spark: SparkSession, snapshot: Snapshot, files_where: str | None 
 
 
 def read_batch(spark: SparkSession, snapshot: BatchSnapshot, batch: str) -> DataFrame:
-    """One batch of a table at the version of a snapshot, as a Spark data frame."""
-    here = f"{PARTITION} = '{check_batch(batch)}'"
-    return read_table(spark, snapshot.delta, here).where(here)
+    """Read one batch of a table at a snapshot's version as a Spark data frame."""
+    return read_table(spark, snapshot.delta, {PARTITION: check_batch(batch)})
 
 
 def stage_frame(frame: DataFrame, snapshot: BatchSnapshot, batch: str) -> list[StagedFile]:
-    """Write the rows of a data frame from the workers as files of one batch, not yet committed.
+    """Write a data frame's rows on the workers as files of one batch, without committing them.
 
     Args:
-        frame: rows with the table's columns; the partition column may be left out.
-        snapshot: the table they are for.
-        batch: the batch they belong to.
+        frame: rows with the table's columns; the partition column is optional.
+        snapshot: the table to write to.
+        batch: key of the batch that the rows belong to.
 
     Returns:
-        The staged files; only their names, sizes and statistics pass through the driver.
+        The staged files. Only their names, sizes and statistics pass through the driver.
     """
     area = snapshot.staging_area(batch)
 

@@ -1,28 +1,26 @@
-"""Plan which parts of which files a query reads, and read them on the executors."""
+"""Plan which file parts a query reads, and read them on the executors."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from pyspark.sql.datasource import DataSourceReader, Filter, InputPartition
+from pyspark.sql.datasource import DataSourceReader, InputPartition
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
 from batch_assets.lake.data_file import read_data_file
-from batch_assets.lake.deltars.conditions import simple_conditions
-from batch_assets.lake.deltars.pruning import prune
-from batch_assets.lake.snapshot import Snapshot, relative_path
+from batch_assets.lake.snapshot import Snapshot
 from batch_assets.lake.storage import file_system
 
-# A task reads about this much; as in Spark, a file counts as 4 MiB more, for the cost of opening it.
+# Target size of a task. As in Spark, opening a file counts as 4 MiB.
 _TASK_BYTES = 32 * 1024 * 1024
 _OPEN_COST = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class FilePart:
-    """Bytes of a data file, to its end where ``length`` is None, and the values of its partition columns."""
+    """A byte range of a data file and its partition values; without ``length``, it goes to the end of the file."""
 
     path: str
     partition: dict[str, Any]
@@ -31,54 +29,49 @@ class FilePart:
 
 
 class Task(InputPartition):
-    """Parts of files that one task reads."""
+    """The file parts that one task reads."""
 
     def __init__(self, parts: Sequence[FilePart]) -> None:
         self.parts = tuple(parts)
 
 
 class DeltarsReader(DataSourceReader):
-    """Leaves out files that can't hold what is asked for, and spreads the others over tasks.
+    """Spreads the files of a table, or of one of its partitions, over tasks.
 
-    It takes no filters from Spark: Spark 4.2 keeps what was planned for one filter of a data frame, and reads by it for
-    every other query of that data frame, too (https://github.com/apache/spark, PythonScanBuilder.scala, mended since).
+    Filter pushdown is not supported: Spark 4.2 applies the plan of one filter to every other query of the same data
+    frame (https://github.com/apache/spark, PythonScanBuilder.scala; fixed since).
     """
 
-    def __init__(self, table: Snapshot, schema: StructType, files_where: str | None = None) -> None:
+    def __init__(self, table: Snapshot, schema: StructType, partition: Mapping[str, Any] | None = None) -> None:
         self._uri = table.uri
         self._storage_options = table.storage_options
         self._schema = to_arrow_schema(schema, timezone="UTC")
-        self._tasks = _tasks(table, [] if files_where is None else simple_conditions(files_where))
+        self._tasks = _tasks(table, partition)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Every task gets its own part of the plan from Spark; the whole of it stays on the driver.
+        # Spark sends each task its own part of the plan; the whole plan stays on the driver.
         return {**self.__dict__, "_tasks": []}
 
     def partitions(self) -> Sequence[InputPartition]:
-        """Tasks of about the same number of bytes."""
+        """Return tasks of about the same size."""
         return self._tasks
 
     def read(self, partition: InputPartition) -> Iterator[pa.RecordBatch]:
-        """Rows of the parts of one task."""
+        """Yield the rows of one task's file parts."""
         assert isinstance(partition, Task)
         files = file_system(self._uri, self._storage_options)
         for part in partition.parts:
             yield from read_data_file(files, part.path, self._schema, part.partition, part.start, part.length)
 
 
-def _tasks(table: Snapshot, conditions: Sequence[Filter]) -> list[Task]:
-    actions = table.add_actions()
-    for condition in conditions:
-        actions = prune(actions, table.schema, table.partition_columns, condition)
-    values = [f"partition.{name}" for name in table.partition_columns]
-    parts: list[tuple[int, FilePart]] = []  # with their bytes, as far as the log says
-    for action in actions.select(["path", "size_bytes", *values]).to_pylist():
-        partition = {name: action[f"partition.{name}"] for name in table.partition_columns}
-        path, size = relative_path(action["path"]), action["size_bytes"]
-        *starts, last = range(0, max(size, 1), _TASK_BYTES)
-        parts += [(_TASK_BYTES, FilePart(path, partition, start, _TASK_BYTES)) for start in starts]
-        # The last part goes on to the end of the file, wherever that is.
-        parts.append((size - last, FilePart(path, partition, last, None)))
+def _tasks(table: Snapshot, partition: Mapping[str, Any] | None) -> list[Task]:
+    parts: list[tuple[int, FilePart]] = []  # with their sizes, according to the log
+    for file in table.files(partition):
+        values = dict(zip(table.partition_columns, file.partition, strict=True))
+        *starts, last = range(0, max(file.size, 1), _TASK_BYTES)
+        parts += [(_TASK_BYTES, FilePart(file.path, values, start, _TASK_BYTES)) for start in starts]
+        # The last part goes to the end of the file, even if the log has the wrong size.
+        parts.append((file.size - last, FilePart(file.path, values, last, None)))
     tasks: list[list[FilePart]] = [[]]
     room = _TASK_BYTES
     for size, part in sorted(parts, key=lambda sized: sized[0], reverse=True):

@@ -1,4 +1,4 @@
-"""The data source as Spark sees it: its name, its options, a reader and a writer."""
+"""The Spark data source ``deltars``: its name, schema, reader and writer."""
 
 from functools import cached_property
 
@@ -16,19 +16,19 @@ from batch_assets.lake.snapshot import Snapshot
 
 
 def register_deltars(spark: SparkSession) -> None:
-    """Make ``deltars`` known to a session."""
+    """Register ``deltars`` with a Spark session."""
     spark.dataSource.register(DeltarsDataSource)
 
 
 class DeltarsDataSource(DataSource):
-    """Reads and writes Delta tables; the driver plans and commits, the rows stay on the executors."""
+    """Reads and writes Delta tables. The driver plans and commits; rows stay on the executors."""
 
     @classmethod
     def name(cls) -> str:
-        """Name for ``format``."""
+        """Return the name to pass to ``format``."""
         return "deltars"
 
-    # Set when the schema is read, so that all that a data frame reads is of one version: Spark keeps this object.
+    # Set when the schema is read. Spark keeps this object, so a data frame always reads the same version.
     _version: int | None = None
 
     @cached_property
@@ -41,21 +41,21 @@ class DeltarsDataSource(DataSource):
         return Snapshot.open(options.uri, options.storage, version)
 
     def schema(self) -> StructType:
-        """Columns of the table, or those that the option ``columns`` names."""
+        """Return the columns of the table, or those named by the option ``columns``."""
         table = self._table()
         self._version = table.version
         names = self._reading.names("columns") or table.schema.names
         unknown = [name for name in names if name not in table.schema.names]
         if unknown:
             raise BatchAssetsError(
-                f"{table.uri} has no column {', '.join(unknown)}: it has {', '.join(table.schema.names)}"
+                f"the table at {table.uri} has no column {', '.join(unknown)}: it has {', '.join(table.schema.names)}"
             )
         return from_arrow_schema(pa.schema([table.schema.field(name) for name in names]))
 
     def reader(self, schema: StructType) -> DeltarsReader:
-        """The reader of one query."""
-        return DeltarsReader(self._table(), schema, self._reading.text("filesWhere"))
+        """Return the reader for one query."""
+        return DeltarsReader(self._table(), schema, self._reading.partition())
 
     def writer(self, schema: StructType, overwrite: bool) -> DeltarsWriter:
-        """The writer of one job; what can be refused before a file is written is refused here."""
+        """Return the writer for one job, or refuse an invalid write before a file is written."""
         return plan_write(Options(self.options, WRITING), schema, overwrite)

@@ -1,4 +1,4 @@
-"""Check what a job wants to write, stage its rows on the executors, and commit them on the driver."""
+"""Validate a write, stage its rows on the executors, and commit them on the driver."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,10 +10,11 @@ from pyspark.sql.types import ArrayType, DataType, MapType, StructType
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.deltars.options import Options
-from batch_assets.lake.snapshot import ConcurrentCommitError, Snapshot, Transaction, create_table, schema_difference
+from batch_assets.lake.snapshot import schema_difference
 from batch_assets.lake.staging import StagedFile, StagingArea, stage
+from batch_assets.lake.writable_table import ConcurrentCommitError, Transaction, WritableTable, create_table
 
-# https://github.com/delta-io/delta/blob/master/PROTOCOL.md#primitive-types, in Spark's names.
+# https://github.com/delta-io/delta/blob/master/PROTOCOL.md#primitive-types, by Spark's names.
 _DELTA_TYPES = {
     "string", "long", "integer", "short", "byte", "float", "double", "boolean", "binary", "date", "timestamp",
     "timestamp_ntz", "decimal",
@@ -22,17 +23,17 @@ _DELTA_TYPES = {
 
 @dataclass
 class StagedMessage(WriterCommitMessage):
-    """The files that one task has staged."""
+    """The files that one task staged."""
 
     files: list[StagedFile]
 
 
 @dataclass
 class DeltarsWriter(DataSourceArrowWriter):
-    """Writes the rows of one job as files that a single commit adds.
+    """Writes one job's rows as files that a single commit adds.
 
-    ``version`` is the table's version that the commit is made against, None where there was no table yet;
-    ``new_columns`` are added to the table before; ``new_schema`` takes the place of its columns.
+    ``version`` is the table version that the commit is based on, None if there was no table yet. ``new_columns`` are
+    added to the table first; ``new_schema`` replaces its columns.
     """
 
     area: StagingArea
@@ -50,7 +51,7 @@ class DeltarsWriter(DataSourceArrowWriter):
         """Commit the files of all tasks at once.
 
         Raises:
-            ConcurrentCommitError: somebody else has changed the partition, or made the table, meanwhile.
+            ConcurrentCommitError: another writer changed the partition, or created the table, in the meantime.
         """
         staged = [file for message in messages if isinstance(message, StagedMessage) for file in message.files]
         area = self.area
@@ -63,45 +64,45 @@ class DeltarsWriter(DataSourceArrowWriter):
         else:
             table.append(staged, {}, self.transaction)
 
-    def _table(self, version: int) -> Snapshot:
-        return Snapshot.open(self.area.uri, self.area.storage_options, version)
+    def _table(self, version: int) -> WritableTable:
+        return WritableTable.open(self.area.uri, self.area.storage_options, version)
 
-    def _new_table(self) -> Snapshot:
+    def _new_table(self) -> WritableTable:
         area = self.area
         create_table(area.uri, area.storage_options, area.schema, area.partition_columns)
         table = self._table(0)
         if schema_difference(area.schema, table.schema) or table.partition_columns != list(area.partition_columns):
             raise ConcurrentCommitError(
-                f"somebody else made a table with other columns at {area.uri} meanwhile; nothing was written"
+                f"another writer created a table with other columns at {area.uri}; nothing was written: use its columns"
             )
         return table
 
     def abort(self, messages: list[WriterCommitMessage | None]) -> None:
-        """Leave the files to the next vacuum: after an unclear commit, they may be part of the table."""
+        """Keep the files until the next vacuum: if the commit's outcome is unknown, the table may contain them."""
 
 
 def plan_write(options: Options, schema: StructType, overwrite: bool) -> DeltarsWriter:
-    """Refuse a write that can't succeed before it has written anything.
+    """Validate a write before anything is written, and return its writer.
 
     Args:
-        options: of the write.
+        options: options of the write.
         schema: columns of the rows.
-        overwrite: whether the mode is overwrite; else it is append.
+        overwrite: true for the mode overwrite, false for append.
 
     Raises:
-        BatchAssetsError: the rows don't fit the table, or the partition to be replaced is not named.
+        BatchAssetsError: the rows don't fit the table, or the partition to replace is not named.
     """
     table = _table(options)
     partition = options.partition()
     if partition is not None and not overwrite:
-        raise BatchAssetsError('the option partition goes with mode("overwrite"); an append needs none')
+        raise BatchAssetsError('the option partition requires mode("overwrite"); an append needs none')
     rows = _delta_schema(schema)
     named = options.names("partitionColumns")
     new_schema = None
     if options.flag("overwriteSchema"):
         if not overwrite or (table is not None and table.partition_columns):
             raise BatchAssetsError(
-                'the option overwriteSchema goes with mode("overwrite") of a table without partitions: the rows of '
+                'the option overwriteSchema requires mode("overwrite") and a table without partitions: the rows of '
                 "other partitions would not fit the new columns"
             )
         new_schema = None if table is None else pa.schema([field.with_nullable(True) for field in rows])
@@ -122,26 +123,26 @@ def plan_write(options: Options, schema: StructType, overwrite: bool) -> Deltars
     if overwrite and partition is None and area.partition_columns:
         example = f"""option("partition", '{{"{area.partition_columns[0]}": ...}}')"""
         raise BatchAssetsError(
-            f"overwriting replaces one partition, never the whole table at {area.uri}: name it with {example}"
+            f"overwriting replaces one partition, never the whole table at {area.uri}: name one with {example}"
         )
     if overwrite and table is not None:
         table.check_replaceable(area.partition or {})
     app, number = options.text("txnAppId"), options.number("txnVersion")
     if (app is None) != (number is None):
-        raise BatchAssetsError("the options txnAppId and txnVersion go together")
+        raise BatchAssetsError("the options txnAppId and txnVersion go together: set both")
     transaction = None if app is None or number is None else Transaction(app, number)
     return DeltarsWriter(
         area, None if table is None else table.version, new_columns, overwrite, transaction, new_schema
     )
 
 
-def _table(options: Options) -> Snapshot | None:
+def _table(options: Options) -> WritableTable | None:
     from deltalake import DeltaTable
 
     version = options.number("readVersion")
     if version is None and not DeltaTable.is_deltatable(options.uri, options.storage):
         return None
-    return Snapshot.open(options.uri, options.storage, version)
+    return WritableTable.open(options.uri, options.storage, version)
 
 
 def _area_of_new_table(
@@ -149,9 +150,9 @@ def _area_of_new_table(
 ) -> StagingArea:
     unknown = [name for name in partition_columns if name not in rows.names]
     if unknown:
-        raise BatchAssetsError(f"the rows have no column {', '.join(unknown)} to partition a new table by")
+        raise BatchAssetsError(f"the rows have no column {', '.join(unknown)}, which partitionColumns names")
     if len(partition_columns) == len(rows.names):
-        raise BatchAssetsError("a table needs a column that it is not partitioned by")
+        raise BatchAssetsError("a table needs at least one column that is not a partition column")
     _refuse_timestamps_without_zone(rows)
     schema = pa.schema([field.with_nullable(True) for field in rows])
     area = StagingArea(options.uri, options.storage, schema, partition_columns)
@@ -159,18 +160,18 @@ def _area_of_new_table(
 
 
 def _area_of_table(
-    table: Snapshot, rows: pa.Schema, partition: dict[str, object] | None, *, merge: bool
+    table: WritableTable, rows: pa.Schema, partition: dict[str, object] | None, *, merge: bool
 ) -> tuple[StagingArea, pa.Schema]:
-    """Where to stage, and columns to add first."""
+    """Return where to stage files, and the columns to add to the table first."""
     table.check_writable()
     area = table.staging_area(partition)
     for field in rows:
         if field.name in table.schema.names:
-            there = from_arrow_type(table.schema.field(field.name).type).simpleString()
+            existing = from_arrow_type(table.schema.field(field.name).type).simpleString()
             ours = from_arrow_type(field.type).simpleString()
-            if there != ours:
+            if existing != ours:
                 raise BatchAssetsError(
-                    f"column {field.name} is {ours}, but {there} in the table at {table.uri}: cast it"
+                    f"column {field.name} is {ours}, but {existing} in the table at {table.uri}: cast it"
                 )
     new = pa.schema([field.with_nullable(True) for field in rows if field.name not in table.schema.names])
     spelled = {name.lower(): name for name in table.schema.names}
@@ -184,15 +185,15 @@ def _area_of_table(
     given = set(rows.names) | (set(table.partition_columns) if partition is not None else set())
     missing = [field.name for field in table.schema if field.name not in given]
     if (new.names or missing) and not merge:
-        what = [f"has no column {', '.join(new.names)}"] if new.names else []
-        what += [f"also has {', '.join(missing)}"] if missing else []
+        differences = [f"has no column {', '.join(new.names)}"] if new.names else []
+        differences += [f"also has {', '.join(missing)}, which the rows lack"] if missing else []
         raise BatchAssetsError(
-            f"the table at {table.uri} {' and '.join(what)}; option('mergeSchema', true) adds columns to the table, "
-            "and leaves those that are missing null"
+            f"the table at {table.uri} {' and '.join(differences)}; option('mergeSchema', true) adds new columns "
+            "to the table and fills missing ones with null"
         )
     required = [name for name in missing if not table.schema.field(name).nullable or name in table.partition_columns]
     if required:
-        raise BatchAssetsError(f"the rows lack {', '.join(required)}, which the table at {table.uri} needs")
+        raise BatchAssetsError(f"the rows lack {', '.join(required)}, which the table at {table.uri} requires")
     kept = [field for field in table.schema if field.name not in missing]
     return replace(area, schema=pa.schema([*kept, *new])), new
 
@@ -201,14 +202,14 @@ def _delta_schema(schema: StructType) -> pa.Schema:
     for field in schema:
         _check_type(field.name, field.dataType)
     if len({name.lower() for name in schema.names}) != len(schema.names):
-        raise BatchAssetsError(f"two columns have the same name: {', '.join(schema.names)}")
+        raise BatchAssetsError(f"two columns have the same name, ignoring case: {', '.join(schema.names)}")
     return to_arrow_schema(schema, timezone="UTC")
 
 
 def _check_type(name: str, kind: DataType) -> None:
     if isinstance(kind, StructType):
         if not len(kind):
-            raise BatchAssetsError(f"column {name} is a struct without fields, which Parquet lacks: leave it out")
+            raise BatchAssetsError(f"column {name} is a struct without fields, which Parquet does not support: drop it")
         for field in kind:
             _check_type(f"{name}.{field.name}", field.dataType)
     elif isinstance(kind, ArrayType):
@@ -217,15 +218,15 @@ def _check_type(name: str, kind: DataType) -> None:
         _check_type(f"{name}.key", kind.keyType)
         _check_type(f"{name}.value", kind.valueType)
     elif kind.typeName() not in _DELTA_TYPES:
-        raise BatchAssetsError(f"column {name} is of type {kind.simpleString()}, which Delta does not have: cast it")
+        raise BatchAssetsError(f"column {name} is of type {kind.simpleString()}, which Delta does not support: cast it")
 
 
 def _refuse_timestamps_without_zone(columns: pa.Schema) -> None:
     for field in columns:
         if _has_timestamp_without_zone(field.type):
             raise BatchAssetsError(
-                f"{field.name} has a timestamp without zone, which would shut out readers of Delta older than version "
-                f"3: write CAST({field.name} AS TIMESTAMP), or make the table beforehand"
+                f"column {field.name} has a timestamp without zone, which Delta readers before version 3 can't read: "
+                f"write CAST({field.name} AS TIMESTAMP), or create the table with another engine first"
             )
 
 

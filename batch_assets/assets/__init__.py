@@ -1,1 +1,0 @@
-"""The graph, one module an asset: read, call a layer below, say what came of it."""

@@ -1,1 +1,0 @@
-"""Asset checks: what the tables promise, and what a person should look at."""

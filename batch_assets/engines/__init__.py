@@ -1,0 +1,1 @@
+"""Engines that run models, one module each, and the choice among them."""

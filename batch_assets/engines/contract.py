@@ -1,0 +1,143 @@
+"""The interface of engines: the model, the completion of one request, and the errors of a row."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from functools import cached_property
+from typing import Any, Protocol
+
+# A batch whose rows all fail is not committed if there are at least this many: the rows are probably not the cause.
+SYSTEMIC_ERRORS = 5
+
+
+class RowError(StrEnum):
+    """Why a document has no summary. Braces mark values that depend on the case."""
+
+    NO_TEXT = "the document has no text"
+    WORKER_DIED = "the worker process died over this document"
+    MARKUP = "the document has text that the tokenizer takes for markup of the prompt"
+    LONG_PROMPT = "the prompt alone is longer than the {tokens} tokens the model takes"
+    FAILED = "{type}: {error}"
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The outcome of one request to a model: a text or an error.
+
+    Args:
+        text: None if and only if ``error_message`` is set.
+        error_message: why there is no text.
+        finish_reason: ``stop``, or ``length`` if the answer was cut.
+        input_tokens: tokens of the request, counted by the model's tokenizer or by the endpoint.
+        output_tokens: tokens of the answer, without end markers.
+        input_truncated: whether the document was cut; None if unknown.
+        model: the registered model, or the model that the endpoint names.
+        model_version: its version; None for an endpoint.
+        seconds: duration of the last attempt.
+        request_hash: SHA-256 of the request; empty until the completion is stored.
+        completed_at: when the completion was stored.
+        is_final: whether the same request would get the same error again.
+    """
+
+    text: str | None
+    error_message: str | None = None
+    finish_reason: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    input_truncated: bool | None = None
+    model: str | None = None
+    model_version: int | None = None
+    seconds: float | None = None
+    request_hash: str = ""
+    completed_at: datetime | None = None
+    is_final: bool = True
+
+
+@dataclass(frozen=True)
+class ScoringModel:
+    """A registered version, as workers need it.
+
+    Args:
+        name: name of the registered model.
+        version: version number.
+        digest: SHA-256 of weights, tokenizer, configuration and template.
+        path: local folder of the MLflow model.
+        parameters: generation parameters logged with the model.
+        template: format string with ``{prompt}`` for the document, None for an encoder-decoder.
+        engine: name of the engine.
+        dtype: precision of the engine.
+        seed: seed of the sampling.
+        markup: texts that the tokenizer treats as markup.
+        device_map: device that the model runs on, or ``auto``.
+        batch_tokens: padded input tokens per batch.
+        engine_path: folder of the model converted for the engine, empty if there is none.
+        uri: URI of ``path`` in the artifact store.
+        engine_uri: URI of ``engine_path`` in the artifact store.
+        engine_reason: why this engine was chosen.
+    """
+
+    name: str
+    version: int
+    digest: str
+    path: str
+    parameters: Mapping[str, Any] = field(hash=False)
+    template: str | None
+    engine: str
+    dtype: str
+    seed: int
+    markup: tuple[str, ...] = ()
+    device_map: str = "auto"
+    batch_tokens: int = 4096
+    engine_path: str = ""
+    uri: str = ""
+    engine_uri: str = ""
+    engine_reason: str = ""
+
+    def render(self, document: str) -> str:
+        """Render the request for one document."""
+        document = self.without_markup(document)
+        return document if self.template is None else self.template.format(prompt=document)
+
+    def without_markup(self, document: str) -> str:
+        """Break up markup in a document with a space, so that the document can't break out of the prompt."""
+        for token in self.markup:
+            if token in document:
+                document = document.replace(token, f"{token[0]} {token[1:]}")
+        return document
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything except the document that determines the answer."""
+        parameters: dict[str, Any] = dict(self.parameters)
+        if parameters.get("do_sample"):
+            parameters["seed"] = self.seed
+        parts = [self.digest, self.engine, self.dtype, parameters, self.template]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def request_hash(self, document: str) -> str:
+        """SHA-256 of everything that determines the answer."""
+        request = self.render(document).encode("utf-8", "surrogatepass")
+        return hashlib.sha256(self.fingerprint.encode() + request).hexdigest()
+
+
+class Engine(Protocol):
+    """Runs a model. A row's text must not depend on the other rows."""
+
+    def stream(self, documents: Sequence[str], batch_tokens: int | None = None) -> Iterator[tuple[int, Completion]]:
+        """Generate one text for each document. An error affects only its row.
+
+        Args:
+            documents: the texts.
+            batch_tokens: padded input tokens per batch; 0 for row by row, None for the model's own value.
+
+        Yields:
+            Index in ``documents`` and completion, as each one finishes.
+        """
+
+
+def generate(engine: Engine, documents: Sequence[str], batch_tokens: int | None = None) -> list[Completion]:
+    """Generate one text for each document, in the same order."""
+    return [completion for _, completion in sorted(engine.stream(documents, batch_tokens), key=lambda pair: pair[0])]

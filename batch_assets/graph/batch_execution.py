@@ -1,0 +1,137 @@
+"""Run an asset batch by batch: each batch is recorded separately, and a failed batch does not stop the others."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+
+from batch_assets.errors import reason
+from batch_assets.resources.dagster_internals import (
+    CODE_VERSION_TAG,
+    DATA_VERSION_IS_USER_PROVIDED_TAG,
+    DATA_VERSION_TAG,
+    DEFAULT_DATA_VERSION,
+    NULL_EVENT_POINTER,
+    SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION,
+    get_input_data_version_tag,
+    get_input_event_pointer_tag,
+)
+
+# Materializations searched for the pinned version of a batch; if none of them has it, the newest one is used.
+_MAX_RECORDS = 10
+# Metadata key of the observation that records a failed batch.
+_FAILURE_KEY = "failed"
+# The last asset fails the run, but the batches failed in an earlier one, so a retry must start at the first step.
+_RETRY_ALL_STEPS = {"dagster/retry_strategy": "ALL_STEPS"}
+
+
+@dataclass(frozen=True)
+class BatchOutcome:
+    """The current state of a batch.
+
+    ``version`` is the table version that last changed the batch, ``inputs`` the data version of each upstream asset.
+    """
+
+    version: int
+    metadata: Mapping[str, Any]
+    inputs: Mapping[dg.AssetKey, int] = field(default_factory=dict)
+
+
+def each_batch(context: dg.AssetExecutionContext, work: Callable[[str], BatchOutcome]) -> dg.MaterializeResult[None]:
+    """Process every batch of the run; a failed batch does not stop the others, in this asset or downstream.
+
+    Each batch is recorded as materialized as soon as it is done, even if the run fails later. Dagster starts nothing
+    after a failed step. So an asset that has downstream assets records its failed batches without failing, the
+    downstream assets skip them, and the last asset fails the run.
+
+    Args:
+        context: context of the asset.
+        work: processes and commits the batch with the given key.
+
+    Raises:
+        dagster.Failure: batches failed, and no downstream asset of the run continues with the others.
+    """
+    failed_before = failed_upstream(context)
+    failed: dict[str, str] = {}
+    for batch in context.partition_keys:
+        if batch in failed_before:
+            context.log.warning(f"batch {batch} skipped: it failed in {failed_before[batch]}")
+            failed[batch] = failed_before[batch]
+            continue
+        try:
+            done = work(batch)
+        except Exception as error:  # reported in the Failure below, or by the run's last asset
+            failed[batch] = reason(error)
+            context.log.error(f"batch {batch} failed: {failed[batch]}", exc_info=True)
+            context.log_event(
+                dg.AssetObservation(context.asset_key, partition=batch, metadata={_FAILURE_KEY: failed[batch]})
+            )
+            continue
+        tags = _version_tags(context, batch, done)
+        context.log_event(
+            dg.AssetMaterialization(context.asset_key, partition=batch, metadata=done.metadata, tags=tags)
+        )
+    if failed and (len(failed) == len(context.partition_keys) or not _has_downstream(context)):
+        reasons = "; ".join(f"{batch}: {reason}" for batch, reason in failed.items())
+        raise dg.Failure(
+            f"{len(failed)} of {len(context.partition_keys)} batches failed ({reasons})", allow_retries=True
+        )
+    if failed:
+        context.instance.add_run_tags(context.run_id, _RETRY_ALL_STEPS)
+    # Without this, Dagster would record all batches of the run again, with one data version for all of them. See
+    # _log_materialization_or_observation_events_for_asset in Dagster's execute_step.py.
+    return dg.MaterializeResult(metadata={SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True})
+
+
+def failed_upstream(context: dg.AssetExecutionContext) -> dict[str, str]:
+    """Batches that failed in an upstream asset during this run, with the asset and the reason."""
+    graph = context.job_def.asset_layer.asset_graph
+    ancestors = graph.get_ancestor_asset_keys(context.asset_key)
+    failed: dict[str, str] = {}
+    for entry in context.instance.all_logs(context.run_id, of_type=dg.DagsterEventType.ASSET_OBSERVATION):
+        event = entry.dagster_event
+        observed = event.asset_observation_data.asset_observation if event else None
+        if observed is None or observed.asset_key not in ancestors or _FAILURE_KEY not in observed.metadata:
+            continue
+        failed.setdefault(
+            str(observed.partition), f"{observed.asset_key.to_user_string()}: {observed.metadata[_FAILURE_KEY].value}"
+        )
+    return failed
+
+
+def _has_downstream(context: dg.AssetExecutionContext) -> bool:
+    """Whether the run includes a partitioned asset directly downstream of this one."""
+    graph = context.job_def.asset_layer.asset_graph
+    steps = context.run.step_keys_to_execute
+    return any(
+        graph.get(key).partitions_def is not None and (steps is None or key.to_python_identifier() in steps)
+        for key in graph.get(context.asset_key).child_keys & set(graph.executable_asset_keys)
+    )
+
+
+def _version_tags(context: dg.AssetExecutionContext, batch: str, done: BatchOutcome) -> dict[str, str]:
+    """Tags that Dagster compares to detect a stale batch: the versions of the batch, its code and its inputs."""
+    definition = context.assets_def
+    tags = {
+        CODE_VERSION_TAG: definition.code_versions_by_key[context.asset_key] or context.run.run_id,
+        DATA_VERSION_TAG: str(done.version),
+        DATA_VERSION_IS_USER_PROVIDED_TAG: "true",
+    }
+    for key in definition.asset_deps[context.asset_key]:
+        version = DEFAULT_DATA_VERSION.value if key not in done.inputs else str(done.inputs[key])
+        tags[get_input_data_version_tag(key)] = version
+        tags[get_input_event_pointer_tag(key)] = _event_pointer(context.instance, key, batch, version)
+    return tags
+
+
+def _event_pointer(instance: dg.DagsterInstance, key: dg.AssetKey, batch: str, version: str) -> str:
+    """Storage id of the newest materialization of a batch that has the given data version."""
+    records = instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=key, asset_partitions=[batch]), limit=_MAX_RECORDS
+    ).records
+    for record in records:
+        event = record.asset_materialization
+        if event is not None and (event.tags or {}).get(DATA_VERSION_TAG) == version:
+            return str(record.storage_id)
+    return str(records[0].storage_id) if records else NULL_EVENT_POINTER

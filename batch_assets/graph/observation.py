@@ -1,0 +1,59 @@
+"""Current state for sensors and schedules: table snapshots, the champion and the stale batches."""
+
+import dagster as dg
+
+from batch_assets.graph.partitions import busy_batches, known_batches
+from batch_assets.lake.contracts import Table
+from batch_assets.lake.lake import BatchSnapshot, Lake
+from batch_assets.resources.registry import ModelRegistry
+from batch_assets.settings import Settings
+from batch_assets.staleness import input_version, stale_batches
+
+# The last snapshot of each table in this process, so that the next tick reads only new log entries.
+_last_snapshots: dict[str, BatchSnapshot] = {}
+
+
+def current_snapshot(lake: Lake, table: Table) -> BatchSnapshot:
+    """Open the table at its newest version, reading only the log entries added since the last call."""
+    current = lake.open(table)
+    previous = _last_snapshots.get(current.uri)
+    if previous is None or not current.reuse(previous):
+        current.read_whole_log()
+    _last_snapshots[current.uri] = current
+    return current
+
+
+def stale_batches_now(
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    documents: BatchSnapshot,
+    output: BatchSnapshot,
+    champion: int | None,
+) -> dict[str, object]:
+    """Map each stale batch to the state that makes it stale: table ids and versions.
+
+    Args:
+        instance: Dagster instance with the registered batches and the runs.
+        settings: settings of the deployment.
+        documents: ``m4_1_prod_data``.
+        output: ``m4_1_batch_inference``.
+        champion: version number of the champion, None if there is no champion.
+    """
+    known = known_batches(instance)
+    rescored = {"all": set(known), "latest": set(known[-1:]), "none": set[str]()}[settings.rescore]
+    stale = stale_batches(documents, output, busy_batches(instance), rescored, champion)
+    tables = [documents.table_id, output.table_id]
+    reasons: dict[str, object] = {}
+    for batch in stale:
+        commit = output.last_commit(batch)
+        expected = [input_version(documents, batch), champion if batch in rescored else None]
+        reasons[batch] = [*tables, *expected, commit.version if commit else None]
+    return reasons
+
+
+def champion_number(registry: ModelRegistry, settings: Settings) -> int | None:
+    """The version number of the champion, None if there is no champion."""
+    from batch_assets.models.registry import CHAMPION, with_alias
+
+    version = with_alias(registry.client, settings.registered_model, CHAMPION)
+    return None if version is None else version.number

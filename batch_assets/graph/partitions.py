@@ -1,0 +1,73 @@
+"""Batches as Dagster partitions: the registered batches, and the batches of runs."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import dagster as dg
+from sqlalchemy.exc import IntegrityError
+
+from batch_assets.resources.dagster_internals import PARTITION_NAME_TAG, RANGE_END_TAG, RANGE_START_TAG
+
+BATCHES = dg.DynamicPartitionsDefinition(name="batch_assets/batch")
+
+ACTIVE_STATUSES = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def known_batches(instance: dg.DagsterInstance) -> list[str]:
+    """Batches that are registered as partitions, in registration order."""
+    return list(instance.get_dynamic_partitions(str(BATCHES.name)))
+
+
+def register_batches(instance: dg.DagsterInstance, batches: Sequence[str]) -> None:
+    """Register batches as partitions; batches that are already registered are ignored."""
+    while new := _unknown(instance, batches):
+        try:
+            instance.add_dynamic_partitions(str(BATCHES.name), new)
+        except IntegrityError:
+            # If another process registers one of the batches between Dagster's check and insert, none is inserted.
+            if _unknown(instance, batches) == new:
+                raise
+
+
+def _unknown(instance: dg.DagsterInstance, batches: Sequence[str]) -> list[str]:
+    known = set(known_batches(instance))
+    return [batch for batch in dict.fromkeys(batches) if batch not in known]
+
+
+def busy_batches(instance: dg.DagsterInstance, statuses: Sequence[dg.DagsterRunStatus] = ACTIVE_STATUSES) -> set[str]:
+    """Batches of all runs with one of the statuses; by default, of runs that are queued or running."""
+    known = known_batches(instance)
+    runs = instance.get_runs(dg.RunsFilter(statuses=list(statuses)))
+    return {batch for run in runs for batch in batches_of(run, known)}
+
+
+def batches_of(run: dg.DagsterRun, known: Sequence[str]) -> list[str]:
+    """The batches of a run; ``known`` has all registered batches in order."""
+    if PARTITION_NAME_TAG in run.tags:
+        return [run.tags[PARTITION_NAME_TAG]]
+    first, last = (run.tags.get(tag) for tag in (RANGE_START_TAG, RANGE_END_TAG))
+    if first not in known or last not in known:
+        return []
+    return list(known[known.index(first) : known.index(last) + 1])
+
+
+def ranges(known: Sequence[str], wanted: Sequence[str], longest: int) -> list[list[str]]:
+    """Split the wanted batches into ranges without gaps in ``known``, of at most ``longest`` batches each."""
+    wanted_set = set(wanted)
+    found = []
+    for is_wanted, group in groupby(known, key=wanted_set.__contains__):
+        keys = list(group)
+        if is_wanted:
+            found += [keys[start : start + longest] for start in range(0, len(keys), longest)]
+    return found
+
+
+def range_tags(batches: Sequence[str]) -> dict[str, str]:
+    """Run tags for a range of batches without gaps."""
+    return {RANGE_START_TAG: batches[0], RANGE_END_TAG: batches[-1]}

@@ -1,0 +1,123 @@
+"""Asset checks of the tables: against their contracts and against each other."""
+
+from collections.abc import Mapping
+
+import dagster as dg
+import pyarrow.compute as pc
+
+from batch_assets.graph.batch_checks import batch_check, result
+from batch_assets.lake.contracts import (
+    AI_QUERY_INFERENCE,
+    BATCH_INFERENCE,
+    PROD_DATA,
+    PROD_DATA_REJECTED,
+    SUMMARY_QUALITY,
+    Table,
+)
+from batch_assets.lake.lake import BatchSnapshot, Lake
+from batch_assets.resources.registry import ModelRegistry
+from batch_assets.settings import Settings
+
+
+def contract_check(asset: str, table: Table, name: str = "contract") -> dg.AssetChecksDefinition:
+    """Create a check that the Delta table has the columns and types of its contract."""
+
+    @dg.asset_check(asset=asset, name=name, blocking=True, description=f"{table.name} has the columns of its contract.")
+    def check(lake: dg.ResourceParam[Lake]) -> dg.AssetCheckResult:
+        difference = lake.difference(table)
+        return dg.AssetCheckResult(passed=difference is None, metadata={"difference": difference or "none"})
+
+    return check
+
+
+def _row_count_mismatches(lake: Lake) -> Mapping[str, str]:
+    scored, documents = lake.open(BATCH_INFERENCE), lake.open(PROD_DATA)
+    wrong = {}
+    for batch in scored.batches():
+        commit, origin = scored.last_commit(batch), documents.last_commit(batch)
+        # A batch that changed after it was scored is stale, so its counts may differ.
+        is_current = commit and origin and commit.metadata.get("input_version") == origin.version
+        if is_current and documents.rows(batch) != scored.rows(batch):
+            wrong[batch] = f"{documents.rows(batch)} documents, {scored.rows(batch)} rows"
+    return wrong
+
+
+def _record_count_mismatches(lake: Lake) -> Mapping[str, str]:
+    documents, rejected = lake.open(PROD_DATA), lake.open(PROD_DATA_REJECTED)
+    wrong = {}
+    for batch in documents.batches():
+        commit = documents.last_commit(batch)
+        # Commits of other writers have no provenance.
+        if commit is None or "provenance" not in commit.metadata or not documents.is_written_by_us(batch):
+            continue
+        # Rejected records are committed first; different digests mean that a run has not committed the documents yet.
+        rejected_commit = rejected.last_commit(batch)
+        if rejected_commit is not None and rejected_commit.metadata.get("digest") != commit.metadata.get("digest"):
+            continue
+        records = commit.metadata["provenance"]["records"]
+        counts = (documents.rows(batch), rejected.rows(batch))
+        if sum(counts) != records:
+            wrong[batch] = f"{records} records, but {counts[0]} documents and {counts[1]} rejected"
+    return wrong
+
+
+def _mixed_versions(scored: BatchSnapshot) -> dict[str, tuple[int, int]]:
+    """Batches with several model versions, each with its lowest and highest version, from the file statistics."""
+    actions = scored.delta.add_actions().select(["partition.batch", "min.model_version", "max.model_version"])
+    found: dict[str, tuple[int, int]] = {}
+    for batch, low, high in zip(*(column.to_pylist() for column in actions.columns), strict=True):
+        if low is not None and high is not None:
+            before = found.get(batch, (low, high))
+            found[batch] = (min(before[0], low), max(before[1], high))
+    return {batch: versions for batch, versions in found.items() if versions[0] != versions[1]}
+
+
+def _version_numbers(scored: BatchSnapshot, batch: str) -> list[int]:
+    numbers = (pc.unique(rows.column("model_version")) for rows in scored.read(batch, ["model_version"]))
+    return sorted({number for part in numbers for number in part.to_pylist() if number is not None})
+
+
+@dg.asset_check(
+    asset="batch_inference",
+    name="one_model",
+    blocking=True,
+    description="One model wrote all summaries of a batch: if several versions wrote it, they have the same digest.",
+)
+def one_model(
+    lake: dg.ResourceParam[Lake], settings: dg.ResourceParam[Settings], registry: dg.ResourceParam[ModelRegistry]
+) -> dg.AssetCheckResult:
+    """Compare the digests of the versions that wrote a batch."""
+    from batch_assets.models.registry import digest_of, get_version
+
+    scored = lake.open(BATCH_INFERENCE)
+    wrong = {}
+    for batch in _mixed_versions(scored):
+        numbers = _version_numbers(scored, batch)
+        digests = {digest_of(registry.client, get_version(registry.client, settings, number)) for number in numbers}
+        if len(digests) > 1:
+            wrong[batch] = f"versions {', '.join(str(number) for number in numbers)} have different digests"
+    return result(wrong)
+
+
+TABLE_CHECKS = [
+    contract_check("prod_data", PROD_DATA),
+    contract_check("prod_data", PROD_DATA_REJECTED, "contract_of_rejected"),
+    contract_check("batch_inference", BATCH_INFERENCE),
+    contract_check("ai_query_inference", AI_QUERY_INFERENCE),
+    contract_check("summary_quality", SUMMARY_QUALITY),
+    batch_check(
+        "prod_data",
+        "every_record",
+        "Every record of a batch's source is a document, or a rejected record with a reason.",
+        _record_count_mismatches,
+        blocking=True,
+    ),
+    batch_check(
+        "batch_inference",
+        "row_parity",
+        "Every scored batch has one row per document it was scored from.",
+        _row_count_mismatches,
+        blocking=True,
+    ),
+    one_model,
+]

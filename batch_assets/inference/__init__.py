@@ -1,1 +1,0 @@
-"""Scoring: the row contract, engines, finished completions and the Spark scorer."""

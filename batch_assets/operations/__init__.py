@@ -1,0 +1,1 @@
+"""Operations that people start from the command line or in the UI."""

@@ -1,0 +1,68 @@
+"""Land files by hand, without waiting for a sensor."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+
+from batch_assets.graph.partitions import register_batches
+from batch_assets.lake.contracts import PROD_DATA, PROD_DATA_REJECTED
+from batch_assets.lake.lake import Lake
+from batch_assets.operations.local_runs import materialize
+from batch_assets.resources.dagster_storage import open_instance
+from batch_assets.settings import Settings
+from batch_assets.sources.configured import landing_folder
+
+
+@dataclass(frozen=True)
+class LandedFiles:
+    """A batch that files became, with its rejected records by reason."""
+
+    batch: str
+    documents: int
+    rejected: int
+    reasons: dict[str, int]
+
+
+def land_files(
+    settings: Settings, definitions: Callable[[Settings], dg.Definitions], files: Sequence[Path], batch: str | None
+) -> tuple[list[LandedFiles], list[str]]:
+    """Copy files into the landing folder and land them as one batch, or several if they are large.
+
+    Args:
+        settings: the deployment.
+        definitions: builds its definitions.
+        files: the files.
+        batch: name of the batch, by default that of the files.
+
+    Returns:
+        What landed, and what failed.
+
+    Raises:
+        BatchAssetsError: a file can't be used, or the batch would replace another one.
+    """
+    folder = landing_folder(settings)
+    name = folder.name_for(files, batch)
+    # Two commands that land the same batch take turns, so that each finds its own copies of the files.
+    with folder.lock(name):
+        folder.take_copies(files, name, replaces=batch is not None)
+        batches = folder.keys_of(name)
+        with open_instance(settings) as instance:
+            register_batches(instance, batches)
+            failures = materialize(definitions(settings), instance, "land_batches", batches)
+        if failures:
+            return [], failures
+        landed = _landed(Lake.of(settings), batches)
+        folder.mark_requested(name)
+        return landed, []
+
+
+def _landed(lake: Lake, batches: Sequence[str]) -> list[LandedFiles]:
+    documents, rejected = lake.open(PROD_DATA), lake.open(PROD_DATA_REJECTED)
+    found = []
+    for batch in batches:
+        reasons = Counter(row["reason"] for part in rejected.read(batch, ["reason"]) for row in part.to_pylist())
+        found.append(LandedFiles(batch, documents.rows(batch), reasons.total(), dict(reasons.most_common())))
+    return found

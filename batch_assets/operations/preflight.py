@@ -1,0 +1,60 @@
+"""Checks that run before any asset is touched."""
+
+import socket
+
+from batch_assets.ai_functions.endpoints import check_key, configured_endpoint
+from batch_assets.engines.catalog import ENGINES
+from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.contracts import TABLES
+from batch_assets.lake.lake import Lake
+from batch_assets.models.checkpoint_sources import checkpoint_source
+from batch_assets.models.tracking import connect
+from batch_assets.resources.java import check_java
+from batch_assets.settings import Settings
+from batch_assets.sources.configured import evaluation_dataset, scored_dataset
+from batch_assets.sources.dataset import Dataset
+
+
+def check_run(settings: Settings) -> Dataset:
+    """Make sure that a run has what it needs.
+
+    Returns:
+        The data set to score.
+
+    Raises:
+        BatchAssetsError: Java, the model, the engine, the data set, the endpoint, the lake or the MLflow store is not
+            available; no asset was touched.
+    """
+    check_java()
+    checkpoint_source(settings).check()
+    engine = ENGINES.get(settings.engine)
+    if engine is not None and not engine.is_installed:
+        raise BatchAssetsError(f"BATCH_ASSETS_ENGINE={engine.name} is not installed: run {engine.installation} first")
+    endpoint = configured_endpoint(settings.endpoints, settings.endpoint)
+    if endpoint is not None:
+        check_key(endpoint)
+    lake = Lake.of(settings)
+    for table in TABLES:
+        if lake.exists(table):
+            lake.open(table)
+    connect(settings)
+    dataset = scored_dataset(settings)
+    dataset.check()
+    evaluation_dataset(settings).held_out(1)
+    return dataset
+
+
+def check_port(port: int, setting: str) -> None:
+    """Make sure that no program listens on a port of the loopback interface.
+
+    Raises:
+        BatchAssetsError: the port is in use.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise BatchAssetsError(
+                f"port {port} is in use ({error.strerror}): stop the program using it, or set {setting} to a free port"
+            ) from error

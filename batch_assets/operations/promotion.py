@@ -1,0 +1,84 @@
+"""Manual promotion and rollback, for the command line and as Dagster jobs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import dagster as dg
+
+from batch_assets.graph.champion_model import PROMOTION_POOL, champion_model
+from batch_assets.resources.registry import ModelRegistry
+from batch_assets.settings import Settings
+from batch_assets.sources.configured import evaluation_dataset
+
+
+def promote_version(settings: Settings, number: int, report: Callable[[str], None]) -> str:
+    """Make a version the champion, and return a message about it.
+
+    Raises:
+        BatchAssetsError: the version does not exist or can't be loaded.
+    """
+    from batch_assets.models.promotion import promote_by_hand
+    from batch_assets.models.tracking import connect
+
+    documents = evaluation_dataset(settings).held_out(settings.evaluation_rows)
+    old = promote_by_hand(connect(settings), settings, number, documents, report)
+    was = f"; version {old.number} is now the previous champion" if old is not None else ""
+    return f"version {number} of {settings.registered_model} is the champion{was}"
+
+
+def roll_back(settings: Settings) -> str:
+    """Swap the champion and the previous champion, and return a message about it.
+
+    Raises:
+        BatchAssetsError: there is no previous champion.
+    """
+    from batch_assets.models.promotion import rollback
+    from batch_assets.models.tracking import connect
+
+    version = rollback(connect(settings), settings)
+    return f"version {version.number} of {version.name} is the champion again"
+
+
+@dg.op(pool=PROMOTION_POOL, config_schema={"version": int}, description="Make a version the champion by hand.")
+def promote_champion(context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]) -> None:
+    """Promote the configured version and report it."""
+    context.log.info(promote_version(settings, context.op_config["version"], context.log.info))
+    _report(context, settings)
+
+
+@dg.op(pool=PROMOTION_POOL, description="Restore the previous champion.")
+def roll_champion_back(context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]) -> None:
+    """Restore the previous champion and report it."""
+    context.log.info(roll_back(settings))
+    _report(context, settings)
+
+
+def _report(context: Any, settings: Settings) -> None:
+    """Materialize champion_model with the champion's number as its data version."""
+    from batch_assets.models.registry import champion
+    from batch_assets.models.tracking import connect
+
+    version = champion(connect(settings), settings)
+    metadata: dict[str, Any] = {
+        "model": version.name,
+        "version": version.number,
+        "decision": version.tags.get("promotion.reason", ""),
+        **ModelRegistry(settings).version_link(version.name, version.number),
+    }
+    tags = {"dagster/data_version": str(version.number)}
+    context.log_event(dg.AssetMaterialization(champion_model.key, metadata=metadata, tags=tags))
+
+
+@dg.job(executor_def=dg.in_process_executor, description="Make the version in the config the champion by hand.")
+def promote() -> None:
+    """Promote one version."""
+    promote_champion()
+
+
+@dg.job(executor_def=dg.in_process_executor, description="Restore the previous champion.")
+def rollback() -> None:
+    """Roll the champion back."""
+    roll_champion_back()
+
+
+PROMOTION_JOBS = (promote, rollback)

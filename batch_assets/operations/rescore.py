@@ -1,0 +1,56 @@
+"""Which batches to score again, and how long that may take."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from statistics import median
+
+import dagster as dg
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA
+from batch_assets.lake.lake import Lake
+
+_RATE = "documents_per_second"
+# Materializations to take the rate from.
+_RECENT = 20
+# Longer durations are shown in minutes.
+_SHOWN_AS_SECONDS = 120
+
+
+def select_batches(lake: Lake, named: Sequence[str] | None, since: datetime | None) -> list[str]:
+    """The batches with these names, those scored since a time (UTC), or all.
+
+    Raises:
+        BatchAssetsError: a named batch is not in ``m4_1_prod_data``.
+    """
+    documents = lake.find(PROD_DATA)
+    there = documents.batches()
+    if named is not None:
+        missing = [batch for batch in named if batch not in there]
+        if missing:
+            raise BatchAssetsError(f"m4_1_prod_data has no batch {', '.join(map(repr, missing))}")
+        return list(dict.fromkeys(named))
+    if since is None:
+        return there
+    scored = lake.find(BATCH_INFERENCE)
+    first = since.replace(tzinfo=UTC).timestamp()
+    return [batch for batch in there if (commit := scored.last_commit(batch)) and commit.seconds >= first]
+
+
+def describe_cost(instance: dg.DagsterInstance, lake: Lake, batches: Sequence[str]) -> str:
+    """Describe how many documents there are, and how long they may take at the rate of recent runs."""
+    documents = lake.find(PROD_DATA)
+    rows = sum(documents.rows(batch) for batch in batches)
+    records = instance.fetch_materializations(dg.AssetKey("batch_inference"), limit=_RECENT).records
+    rates = []
+    for record in records:
+        value = record.asset_materialization.metadata.get(_RATE) if record.asset_materialization else None
+        if value is not None and isinstance(value.value, int | float) and value.value > 0:
+            rates.append(value.value)
+    if not rates:
+        time = "the duration is not known yet"
+    else:
+        seconds = rows / median(rates)
+        length = f"{seconds:.0f} seconds" if seconds < _SHOWN_AS_SECONDS else f"{seconds / 60:.0f} minutes"
+        time = f"about {length} at {median(rates):.1f} documents a second"
+    return f"{rows} documents in {len(batches)} batch{'' if len(batches) == 1 else 'es'}; {time}"

@@ -1,0 +1,232 @@
+"""The current state: batches, the champion, the last runs. Reading it changes nothing."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.graph.observation import stale_batches_now
+from batch_assets.graph.partitions import batches_of, busy_batches, known_batches
+from batch_assets.lake.contracts import (
+    AI_QUERY_INFERENCE,
+    BATCH_INFERENCE,
+    PROD_DATA,
+    PROD_DATA_REJECTED,
+    SUMMARY_QUALITY,
+)
+from batch_assets.lake.counts import Counts, counts_by_batch
+from batch_assets.lake.lake import BatchSnapshot, Lake
+from batch_assets.resources.dagster_storage import existing_instance
+from batch_assets.settings import Settings
+from batch_assets.staleness import unfinished_batches
+
+SCORED = "scored"
+_RUNS_SHOWN = 5
+# Finished runs to search for the last run of each batch.
+_RUNS_SEARCHED = 1000
+_PROMOTIONS_SEARCHED = 200
+_FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+_RUNNING = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch; ``summaries``, ``errors`` and ``no_text`` are None if the table's log does not record them.
+
+    ``errors`` counts documents that failed, ``no_text`` documents without text.
+
+    ``state`` is the first that applies: running; queued; failed (its last run failed and left work undone); landed
+    (never scored); stale (as in ``stale_batches``); scored; empty (it has no documents).
+    """
+
+    batch: str
+    state: str
+    documents: int
+    rejected: int
+    summaries: int | None
+    errors: int | None
+    no_text: int | None
+    model_version: int | None
+    scored_at: str | None
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The champion; ``since`` is when Dagster first recorded it, None if it has not."""
+
+    model: str
+    version: int
+    score_name: str
+    score: float | None
+    since: str | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A Dagster run."""
+
+    run_id: str
+    job: str
+    status: str
+    began: str
+    ended: str | None
+    batches: list[str]
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of the deployment; ``champion_problem`` says why the champion is unknown."""
+
+    batches: list[Batch]
+    champion: Champion | None
+    champion_problem: str | None
+    runs: list[Run]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Batches in each state."""
+        return dict(sorted(Counter(batch.state for batch in self.batches).items()))
+
+
+def status_of(settings: Settings) -> Status:
+    """Read the state from the tables, the registry and Dagster's runs.
+
+    Raises:
+        BatchAssetsError: a table or Dagster's storage can't be read.
+    """
+    with existing_instance(settings) or dg.DagsterInstance.ephemeral() as instance:
+        champion, problem = None, None
+        try:
+            champion = champion_of(instance, settings)
+        except BatchAssetsError as error:
+            problem = str(error)
+        batches = batches_in(instance, settings, champion.version if champion else None)
+        return Status(batches, champion, problem, last_runs(instance))
+
+
+def batches_in(instance: dg.DagsterInstance, settings: Settings, champion: int | None) -> list[Batch]:
+    """All batches in a table or in Dagster, sorted by name."""
+    running, busy = busy_batches(instance, _RUNNING), busy_batches(instance)
+    failures = _failures(instance)
+    lake = Lake.of(settings, fail_fast=True)
+    documents, rejected, output = lake.find(PROD_DATA), lake.find(PROD_DATA_REJECTED), lake.find(BATCH_INFERENCE)
+    answered, quality = lake.find(AI_QUERY_INFERENCE), lake.find(SUMMARY_QUALITY)
+    unfinished = unfinished_batches(documents, output, answered, quality, busy) if failures else []
+    stale = stale_batches_now(instance, settings, documents, output, champion)
+
+    def state(batch: str, scored: float | None) -> str:
+        if batch in busy:
+            return "running" if batch in running else "queued"
+        if batch in failures and (scored is None or scored < failures[batch] or batch in unfinished):
+            return "failed"
+        if batch in stale:
+            return "landed" if scored is None else "stale"
+        return SCORED if documents.files(batch) else "empty"
+
+    found = []
+    keys = {*documents.batches(), *rejected.batches(), *output.batches(), *known_batches(instance)}
+    written = scoring_summary(output, keys)
+    for batch in sorted(keys):
+        commit = output.last_commit(batch)
+        scored = None if commit is None else commit.seconds
+        found.append(
+            Batch(
+                batch=batch,
+                state=state(batch, scored),
+                documents=documents.rows(batch),
+                rejected=rejected.rows(batch),
+                **written[batch],
+            )
+        )
+    return found
+
+
+def scoring_summary(output: BatchSnapshot, batches: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Counts, model version and time of the last scoring of each batch."""
+    counts = counts_by_batch(output)
+    found = {}
+    for batch in batches:
+        commit = output.last_commit(batch)
+        found[batch] = {
+            **(asdict(known) if (known := counts.get(batch)) else dict.fromkeys(asdict(Counts()))),
+            "model_version": None if commit is None else commit.metadata.get("model_version"),
+            "scored_at": None if commit is None else _time(commit.seconds),
+        }
+    return found
+
+
+def champion_of(instance: dg.DagsterInstance, settings: Settings) -> Champion | None:
+    """The champion, or None if there is none.
+
+    Raises:
+        BatchAssetsError: the registry can't be read.
+    """
+    from batch_assets.models.configured_task import task_of
+    from batch_assets.models.registry import CHAMPION, with_alias
+    from batch_assets.models.tracking import existing_client
+
+    client = existing_client(settings)
+    if client is None:
+        return None
+    from mlflow.exceptions import MlflowException
+
+    score_name = task_of(settings).main_score
+    try:
+        version = with_alias(client, settings.registered_model, CHAMPION)
+        if version is None:
+            return None
+        metrics: Mapping[str, float] = client.get_run(version.run_id).data.metrics if version.run_id else {}
+    except MlflowException as error:
+        raise BatchAssetsError(f"the model registry can't be read: {error.message}") from error
+    since = _since(instance, version.number)
+    return Champion(version.name, version.number, score_name, metrics.get(score_name), since)
+
+
+def _since(instance: dg.DagsterInstance, number: int) -> str | None:
+    since = None
+    events = instance.fetch_materializations(dg.AssetKey("champion_model"), limit=_PROMOTIONS_SEARCHED)
+    for record in events.records:
+        event = record.asset_materialization
+        if event is None or (event.tags or {}).get("dagster/data_version") != str(number):
+            break
+        since = record.timestamp
+    return _time(since)
+
+
+def last_runs(instance: dg.DagsterInstance) -> list[Run]:
+    """The last runs, the newest first."""
+    known = known_batches(instance)
+    return [
+        Run(
+            run_id=record.dagster_run.run_id,
+            job=record.dagster_run.job_name,
+            status=record.dagster_run.status.value,
+            began=str(_time(_start_time(record))),
+            ended=_time(record.end_time),
+            batches=batches_of(record.dagster_run, known),
+        )
+        for record in instance.get_run_records(limit=_RUNS_SHOWN)
+    ]
+
+
+def _failures(instance: dg.DagsterInstance) -> dict[str, float]:
+    """Batches whose last run failed, with its start in seconds since 1970."""
+    known = known_batches(instance)
+    last: dict[str, Any] = {}
+    for record in instance.get_run_records(dg.RunsFilter(statuses=_FINISHED), limit=_RUNS_SEARCHED):
+        for batch in batches_of(record.dagster_run, known):
+            last.setdefault(batch, record)
+    failure = dg.DagsterRunStatus.FAILURE
+    return {batch: _start_time(record) for batch, record in last.items() if record.dagster_run.status == failure}
+
+
+def _start_time(record: Any) -> float:
+    return float(record.start_time or record.create_timestamp.timestamp())
+
+
+def _time(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(" ", "seconds")

@@ -1,0 +1,1 @@
+"""Scoring: the Spark scorer, its workers and the store of finished completions."""

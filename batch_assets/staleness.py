@@ -1,0 +1,126 @@
+"""Decide whether a batch of a table is stale."""
+
+from collections.abc import Mapping, Set
+from typing import Any
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.lake import BatchSnapshot
+
+_INPUT_TABLE = "input_table"
+
+
+def input_version(table: BatchSnapshot, batch: str) -> int:
+    """The table version that last changed a batch.
+
+    Raises:
+        BatchAssetsError: the batch is not in the table.
+    """
+    commit = table.last_commit(batch)
+    if commit is None:
+        raise BatchAssetsError(
+            f"batch {batch} is not in {table.table.name} at version {table.version}; materialize prod_data for this "
+            "batch first"
+        )
+    return commit.version
+
+
+def input_metadata(table: BatchSnapshot, batch: str) -> dict[str, Any]:
+    """Commit metadata that identifies the input of a batch: the table version and the table id.
+
+    Raises:
+        BatchAssetsError: the batch is not in the table.
+    """
+    return {"input_version": input_version(table, batch), _INPUT_TABLE: table.table_id}
+
+
+def is_stale(output: BatchSnapshot, batch: str, recorded: Mapping[str, Any], newest_input: int) -> bool:
+    """Whether the metadata of a batch's last commit differs from what a run would record now.
+
+    If the last commit used a newer input version than this run, another run has superseded it: the batch is not stale.
+
+    Args:
+        output: current snapshot of the output table.
+        batch: key of the batch.
+        recorded: metadata that a run would record now, limited to keys whose difference requires a new run; must have
+            ``input_version``.
+        newest_input: newest version of the input; a commit with a later version used a table that no longer exists.
+    """
+    commit = output.last_commit(batch)
+    if commit is None:
+        return True
+    # Commits of older releases don't record the table id.
+    table = commit.metadata.get(_INPUT_TABLE, recorded.get(_INPUT_TABLE))
+    if table != recorded.get(_INPUT_TABLE):
+        return True
+    if recorded["input_version"] < commit.metadata.get("input_version", -1) <= newest_input:
+        return False
+    return any(commit.metadata.get(key) != value for key, value in recorded.items() if key != _INPUT_TABLE)
+
+
+def stale_batches(
+    documents: BatchSnapshot,
+    output: BatchSnapshot,
+    busy: Set[str],
+    rescored: Set[str] = frozenset(),
+    champion: int | None = None,
+) -> list[str]:
+    """Batches whose last output commit does not match the current input, in order.
+
+    Args:
+        documents: current snapshot of ``m4_1_prod_data``.
+        output: current snapshot of ``m4_1_batch_inference``.
+        busy: batches of runs that are queued or running.
+        rescored: batches that a new champion makes stale.
+        champion: version number of the champion.
+    """
+    stale = []
+    for batch in _batches(documents, output, busy):
+        expected = input_metadata(documents, batch)
+        if batch in rescored and champion is not None:
+            expected["model_version"] = champion
+        if is_stale(output, batch, expected, documents.version):
+            stale.append(batch)
+    return stale
+
+
+def unfinished_batches(
+    documents: BatchSnapshot,
+    scored: BatchSnapshot,
+    answered: BatchSnapshot,
+    quality: BatchSnapshot,
+    busy: Set[str],
+) -> list[str]:
+    """Scored batches whose ``ai_query`` answers or quality metrics are outdated because a run failed after scoring.
+
+    Args:
+        documents: ``m4_1_prod_data``.
+        scored: ``m4_1_batch_inference``.
+        answered: ``ai_query_inference``.
+        quality: ``summary_quality``.
+        busy: batches of runs that are queued or running.
+    """
+    return [
+        batch
+        for batch in _batches(documents, scored, busy)
+        if scored.last_commit(batch) is not None
+        and (
+            is_stale(answered, batch, input_metadata(documents, batch), documents.version)
+            or is_stale(quality, batch, quality_input_metadata(scored, answered, batch), scored.version)
+        )
+    ]
+
+
+def quality_input_metadata(scored: BatchSnapshot, answered: BatchSnapshot, batch: str) -> dict[str, Any]:
+    """Commit metadata that identifies the two inputs of ``summary_quality``.
+
+    Raises:
+        BatchAssetsError: the batch is not in one of the tables.
+    """
+    return {**input_metadata(scored, batch), "ai_query_version": input_version(answered, batch)}
+
+
+def _batches(documents: BatchSnapshot, output: BatchSnapshot, busy: Set[str]) -> list[str]:
+    existing = documents.batches()
+    # A batch that was deleted from the documents still has its summaries.
+    deleted = [batch for batch in sorted({*output.batches()} - {*existing}) if documents.last_commit(batch) is not None]
+    return [batch for batch in (*existing, *deleted) if batch not in busy]

@@ -1,0 +1,69 @@
+"""The examples of docs/contributing.md, applied to a copy of the package and used."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from batch_assets_tests.docs_pages import ROOT, Block, blocks
+
+PROGRAM = """
+from batch_assets.definitions import build_defs
+from batch_assets.engines.catalog import load_engine
+from batch_assets.engines.contract import ScoringModel, generate
+from batch_assets.models.checkpoint_sources import HubCheckpoint, checkpoint_source
+from batch_assets.settings import Settings
+from batch_assets.sources.configured import scored_dataset
+
+settings = Settings(engine="shout", dataset="poem.txt")
+model = ScoringModel("m", 1, "", "", {}, None, settings.engine, "float32", 0)
+assert [completion.text for completion in generate(load_engine(model, 1), ["a", "b"])] == ["A", "B"]
+
+dataset = scored_dataset(settings)
+dataset.check()
+assert [record.fields["document"] for record in dataset.records("poem")] == ["First.", "Second."]
+
+checks = build_defs(settings=settings).resolve_asset_graph().asset_check_keys
+assert "has_model_card" in {key.name for key in checks}
+
+source = checkpoint_source(settings)
+assert isinstance(source, HubCheckpoint) and source.name == "google/flan-t5-small"
+"""
+
+
+def insert(path: Path, before: str, text: str) -> None:
+    content = path.read_text()
+    assert content.count(before) == 1
+    path.write_text(content.replace(before, text + before))
+
+
+@pytest.fixture
+def examples() -> list[Block]:
+    return [block for block in blocks("docs/contributing.md") if block.language == "python"]
+
+
+def test_an_engine_a_source_a_check_and_a_default_model_take_what_the_page_says(tmp_path, examples):
+    package = shutil.copytree(ROOT / "batch_assets", tmp_path / "batch_assets")
+    engine, dataset, opening, check, model = examples
+    for block in (engine, dataset):
+        (tmp_path / block.file).write_text(block.text)
+    configured = package / "sources" / "configured.py"
+    insert(configured, "    if name == EMBEDDED_DATASET:\n        return ACL", opening.text)
+    insert(configured, "from batch_assets.settings", "from batch_assets.sources.lines import LineDataset\n")
+    checks = package / "graph" / "model_checks.py"
+    checks.write_text(re.sub(r"MODEL_CHECKS = .*\n", "", checks.read_text()) + check.text)
+    settings = package / "settings.py"
+    content = settings.read_text()
+    changed = re.sub(r"    model: str = Field\(.*\n", model.text, content)
+    assert changed != content
+    settings.write_text(changed)
+    (tmp_path / "poem.txt").write_text("First.\nSecond.\n")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "BATCH_ASSETS_HOME": str(tmp_path / "home")}
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr

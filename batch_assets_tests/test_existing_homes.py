@@ -1,0 +1,83 @@
+"""A home that an earlier release left behind opens whole: nothing is lost, nothing is stale, nothing is scored."""
+
+import json
+
+import dagster as dg
+import pytest
+
+from batch_assets.definitions import build_defs
+from batch_assets.graph.partitions import known_batches
+from batch_assets.lake.contracts import TABLES
+from batch_assets.lake.lake import Lake
+from batch_assets.models.registry import CHAMPION, versions, with_alias
+from batch_assets.models.tracking import connect
+from batch_assets.operations.local_runs import materialize
+from batch_assets.operations.status import status_of
+from batch_assets.resources.dagster_storage import open_instance
+from batch_assets.resources.registry import ModelRegistry
+from batch_assets.settings import Settings
+from batch_assets_tests.recorded_home import BATCHES, unpack
+from batch_assets_tests.servers import ChatServer, completion
+
+# Materializations in the home, by asset: one for each batch, and those that have no batches.
+EVENTS = dict.fromkeys(("prod_data", "batch_inference", "ai_query_inference", "summary_quality"), 3)
+EVENTS |= {"logged_model": 1, "model_evaluation": 1, "champion_model": 1, "quality_report": 2}
+
+
+@pytest.fixture
+def server():
+    with ChatServer(lambda body, number: completion("Something new.")) as server:
+        yield server
+
+
+@pytest.fixture
+def settings(tmp_path, server, monkeypatch) -> Settings:
+    for name, value in unpack(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    endpoints = tmp_path / "home" / "endpoints.toml"
+    endpoints.write_text(f'[endpoints.counted]\nbase_url = "{server.url}"\nmodel = "m"\n')
+    monkeypatch.setenv("BATCH_ASSETS_ENDPOINTS", str(endpoints))
+    return Settings(mlflow_tracking_uri=None, mlflow_registry_uri=None)
+
+
+def events(instance: dg.DagsterInstance) -> dict[str, int]:
+    keys = instance.all_asset_keys()
+    counted = {key.to_user_string(): len(instance.fetch_materializations(key, limit=100).records) for key in keys}
+    return {name: count for name, count in counted.items() if count}
+
+
+def test_partitions_events_cursors_and_switches_are_those_that_were_left(settings):
+    with open_instance(settings) as instance:
+        repository = build_defs(settings=settings).get_repository_def()
+        assert known_batches(instance) == [*BATCHES]
+        assert events(instance) == EVENTS
+        assert [run.status for run in instance.get_runs()] == [dg.DagsterRunStatus.SUCCESS] * 3
+        states = {state.instigator_name: state for state in instance.all_instigator_state()}
+        automations = {item.name for item in (*repository.sensor_defs, *repository.schedule_defs)}
+        assert set(states) <= automations
+        assert states["weekly_upkeep"].status.value == "STOPPED"
+        assert json.loads(states["landing_sensor"].instigator_data.cursor) == {"files": {}, "asked": {}}
+        assert states["champion_sensor"].instigator_data.cursor == "1"
+        resources = {"lake": Lake.of(settings), "registry": ModelRegistry(settings)}
+        for name in ("landing_sensor", "prod_data_sensor", "champion_sensor"):
+            left = states[name].instigator_data.cursor
+            context = dg.build_sensor_context(
+                instance=instance, cursor=left, repository_def=repository, resources=resources
+            )
+            assert list(repository.get_sensor_def(name).evaluate_tick(context).run_requests or []) == []
+    assert [(batch.batch, batch.state) for batch in status_of(settings).batches] == [
+        (batch, "scored") for batch in BATCHES
+    ]
+
+
+def test_a_run_scores_asks_logs_and_registers_nothing(settings, server, spark):
+    lake, client = Lake.of(settings), connect(settings)
+    tables = {table.name: lake.open(table).version for table in TABLES}
+    with open_instance(settings) as instance:
+        failures = materialize(build_defs(settings=settings), instance, "materialize_all", list(BATCHES))
+        assert failures == []
+    assert {table.name: lake.open(table).version for table in TABLES} == tables
+    assert server.requests == []
+    (version,) = versions(client, settings.registered_model)
+    assert with_alias(client, settings.registered_model, CHAMPION).number == version.number == 1
+    assert len(client.search_runs([client.get_experiment_by_name(settings.experiment).experiment_id])) == 1
