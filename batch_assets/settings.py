@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import pkgutil
 import re
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,11 @@ PREFIX = "BATCH_ASSETS_"
 
 # Each engine is a module in the folder engines.
 ENGINE_NAMES = tuple(
-    sorted(path.stem.removesuffix("_engine") for path in Path(__file__).with_name("engines").glob("*_engine.py"))
+    sorted(
+        module.name.removesuffix("_engine")
+        for module in pkgutil.iter_modules([str(Path(__file__).with_name("engines"))])
+        if module.name.endswith("_engine")
+    )
 )
 
 EMBEDDED_MODEL = "smollm2"

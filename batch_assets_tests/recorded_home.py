@@ -5,11 +5,11 @@ again by a later one: tests open it to see that homes of earlier releases keep w
 """
 
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
 import tarfile
-import tempfile
 from contextlib import closing
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from batch_assets_tests.conftest import SMALL_T5, environment, write_json_lines
 from batch_assets_tests.servers import ChatServer, completion
 from batch_assets_tests.test_proof_daemon import Deployment, wait_until
 
+ROOT = Path(__file__).parent.parent
 ARCHIVE = Path(__file__).with_name("recorded-home.tar.xz")
 # Where it was recorded: MLflow keeps absolute addresses of artifacts.
-RECORDED_IN = Path(tempfile.gettempdir()) / "recorded-home"
+RECORDED_IN = Path("/tmp/recorded-home")
 BATCHES = ("monday", "tuesday", "wednesday")
 # What the run and the later commands have in common. One engine, so that no conversion has to be kept.
 _VALUES = {"ENGINE": "transformers", "MODEL_NAME": "summarizer", "SAMPLES": "1"}
@@ -60,7 +61,8 @@ def record(folder: Path) -> None:
             wait_until(lambda: deployment.is_quiet({str(name) for name in ids}), 300, "the landed file is not scored")
         finally:
             deployment.stop()
-    stop = ["-m", "dagster", "schedule", "stop", "weekly_upkeep", "-m", "batch_assets.definitions"]
+    # In the code location that the UI serves: switches and cursors belong to one.
+    stop = ["-m", "dagster", "schedule", "stop", "weekly_upkeep", "-w", str(ROOT / "workspace.yaml")]
     env = deployment.env | {"DAGSTER_HOME": str(deployment.home / "dagster")}
     subprocess.run([sys.executable, *stop], env=env, check=True)
     for path in [*folder.rglob(_WEIGHTS), *folder.rglob("*.log"), *folder.rglob("*.lock")]:
@@ -68,11 +70,34 @@ def record(folder: Path) -> None:
     for part in ("storage", "logs"):
         shutil.rmtree(deployment.home / "dagster" / part, ignore_errors=True)
     for database in folder.rglob("*.db"):
+        # Nothing of the machine that it was recorded on.
+        _replace_texts(
+            database, {sys.prefix: "/opt/venv", str(ROOT): "/opt/batch_assets", socket.gethostname(): "host"}
+        )
         with closing(sqlite3.connect(database)) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             connection.execute("VACUUM")
+
+    def without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        member.uid = member.gid = 0
+        member.uname = member.gname = ""
+        return member
+
     with tarfile.open(ARCHIVE, "w:xz") as archive:
-        archive.add(folder, ".")
+        archive.add(folder, ".", filter=without_owner)
+
+
+def _replace_texts(database: Path, texts: dict[str, str]) -> None:
+    """Replace texts in all columns of an SQLite database."""
+    with closing(sqlite3.connect(database)) as connection, connection:
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        for table in tables:
+            for _, column, kind, *_ in connection.execute(f'PRAGMA table_info("{table}")').fetchall():
+                for old, new in texts.items() if kind.startswith(("VARCHAR", "TEXT")) else ():
+                    statement = (
+                        f'UPDATE "{table}" SET "{column}" = replace("{column}", ?, ?) WHERE instr("{column}", ?)'
+                    )
+                    connection.execute(statement, (old, new, old))
 
 
 def unpack(folder: Path) -> dict[str, str]:
@@ -81,13 +106,7 @@ def unpack(folder: Path) -> dict[str, str]:
         archive.extractall(folder, filter="data")
     for config in folder.rglob("config.json"):
         shutil.copy(SMALL_T5 / _WEIGHTS, config.with_name(_WEIGHTS))
-    with closing(sqlite3.connect(folder / "home" / "mlflow" / "mlflow.db")) as database, database:
-        tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        for table in tables:
-            for _, column, kind, *_ in database.execute(f'PRAGMA table_info("{table}")').fetchall():
-                if kind.startswith(("VARCHAR", "TEXT")):
-                    statement = f'UPDATE "{table}" SET "{column}" = replace("{column}", ?, ?)'
-                    database.execute(statement, (str(RECORDED_IN), str(folder)))
+    _replace_texts(folder / "home" / "mlflow" / "mlflow.db", {str(RECORDED_IN): str(folder)})
     return environment(folder / "home", ENDPOINT="counted", EVALUATION_ROWS="3", **values_in(folder))
 
 

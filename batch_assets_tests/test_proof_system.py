@@ -170,7 +170,7 @@ def test_the_uis_show_the_state_a_batch_is_materialized_from_there_and_new_data_
         launched = graphql(
             dagster,
             """mutation($e: ExecutionParams!){launchPipelineExecution(executionParams: $e){__typename
-            ... on LaunchRunSuccess{run{runId}} ... on PythonError{message}}}""",
+            ... on LaunchRunSuccess{run{runId}} ... on PythonError{message} ... on InvalidSubsetError{message}}}""",
             e={
                 "selector": {
                     "repositoryName": "__repository__",

@@ -1,13 +1,17 @@
 import csv
 import gzip
 import json
+import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.contracts import PROD_DATA, PROD_DATA_REJECTED
+from batch_assets.lake.forgotten import remember
 from batch_assets.sources.aclsum import ACLSumDataset
 from batch_assets.sources.configured import evaluation_dataset, scored_dataset
 from batch_assets.sources.files import FileDataset
@@ -198,7 +202,7 @@ def test_a_source_is_read_once_for_all_its_batches_and_not_at_all_where_it_has_n
             return super().read(part)
 
     path = tmp_path / "a.jsonl"
-    for offset, times in ((0, 1), (0, 0), (50, 1)):
+    for offset, times in ((0, 1), (0, 0), (50, 2)):
         write_json_lines(path, [{"id": str(n), "document": str(n + offset)} for n in range(7)])
         opened.clear()
         dataset = Counted(str(path), 2)
@@ -208,6 +212,24 @@ def test_a_source_is_read_once_for_all_its_batches_and_not_at_all_where_it_has_n
             row for batch in dataset.batches() for part in lake.open(PROD_DATA).read(batch) for row in part.to_pylist()
         ]
         assert sorted(int(row["document"]) - offset for row in stored) == list(range(7))
+
+
+def test_a_batch_comes_back_whole_where_another_writer_deleted_its_rows_or_a_document_is_no_longer_forgotten(
+    tmp_path, lake
+):
+    path = write_json_lines(tmp_path / "a.jsonl", [{"id": str(n), "document": "text"} for n in range(3)])
+
+    def land() -> tuple[int, bool]:
+        landed = land_batch(FileDataset(str(path), 10), lake, "a", "run")
+        return landed.rows, landed.changed
+
+    assert (land(), land()) == ((3, True), (3, False))
+    remember(lake, "1")
+    assert (land(), land()) == ((2, True), (2, False))
+    shutil.rmtree(Path(lake.uri, lake.catalog, lake.schema, "_forgotten"))
+    assert (land(), land()) == ((3, True), (3, False))
+    DeltaTable(lake.table_uri(PROD_DATA)).delete("batch = 'a'")
+    assert (land(), land()) == ((3, True), (3, False))
 
 
 def test_a_batch_is_never_replaced_from_another_file_of_the_same_name(tmp_path, lake):

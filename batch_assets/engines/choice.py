@@ -169,6 +169,8 @@ def _refusal(engine: EngineSpec, model: ScoringModel, settings: Settings) -> str
     if model.parameters.get("do_sample") and not engine.repeats_samples:
         return f"the model samples, and only the engine {REFERENCE.name} reproduces the sampled text of each row"
     refusal = engine.refuses(model)
+    if refusal is None and engine.convert is None and settings.dtype == "int8":
+        return "it has no 8-bit weights"
     if refusal is not None or engine.convert is None:
         return refusal
     if settings.dtype not in ("float32", "int8"):

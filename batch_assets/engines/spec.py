@@ -39,6 +39,10 @@ class EngineSpec:
     auto_order: int | None = None
     extra: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.auto_order is not None and self.convert is None:
+            raise ValueError(f"the engine {self.name}: auto uses only engines whose conversion is compared")
+
     @property
     def is_installed(self) -> bool:
         """Whether the engine's package can be imported."""

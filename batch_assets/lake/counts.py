@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.contracts import AI_QUERY_INFERENCE, BATCH_INFERENCE
@@ -65,6 +66,7 @@ def check_rows(batch: str, staged: Iterable[StagedFile], expected: int) -> None:
         )
 
 
+@lru_cache(maxsize=4)
 def counts_by_batch(table: BatchSnapshot) -> dict[str, Counts | None]:
     """Return the counts of every batch from the log's statistics; None for a batch without statistics."""
     files = table.delta.add_actions()

@@ -17,7 +17,6 @@ from batch_assets.lake.features import UnreadableTableError
 from batch_assets.lake.missing_table import MissingTable
 from batch_assets.lake.snapshot import DataFile, schema_difference
 from batch_assets.lake.staging import StagedFile, StagingArea
-from batch_assets.lake.storage import file_system
 from batch_assets.lake.writable_table import Transaction, WritableTable, create_table
 from batch_assets.names import check_batch, check_name, is_batch
 
@@ -227,12 +226,6 @@ class BatchSnapshot:
             self.uri, self.storage_options, self.table.arrow_schema, [PARTITION], summed=self.table.summed_columns
         )
         return area.only({PARTITION: check_batch(batch)})
-
-    def discard(self, staged: Sequence[StagedFile]) -> None:
-        """Delete staged files that will not be committed."""
-        files = file_system(self.uri, self.storage_options)
-        for file in staged:
-            files.delete_file(file.path)
 
     @contextmanager
     def raise_if_superseded(self, batch: str) -> Iterator[None]:

@@ -58,7 +58,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
 
 
 def _dagster(settings: Settings) -> list[str]:
-    workspace = Path(__file__).parent.parent / "workspace.yaml"
+    workspace = Path(__file__).parents[2] / "workspace.yaml"
     location = ["-w", str(workspace)] if workspace.exists() else ["-m", "batch_assets.definitions"]
     address = ["-h", "127.0.0.1", "-p", str(settings.ui_port)]
     return [sys.executable, "-m", "dagster", "dev", *location, *address, "--log-level", "warning"]

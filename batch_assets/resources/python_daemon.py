@@ -9,6 +9,7 @@ import pandas as pd  # noqa: F401 - PySpark imports it in each worker that excha
 import pyspark.worker  # noqa: F401
 from pyspark.daemon import manager
 
+import batch_assets.engines.catalog
 import batch_assets.lake.deltars
 import batch_assets.scoring.worker  # noqa: F401
 

@@ -19,6 +19,9 @@ _SUFFIX_ROOM = 8
 # Records to check. One bad record must not fail the whole file; it is rejected later.
 _CHECKED_RECORDS = 100
 
+# A changed batch is read twice: once to see that it changed.
+_MAX_READERS = 2
+
 
 @dataclass(frozen=True)
 class Part:
@@ -55,7 +58,7 @@ class Dataset(ABC):
         self.name = name
         self._batch_rows = batch_rows
         self._limit = limit
-        self._reader: tuple[Part, int, Iterator[Record]] | None = None
+        self._readers: list[tuple[Part, int, Iterator[Record]]] = []
 
     @abstractmethod
     def parts(self) -> list[Part]:
@@ -99,13 +102,15 @@ class Dataset(ABC):
     def records(self, batch: str) -> Iterator[Record]:
         """Records of one batch, in order. Reading consecutive batches goes through each part only once."""
         wanted = self._slices[batch]
-        if self._reader is not None and self._reader[:2] == (wanted.part, wanted.start):
-            records = self._reader[2]
+        place = (wanted.part, wanted.start)
+        reader = next((reader for reader in self._readers if reader[:2] == place), None)
+        if reader is None:
+            reader = (*place, islice(self.read(wanted.part), wanted.start, None))
         else:
-            records = islice(self.read(wanted.part), wanted.start, None)
-        self._reader = None
+            self._readers.remove(reader)
+        records = reader[2]
         yield from islice(records, wanted.stop - wanted.start)
-        self._reader = (wanted.part, wanted.stop, records)
+        self._readers = [*self._readers, (wanted.part, wanted.stop, records)][-_MAX_READERS:]
 
     def provenance(self, batch: str) -> dict[str, Any]:
         """The source of the batch: names, sizes and digests."""

@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow as pa
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.commit_log import Commit
 from batch_assets.lake.contracts import PROD_DATA, PROD_DATA_REJECTED
 from batch_assets.lake.forgotten import digest_of, forgotten
 from batch_assets.lake.lake import Lake
@@ -59,19 +58,31 @@ def land_batch(dataset: Dataset, lake: Lake, batch: str, run_id: str) -> LandedB
             "set BATCH_ASSETS_DATASET to the data set that it came from"
         )
     forgotten_ids = forgotten(lake)
+    excluded = hashlib.sha256("".join(sorted(forgotten_ids)).encode()).hexdigest() if forgotten_ids else ""
     provenance = dataset.provenance(batch)
-    unchanged = LandedBatch(
-        -1 if commit is None else commit.version, table.rows(batch), rejected_table.rows(batch), changed=False
-    )
-    if commit is not None and commit.metadata.get("provenance") == provenance and not forgotten_ids:
-        return unchanged
-    records = validate(dataset.records(batch), lambda key: bool(forgotten_ids) and digest_of(key) in forgotten_ids)
+
+    def items() -> Iterator[Document | Rejected]:
+        return validate(dataset.records(batch), lambda key: bool(forgotten_ids) and digest_of(key) in forgotten_ids)
+
+    if commit is not None:
+        recorded = commit.metadata
+        # The same source without the same documents has the same records, and needn't be read.
+        is_same = (recorded.get("provenance"), recorded.get("forgotten", "")) == (provenance, excluded)
+        if is_same or recorded.get("digest") == _digest_of(items()):
+            return LandedBatch(commit.version, table.rows(batch), rejected_table.rows(batch), changed=False)
+        # Without a source, the last commit is another writer's, who deleted all rows of the batch.
+        source = recorded.get("provenance", {}).get("source", provenance["source"])
+        if source != provenance["source"]:
+            raise BatchAssetsError(
+                f"the batch {batch} was made from {source}, and {provenance['source']} would replace it: rename the "
+                "file, or set BATCH_ASSETS_SCHEMA to another name"
+            )
     now = datetime.now(UTC)
     documents = TableWriter(table.staging_area(batch))
     rejected = TableWriter(rejected_table.staging_area(batch))
     counts = {"documents": 0, "rejected": 0}
     digest = hashlib.sha256()
-    for chunk in _chunks(records):
+    for chunk in _chunks(items()):
         _update_digest(digest, chunk)
         landed = [
             {"id": i.id, "document": i.document, "summary": i.summary, "source": i.source, "landed_at": now}
@@ -83,23 +94,18 @@ def land_batch(dataset: Dataset, lake: Lake, batch: str, run_id: str) -> LandedB
         rejected.write(pa.Table.from_pylist(rejected_rows, schema=PROD_DATA_REJECTED.file_schema))
         counts["documents"] += len(landed)
         counts["rejected"] += len(rejected_rows)
-    staged, staged_rejected = documents.close(), rejected.close()
-    if commit is not None and (
-        commit.metadata.get("digest") == digest.hexdigest() or _source(commit) != provenance["source"]
-    ):
-        table.discard(staged)
-        rejected_table.discard(staged_rejected)
-        if commit.metadata.get("digest") == digest.hexdigest():
-            return unchanged
-        raise BatchAssetsError(
-            f"the batch {batch} was made from {_source(commit)}, and {provenance['source']} would replace it: rename "
-            "the file, or set BATCH_ASSETS_SCHEMA to another name"
-        )
-    metadata = {"run_id": run_id, "digest": digest.hexdigest(), "provenance": provenance, **counts}
+    metadata = {
+        "run_id": run_id,
+        "digest": digest.hexdigest(),
+        "provenance": provenance,
+        "forgotten": excluded,
+        **counts,
+    }
     # Rejected records first: if a run dies in between, the next one finds the batch unlanded and writes both again.
+    staged_rejected = rejected.close()
     if staged_rejected or rejected_table.files(batch):
         rejected_table.replace(batch, staged_rejected, metadata)
-    version = table.replace(batch, staged, metadata)
+    version = table.replace(batch, documents.close(), metadata)
     return LandedBatch(version, counts["documents"], counts["rejected"], changed=True)
 
 
@@ -121,10 +127,6 @@ def obsolete_batches(dataset: Dataset, lake: Lake) -> list[str]:
     return left_over
 
 
-def _source(commit: Commit) -> str:
-    return str(commit.metadata["provenance"]["source"])
-
-
 def _chunks(items: Iterator[Document | Rejected]) -> Iterator[list[Document | Rejected]]:
     chunk: list[Document | Rejected] = []
     characters = 0
@@ -139,6 +141,12 @@ def _chunks(items: Iterator[Document | Rejected]) -> Iterator[list[Document | Re
 
 def _characters(item: Document) -> int:
     return len(item.id) + len(item.document or "") + len(item.summary or "")
+
+
+def _digest_of(items: Iterator[Document | Rejected]) -> str:
+    digest = hashlib.sha256()
+    _update_digest(digest, items)
+    return digest.hexdigest()
 
 
 def _update_digest(digest: "hashlib._Hash", items: Iterable[Document | Rejected]) -> None:
