@@ -1,4 +1,4 @@
-"""A cluster on loopback whose executors have the package from its wheel, and nothing of this checkout."""
+"""A cluster on loopback whose executors have the package from its wheel, and nothing from this checkout."""
 
 import os
 import shutil
@@ -16,9 +16,9 @@ CHECKOUT = Path(__file__).parents[1]
 
 
 def python_with_wheel(folder: Path) -> Path:
-    """An environment with the package's wheel and the dependencies that are installed here; its interpreter."""
+    """Create an environment with the package's wheel and the dependencies installed here; returns its interpreter."""
     wheels, source = folder / "wheels", folder / "source"
-    # A build leaves files beside what it builds from.
+    # Build from a copy, because a build leaves files beside its source.
     shutil.copytree(CHECKOUT / "batch_assets", source / "batch_assets", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(CHECKOUT / name, source)
@@ -29,14 +29,14 @@ def python_with_wheel(folder: Path) -> Path:
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "environment")}))
     unpack = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(packages), str(wheel)]
     subprocess.run(unpack, check=True, cwd=folder)
-    # As a path only: this checkout is on the path here by a .pth file of its own, which is not read there.
+    # The path alone: .pth files inside that folder, such as this checkout's, have no effect there.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     return folder / "environment" / "bin" / "python"
 
 
 @contextmanager
 def loopback_cluster(folder: Path, **shape) -> Iterator[Cluster]:
-    """A standalone cluster that knows nothing of this checkout; temporary files lie in ``folder / "tmp"``."""
+    """A standalone cluster that knows nothing about this checkout; its temporary files are in ``folder / "tmp"``."""
     (folder / "tmp").mkdir(parents=True)
     before = dict(os.environ)
     os.environ["TMPDIR"] = str(folder / "tmp")

@@ -1,4 +1,4 @@
-"""What tests share: one Spark session, two small trained models, one converted SmolLM2, one set of documents."""
+"""Shared fixtures: a Spark session, two small trained models, a converted SmolLM2 and a set of documents."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ def _no_settings_from_outside(monkeypatch):
 
 @pytest.fixture(scope="session", autouse=True)
 def _mlflow_tables_made_once(tmp_path_factory):
-    """Homes in this process get a copy of tables that MLflow made once; making them takes three seconds each time."""
+    """Homes in this process get a copy of tables that MLflow created once; creating them takes three seconds."""
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "mlflow"
     made, make = shared / "mlflow.db", tracking._make_database
@@ -59,7 +59,7 @@ def _mlflow_tables_made_once(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory):
-    """One session for all tests; the resource of a run uses it and leaves it running."""
+    """One session for all tests; a run's resource uses it and leaves it running."""
     from batch_assets.resources.java import check_java
     from batch_assets.resources.spark import SparkResource
 
@@ -71,13 +71,13 @@ def spark(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def t5_folder(tmp_path_factory) -> Path:
-    """A copy of the small trained encoder-decoder (small_t5.py says how it was made)."""
+    """A copy of the small trained encoder-decoder (small_t5.py shows how it was trained)."""
     return Path(shutil.copytree(SMALL_T5, tmp_path_factory.mktemp("models") / SMALL_T5.name))
 
 
 @pytest.fixture(scope="session")
 def smollm2_checkpoints(tmp_path_factory) -> Path:
-    """A folder of checkpoints with the embedded one, to be linked into homes."""
+    """A folder of checkpoints that contains the embedded one, for homes to link to."""
     from batch_assets.models import smollm2
 
     folder = tmp_path_factory.mktemp("checkpoints")
@@ -86,7 +86,7 @@ def smollm2_checkpoints(tmp_path_factory) -> Path:
 
 
 def log(settings: Settings, example: str = "Some text to summarize."):
-    """Log the model that settings name: an MLflow client, and what was logged."""
+    """Log the model named in the settings; returns an MLflow client and the logged model."""
     from batch_assets.models.checkpoint_sources import checkpoint_source
     from batch_assets.models.logged import log_checkpoint
     from batch_assets.models.tracking import connect
@@ -100,7 +100,7 @@ def log(settings: Settings, example: str = "Some text to summarize."):
 
 
 def registered(settings: Settings, held_out: list):
-    """A champion that was evaluated on held-out documents: settings, client, version."""
+    """A champion evaluated on held-out documents: settings, client, version."""
     from batch_assets.engines.transformers_engine import TransformersEngine
     from batch_assets.models.configured_task import task_of
     from batch_assets.models.evaluation import evaluate
@@ -126,7 +126,7 @@ def registered(settings: Settings, held_out: list):
 
 @pytest.fixture(scope="session")
 def held_out() -> list:
-    """Documents with summaries, on which engines are compared."""
+    """Documents with summaries, for comparing engines."""
     from batch_assets.sources.aclsum import ACLSumDataset
 
     return ACLSumDataset("validation", 25).held_out(5)
@@ -149,14 +149,14 @@ def t5_version(logged_t5):
     """A registered champion made from the small T5: settings, client, version."""
     from batch_assets.models.tracking import connect
 
-    # MLflow has one store a process; the last test may have used another one.
+    # MLflow has one store per process, and the last test may have used another one.
     connect(logged_t5[0])
     return logged_t5
 
 
 @pytest.fixture
 def t5(t5_version, held_out):
-    """The small T5 as it is scored."""
+    """The small T5, ready for scoring."""
     from batch_assets.models.registry import prepare_engine, scoring_model
 
     settings, client, version = t5_version
@@ -175,7 +175,7 @@ def llama_version(logged_llama):
 
 @pytest.fixture(scope="session")
 def documents() -> list[dict[str, str]]:
-    """Real documents in XSum's columns."""
+    """Real documents with XSum's columns."""
     return [
         {
             "id": paper.id,
@@ -198,7 +198,7 @@ def lake(tmp_path) -> Lake:
 
 @pytest.fixture
 def s3(monkeypatch):
-    """A server with the buckets lake and artifacts, found by whatever this test starts."""
+    """A server with the buckets lake and artifacts; everything that the test starts can find it."""
     with s3_server("lake", "artifacts") as variables:
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -207,7 +207,7 @@ def s3(monkeypatch):
 
 @pytest.fixture
 def s3_workers(s3, spark):
-    """Spark's workers find the server too: they have the environment that Spark began with, and what is added here."""
+    """Let Spark's workers find the server too: they get Spark's initial environment plus the server's variables."""
     before = dict(spark.sparkContext.environment)
     spark.sparkContext.environment.update(s3)
     yield
@@ -216,8 +216,8 @@ def s3_workers(s3, spark):
 
 
 def settings_for(home: Path, **values) -> Settings:
-    """Settings as the environment would give them; few documents are evaluated, to save time."""
-    # MLflow writes its store into the environment of the process, where the next settings would find it.
+    """Settings as the environment would give them, but with few documents to evaluate, to save time."""
+    # MLflow writes its store into the environment of the process, where the next settings would pick it up.
     stores = {"mlflow_tracking_uri": None, "mlflow_registry_uri": None}
     return Settings(**{"home": home, "evaluation_rows": 3, "spark_master": "local[2,4]", **stores, **values})
 
@@ -238,7 +238,7 @@ def write_csv(path: Path, rows: list[dict]) -> Path:
 
 
 def environment(home: Path, **settings: str) -> dict[str, str]:
-    """The environment of a command line with these settings."""
+    """The environment of a command with these settings."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     return {**inherited, f"{PREFIX}HOME": str(home), **{f"{PREFIX}{key}": value for key, value in settings.items()}}
 
@@ -247,7 +247,7 @@ BATCH_ASSETS = [sys.executable, "-m", "batch_assets"]
 
 
 def batch_assets(*words: str, env: dict[str, str], timeout: int = 600) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a process."""
+    """Run a batch-assets command as a process."""
     return subprocess.run(
         [*BATCH_ASSETS, *words], env=env, capture_output=True, text=True, timeout=timeout, check=False
     )

@@ -1,6 +1,6 @@
-"""Writers, upkeep and readers of a Delta table, each a process of its own, so that tests can kill and race them.
+"""Writers, upkeep and readers of a Delta table, each in its own process, so that tests can kill and race them.
 
-A partition is whole if all of its rows are of one generation and it has as many as it should.
+A partition is whole if all its rows are of one generation and none is missing or extra.
 """
 
 import multiprocessing
@@ -23,7 +23,7 @@ FILES = 3
 
 CRASHES = ("in the middle of a task", "before the commit", "with an unclear outcome", "after the commit")
 
-# Forked from a server that has done the imports: a process of its own takes two seconds less.
+# Forked from a server that has done the imports, which saves two seconds per process.
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload([__name__])
 
@@ -37,7 +37,7 @@ def kill_this_process() -> None:
 
 
 def replace(uri: str, part: str, generation: str, crash: str | None = None, rows: int = ROWS) -> int:
-    """Replace a partition by rows of one generation in several files, and die on the way if told so."""
+    """Replace a partition with rows of one generation in several files, and die on the way if requested."""
     table = WritableTable.open(uri)
     staged = []
     for number in range(FILES if rows else 0):
@@ -66,7 +66,7 @@ def replace(uri: str, part: str, generation: str, crash: str | None = None, rows
 
 
 def whole(uri: str, part: str, rows: int = ROWS) -> str | None:
-    """The generation of a partition, None if it is empty; an error if it is not whole. Read by deltalake itself."""
+    """The generation of a partition as read by deltalake, or None if it is empty. Fails if it is not whole."""
     found = DeltaTable(uri).to_pyarrow_table(filters=[("part", "=", part)])
     generations = set(found["generation"].to_pylist())
     numbers = sorted(found["number"].to_pylist())
@@ -76,7 +76,7 @@ def whole(uri: str, part: str, rows: int = ROWS) -> str | None:
 
 
 def run(work: Callable[..., Any], *arguments: Any) -> int:
-    """Do something in a process of its own; its exit status."""
+    """Do some work in its own process and return the exit status."""
     process = processes.Process(target=_work_here, args=(dict(os.environ), work, *arguments))
     process.start()
     process.join(120)
@@ -85,7 +85,7 @@ def run(work: Callable[..., Any], *arguments: Any) -> int:
 
 
 def race(contenders: list[tuple[Any, ...]], context: Any = processes) -> list[Any]:
-    """Let functions start at the same moment in processes of their own; what each returned or raised."""
+    """Start functions at the same moment in separate processes, and return what each returned or raised."""
     barrier, results = context.Barrier(len(contenders)), context.Queue()
     started = [
         context.Process(target=_contend, args=(index, barrier, results, dict(os.environ), *contender))
@@ -100,7 +100,7 @@ def race(contenders: list[tuple[Any, ...]], context: Any = processes) -> list[An
 
 
 def _work_here(environment: dict[str, str], work: Callable[..., Any], *arguments: Any) -> Any:
-    """Work with the variables of the test, instead of those that the server began with."""
+    """Work with the test's environment variables instead of those that the server started with."""
     os.environ.clear()
     os.environ.update(environment)
     return work(*arguments)
@@ -110,12 +110,12 @@ def _contend(index: int, barrier: Any, results: Any, *work: Any) -> None:
     barrier.wait(60)
     try:
         results.put((index, _work_here(*work)))
-    except Exception as error:  # given back to the test, which looks at it
+    except Exception as error:  # returned to the test, which checks it
         results.put((index, error))
 
 
 def replace_again_and_again(uri: str, part: str, rounds: int) -> int:
-    """Replace a partition so many times; a replacement that was overtaken is tried again. The number of retries."""
+    """Replace a partition this many times, retrying when another commit came first. Returns the number of retries."""
     overtaken = 0
     for number in range(rounds):
         while True:
@@ -128,7 +128,7 @@ def replace_again_and_again(uri: str, part: str, rounds: int) -> int:
 
 
 def keep_up_until(uri: str, done: str, hours: int) -> int:
-    """Upkeep until a file is there; how many files it put together."""
+    """Run upkeep until a file exists, and return the number of files it compacted."""
     compacted = 0
     while not Path(done).exists():
         compacted += maintain(WritableTable.open(uri), hours, lambda line: None).compacted
@@ -136,18 +136,18 @@ def keep_up_until(uri: str, done: str, hours: int) -> int:
 
 
 def foreign_compaction_until(uri: str, done: str) -> int:
-    """delta-rs's own compaction until a file is there; how many files it removed."""
+    """Run delta-rs's own compaction until a file exists, and return the number of files it removed."""
     removed = 0
     while not Path(done).exists():
         try:
             removed += DeltaTable(uri).optimize.compact()["numFilesRemoved"]
-        except Exception as error:  # it gives up when it was overtaken; everything else is wrong
+        except Exception as error:  # it gives up when another commit came first; any other error is wrong
             assert "oncurrent" in str(error) or "onflict" in str(error) or "commit" in str(error), error
     return removed
 
 
 def poll_until(uri: str, parts: list[str], done: str) -> int:
-    """Read all partitions until a file is there, each time expecting them whole; the number of looks."""
+    """Read all partitions until a file exists, expecting them to be whole each time. Returns the number of reads."""
     looks = 0
     while not Path(done).exists() or not looks:
         for part in parts:

@@ -1,11 +1,11 @@
-"""The pages that people read, and the blocks of commands in them.
+"""The documentation pages and the command blocks in them.
 
-Every block of ``sh``, ``python`` and ``sql`` is run by a test, unless the line before it says why not. What the test
-has to know stands in an HTML comment on the line before a block:
+A test runs every ``sh``, ``python`` and ``sql`` block, unless the line before it says why not. Instructions for the
+test are in an HTML comment on the line before a block:
 
 - ``<!-- not run: needs the Hugging Face hub -->``
 - ``<!-- file: mine/reviews.jsonl -->``: the block is the content of that file
-- ``<!-- background: Press Ctrl-C -->``: the block runs until the page ends; what follows waits for this output
+- ``<!-- background: Press Ctrl-C -->``: the block runs until the page ends; later blocks wait for this output
 """
 
 import re
@@ -22,7 +22,7 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: where it begins, its language, its text, and what the line before it says."""
+    """A fenced block: its position, language and text, and what the line before it says."""
 
     page: str
     line: int
@@ -41,7 +41,7 @@ class Block:
 
 
 def pages() -> list[str]:
-    """README and everything in docs, in the order in which they are run."""
+    """README and everything in docs, in the order in which the tests run them."""
     first = ["README.md", "docs/README.md", "docs/tutorial.md"]
     found = {str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")}
     return [*first, *sorted(found - set(first))]
@@ -68,12 +68,12 @@ def blocks(page: str) -> list[Block]:
 
 
 def links(page: str) -> list[str]:
-    """Targets of the links of a page that lead to files of this project."""
+    """The targets of a page's links to files of this project."""
     text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
     return [target for target in _LINK.findall(text) if "://" not in target]
 
 
 def anchors(path: Path) -> set[str]:
-    """What GitHub names the headings of a page."""
+    """The anchors that GitHub gives a page's headings."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

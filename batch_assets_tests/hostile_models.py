@@ -1,4 +1,4 @@
-"""Model folders whose code leaves a file behind when it runs: as checkpoints, and as versions in the registry."""
+"""Model folders whose code creates a file when it runs, as checkpoints and as registered versions."""
 
 import json
 import pickle
@@ -10,7 +10,7 @@ import yaml
 
 
 class _Payload:
-    """Unpickling it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self._trace = trace
@@ -26,7 +26,7 @@ def _update(path: Path, **values) -> None:
 
 
 def _write_code(path: Path, trace: Path) -> None:
-    """A module with a configuration, a tokenizer and a generate function, that makes a file when it is imported."""
+    """Write a module with a configuration, a tokenizer and a generate function that creates a file when imported."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         f"from pathlib import Path\nPath({str(trace)!r}).touch()\n"
@@ -54,7 +54,7 @@ def nested_configuration_with_architectures(folder: Path, trace: Path) -> None:
 
 
 def nested_configuration_elsewhere(folder: Path, trace: Path) -> None:
-    """The folder itself has no code, only a path to it."""
+    """The folder contains no code, only a path to code elsewhere."""
     nested_configuration(folder, trace)
     elsewhere = folder.with_name(f"{folder.name}-elsewhere")
     (folder / "nested").rename(elsewhere)
@@ -69,7 +69,7 @@ def composed_configuration(folder: Path, trace: Path) -> None:
 
 
 def other_configuration_file(folder: Path, trace: Path) -> None:
-    """transformers reads the file for its own version instead of config.json."""
+    """transformers prefers a configuration file for its own version over config.json."""
     original = (folder / "config.json").read_text()
     nested_configuration_elsewhere(folder, trace)
     (folder / "config.json").rename(folder / "config.4.0.0.json")
@@ -108,7 +108,7 @@ def custom_pipeline(folder: Path, trace: Path) -> None:
 
 
 def custom_generate(folder: Path, trace: Path) -> None:
-    """transformers 4.57 runs it with trust_remote_code=False."""
+    """transformers 4.57 runs this code even with trust_remote_code=False."""
     _write_code(folder / "custom_generate" / "generate.py", trace)
 
 
@@ -126,7 +126,7 @@ def kernels_by_configuration(folder: Path, trace: Path) -> None:
 
 
 def adapter(folder: Path, trace: Path) -> None:
-    """transformers loads the base model that an adapter names instead of the folder."""
+    """transformers loads the base model named by the adapter instead of the folder."""
     base = folder.with_name(f"{folder.name}-base")
     shutil.copytree(folder, base)
     nested_configuration(base, trace)
@@ -178,7 +178,7 @@ def endless_json(folder: Path, trace: Path) -> None:
     (folder / "generation_config.json").write_text("[" * 200_000)
 
 
-# Each with a part of the message that refuses it.
+# Each with part of its error message.
 CHECKPOINTS: dict[Callable[[Path, Path], None], str] = {
     nested_configuration: "evil.py is code|trust_remote_code|model type 'lightglue'|auto_map",
     nested_configuration_with_architectures: "evil.py is code|trust_remote_code|model type 'lightglue'|auto_map",
@@ -232,13 +232,13 @@ def loader_of_its_own(folder: Path, trace: Path) -> None:
 
 
 def code_path(folder: Path, trace: Path) -> None:
-    """A folder that goes before all others on the path of modules."""
+    """A folder that comes first on the module search path."""
     _write_code(folder / "code" / "sentencepiece.py", trace)
     _edit(folder, lambda flavors: flavors["transformers"].update(code="code"))
 
 
 def unknown_model_class(folder: Path, trace: Path) -> None:
-    """MLflow trusts the code of a class that transformers doesn't have."""
+    """MLflow trusts the code of a class that transformers doesn't define."""
     _write_code(folder / "model" / "evil.py", trace)
     auto_map = {"AutoConfig": "evil.EvilConfig", "AutoModelForSeq2SeqLM": "evil.EvilModel"}
     _update(folder / "model" / "config.json", architectures=["EvilModel"], auto_map=auto_map)
@@ -254,7 +254,7 @@ def unknown_tokenizer_class(folder: Path, trace: Path) -> None:
 
 
 def code_in_the_parameters(folder: Path, trace: Path) -> None:
-    """MLflow hands the parameters of a model to generate()."""
+    """MLflow passes the model's parameters to generate()."""
     elsewhere = folder.with_name(f"{folder.name}-elsewhere")
     _write_code(elsewhere / "custom_generate" / "generate.py", trace)
     parameters = {"custom_generate": str(elsewhere), "trust_remote_code": True}

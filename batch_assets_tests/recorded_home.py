@@ -1,7 +1,7 @@
-"""A home that release 0.1 left behind: two batches of a run, one landed file that the sensors scored, one switch.
+"""A home from release 0.1: two batches from a run, one landed file scored by the sensors, and one switch.
 
-``python -m batch_assets_tests.recorded_home`` made ``recorded-home.tar.xz`` with that release. It must not be made
-again by a later one: tests open it to see that homes of earlier releases keep working.
+``python -m batch_assets_tests.recorded_home`` made ``recorded-home.tar.xz`` with that release. Do not make it again
+with a later one: tests open it to check that homes from earlier releases keep working.
 """
 
 import shutil
@@ -19,16 +19,16 @@ from batch_assets_tests.test_proof_daemon import Deployment, wait_until
 
 ROOT = Path(__file__).parent.parent
 ARCHIVE = Path(__file__).with_name("recorded-home.tar.xz")
-# Where it was recorded: MLflow keeps absolute addresses of artifacts.
+# The folder in which it was recorded, because MLflow stores absolute artifact addresses.
 RECORDED_IN = Path("/tmp/recorded-home")
 BATCHES = ("monday", "tuesday", "wednesday")
-# What the run and the later commands have in common. One engine, so that no conversion has to be kept.
+# Settings shared by the run and the later commands. They use one engine, so that no conversion has to be stored.
 _VALUES = {"ENGINE": "transformers", "MODEL_NAME": "summarizer", "SAMPLES": "1"}
 _WEIGHTS = "model.safetensors"
 
 
 def documents(day: str, count: int) -> list[dict[str, str | None]]:
-    """Documents of one batch; the last one has no text."""
+    """The documents of one batch; the last one has no text."""
     texts = [f"On {day}, the council met for the {number}th time and agreed on a budget." for number in range(count)]
     rows: list[dict[str, str | None]] = [
         {"id": f"{day}-{number}", "document": text, "summary": f"The council agreed on {day}."}
@@ -38,13 +38,13 @@ def documents(day: str, count: int) -> list[dict[str, str | None]]:
 
 
 def values_in(folder: Path) -> dict[str, str]:
-    """The settings that the home was made with, by name without prefix."""
+    """The settings that the home was made with, by name without the prefix."""
     data, model = folder / "data" / "*.jsonl", folder / "small-t5"
     return {**_VALUES, "MODEL": str(model), "DATASET": str(data), "EVALUATION_DATASET": str(data)}
 
 
 def record(folder: Path) -> None:
-    """Make the home in a folder, and keep it as the archive."""
+    """Make the home in a folder and save it as the archive."""
     shutil.copytree(SMALL_T5, folder / "small-t5")
     for day in BATCHES[:2]:
         write_json_lines(folder / "data" / f"{day}.jsonl", documents(day, 3))
@@ -61,7 +61,7 @@ def record(folder: Path) -> None:
             wait_until(lambda: deployment.is_quiet({str(name) for name in ids}), 300, "the landed file is not scored")
         finally:
             deployment.stop()
-    # In the code location that the UI serves: switches and cursors belong to one.
+    # Use the code location that the UI serves, because switches and cursors belong to a code location.
     stop = ["-m", "dagster", "schedule", "stop", "weekly_upkeep", "-w", str(ROOT / "workspace.yaml")]
     env = deployment.env | {"DAGSTER_HOME": str(deployment.home / "dagster")}
     subprocess.run([sys.executable, *stop], env=env, check=True)
@@ -70,7 +70,7 @@ def record(folder: Path) -> None:
     for part in ("storage", "logs"):
         shutil.rmtree(deployment.home / "dagster" / part, ignore_errors=True)
     for database in folder.rglob("*.db"):
-        # Nothing of the machine that it was recorded on.
+        # Remove all traces of the machine on which it was recorded.
         _replace_texts(
             database, {sys.prefix: "/opt/venv", str(ROOT): "/opt/batch_assets", socket.gethostname(): "host"}
         )
@@ -101,7 +101,7 @@ def _replace_texts(database: Path, texts: dict[str, str]) -> None:
 
 
 def unpack(folder: Path) -> dict[str, str]:
-    """Put the home into a folder of its own: the environment of the commands that open it."""
+    """Unpack the home into its own folder; returns the environment for commands that open it."""
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(folder, filter="data")
     for config in folder.rglob("config.json"):

@@ -1,8 +1,8 @@
-"""moto as an S3 server in a process of its own: ``python -m batch_assets_tests.s3_server PORT``.
+"""moto as an S3 server in a separate process: ``python -m batch_assets_tests.s3_server PORT``.
 
-delta-rs holds Python's lock while it waits, so a server in the same process would hang. And moto looks whether a key is
-there before it puts one, with nothing in between to keep others out: two requests with ``If-None-Match: *`` can both
-succeed, as no real S3 lets them. Here, one request is answered at a time.
+delta-rs holds Python's lock while it waits, so a server in the same process would hang. Also, moto checks whether a key
+exists before it writes the key, without a lock: two requests with ``If-None-Match: *`` can both succeed, which real S3
+never allows. This server therefore answers one request at a time.
 """
 
 import sys
@@ -14,7 +14,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from werkzeug.serving import run_simple
 
 if __name__ == "__main__":
-    # Threads change places as often as they can, so that what others can come between shows.
+    # Switch threads as often as possible, so that race conditions show.
     sys.setswitchinterval(1e-6)
     moto, one_at_a_time = DomainDispatcherApplication(create_backend_app), threading.Lock()
 

@@ -1,8 +1,8 @@
-"""A driver of its own that scores one batch, and may be killed half-way by its own workers.
+"""A separate driver that scores one batch, and can be killed halfway by its own workers.
 
     python -m batch_assets_tests.scoring_process FILE
 
-The file holds, pickled, what the parameters of run() say.
+The file contains the pickled arguments of run().
 """
 
 import os
@@ -25,11 +25,11 @@ def run(lake, model, batch, seconds, resource, deadline=0, counter=None) -> None
     Args:
         lake: the lake.
         model: the model.
-        batch: key of the batch.
-        seconds: that a document takes at least.
+        batch: the batch key.
+        seconds: minimum time per document.
         resource: fields of the SparkResource.
-        deadline: documents a worker scores before it kills the driver, 0 for none.
-        counter: file that gets a byte for each document that an engine is given.
+        deadline: number of documents a worker scores before it kills the driver; 0 never kills it.
+        counter: file that receives a byte for each document passed to an engine.
     """
     from pyspark import cloudpickle
 
@@ -42,9 +42,9 @@ def run(lake, model, batch, seconds, resource, deadline=0, counter=None) -> None
         def stream(self, documents, batch_tokens=None):
             for place, document in enumerate(documents):
                 if counter is not None:
-                    with open(counter, "ab", buffering=0) as file:  # noqa: PTH123 - one write, which is atomic
+                    with open(counter, "ab", buffering=0) as file:  # noqa: PTH123 - a single write is atomic
                         file.write(b".")
-                # What a larger model would take; nothing is waited for.
+                # Simulates a slower, larger model.
                 time.sleep(seconds)
                 for _, generation in self._engine.stream([document], 0):
                     yield place, generation

@@ -1,4 +1,4 @@
-"""Real servers on loopback: chat servers that answer as they are told, or pass on and count; MLflow, S3, PostgreSQL."""
+"""Real servers on loopback: chat servers with preset replies or as a recording proxy, MLflow, S3, PostgreSQL."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from tools.ports import free_port
 
 Reply = tuple[int, dict[str, str], bytes]
 
-# Replies that are none: the connection is closed, or nothing comes until the server is.
+# Missing replies: the connection is closed, or nothing is sent until the server closes.
 DROPPED: Reply = (0, {}, b"dropped")
 HUNG: Reply = (0, {}, b"hung")
 
@@ -37,17 +37,17 @@ def completion(text: str, finish_reason: str = "stop") -> Reply:
 
 
 class _QuietServer(ThreadingHTTPServer):
-    request_queue_size = 128  # connections that come at the same time; others would wait for a second and more
+    request_queue_size = 128  # simultaneous connections; any more would wait for over a second
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: clients that are told to stop hang up in the middle of a reply."""
+        """Print nothing: clients that are told to stop disconnect in the middle of a reply."""
 
 
 class ChatServer:
-    """Answers POST requests with what ``reply`` says.
+    """Answers POST requests with the result of ``reply``, which can be changed at any time.
 
-    ``reply`` can be changed at any time. Its log is what tests believe: ``requests`` has every body and its headers,
-    ``times`` when it came, ``most_at_once`` how many there were at the same time.
+    Tests rely on its log: ``requests`` holds the body and headers of every request, ``times`` its arrival time, and
+    ``most_at_once`` the highest number of concurrent requests.
     """
 
     def __init__(self, reply: Callable[[dict, int], Reply]) -> None:
@@ -62,7 +62,7 @@ class ChatServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            wbufsize = -1  # headers and body go out together, or the client's kernel waits before it says it got them
+            wbufsize = -1  # headers and body are sent together, or the client's kernel delays its acknowledgement
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -111,7 +111,7 @@ class ChatServer:
 
 
 def passing_on_to(url: str) -> ChatServer:
-    """A server that hands every request to another one: its own log counts what really came over the wire."""
+    """A server that forwards every request to another server, so that its log shows the requests actually sent."""
 
     def reply(body: dict, number: int) -> Reply:
         answer = httpx.post(f"{url}/chat/completions", json=body, timeout=300)
@@ -121,7 +121,7 @@ def passing_on_to(url: str) -> ChatServer:
 
 
 def serve(folder: Path, port: int, *options: str) -> subprocess.Popen[bytes]:
-    """An MLflow server; its store and artifacts are in the folder unless options say otherwise."""
+    """An MLflow server; its store and artifacts are in the folder unless the options override it."""
     folder.mkdir(exist_ok=True)
     command = [
         "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db",
@@ -148,7 +148,7 @@ def stop(server: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def s3_server(*buckets: str) -> Iterator[dict[str, str]]:
-    """An S3 server with some buckets: the variables that lead there."""
+    """Start an S3 server with some buckets, and yield the environment variables that point to it."""
     port = free_port()
     command = [sys.executable, "-m", "batch_assets_tests.s3_server", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -172,7 +172,7 @@ def s3_server(*buckets: str) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def postgres_server(*databases: str) -> Iterator[str]:
-    """A PostgreSQL server with some databases: its address, to which /DATABASE is added."""
+    """Start a PostgreSQL server with some databases, and yield its address; append /DATABASE to it."""
     import psycopg2
 
     found = [shutil.which("initdb"), *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")))]
@@ -181,7 +181,7 @@ def postgres_server(*databases: str) -> Iterator[str]:
         pytest.fail("there is no PostgreSQL: apt-get install postgresql")
     with TemporaryDirectory(prefix="postgres") as name:
         folder, user = Path(name), {}
-        if os.geteuid() == 0:  # which PostgreSQL refuses
+        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
             user = {"user": "nobody", "group": "nogroup", "extra_groups": ()}
             shutil.chown(folder, "nobody", "nogroup")
         options = ["--auth=trust", "--username=somebody", "--encoding=UTF8", "--no-sync"]
@@ -202,7 +202,7 @@ def postgres_server(*databases: str) -> Iterator[str]:
                 connection.close()
             yield f"postgresql+psycopg2://somebody@127.0.0.1:{port}"
         finally:
-            server.send_signal(signal.SIGINT)  # ends the processes of its clients too
+            server.send_signal(signal.SIGINT)  # also ends the processes that serve its clients
             server.wait(30)
 
 

@@ -1,10 +1,10 @@
-"""How the checkpoint in batch_assets_tests/small-llama was made: a small decoder-only model with a chat template.
+"""Creates the checkpoint in batch_assets_tests/small-llama: a small decoder-only model with a chat template.
 
-Like the small T5, it was trained to repeat how a text begins, so that two decoders can be compared, and it is kept in
-the repository, so that every machine tests with the same weights. It takes the way of SmolLM2 through the pipeline:
+Like the small T5, it was trained to repeat the start of a text, so that two decoders can be compared, and it is kept
+in the repository, so that every machine tests with the same weights. It takes SmolLM2's path through the pipeline:
 the same architecture, chat markup and padding.
 
-``python -m batch_assets_tests.small_llama batch_assets_tests/small-llama`` makes it again.
+``python -m batch_assets_tests.small_llama batch_assets_tests/small-llama`` recreates it.
 """
 
 import sys
@@ -16,7 +16,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 MAX_INPUT_TOKENS = 512
-# Documents of many lengths: at one length, it would learn how far back to look rather than where a text begins.
+# Documents of many lengths: with one length, it would learn how far back to look, not where a text begins.
 _STEPS, _BATCH, _SOURCE_TOKENS, _TARGET_TOKENS = 2500, 24, (12, 96), 24
 
 
@@ -53,7 +53,7 @@ def build(folder: Path) -> Path:
     task = Summarization()
 
     def example(text: str, tokens: int) -> tuple[list[int], int]:
-        """The ids of a conversation about the first tokens of a text, and where the answer begins."""
+        """The token ids of a conversation about the start of a text, and the index where the answer begins."""
         ids = tokenizer(text, truncation=True, max_length=tokens, add_special_tokens=False).input_ids
         messages = [
             {"role": "system", "content": task.system_prompt},
@@ -94,7 +94,7 @@ def build(folder: Path) -> Path:
             inputs[place, longest - len(ids) :] = torch.tensor(ids)
             mask[place, longest - len(ids) :] = 1
             labels[place, longest - len(ids) + answer :] = torch.tensor(ids[answer:])
-        # Answers are at the end; for the other places, no scores over the vocabulary are needed.
+        # Answers are at the end; other positions need no scores over the vocabulary.
         hidden = model.model(input_ids=inputs, attention_mask=mask).last_hidden_state[:, -_TARGET_TOKENS - 2 : -1]
         wanted = labels[:, -_TARGET_TOKENS - 1 :]
         loss = torch.nn.functional.cross_entropy(model.lm_head(hidden).flatten(0, 1), wanted.flatten())

@@ -1,11 +1,11 @@
-"""How the checkpoint in batch_assets_tests/small-t5 was made: a small T5, trained to repeat how a text begins.
+"""Creates the checkpoint in batch_assets_tests/small-t5: a small T5, trained to repeat the start of a text.
 
-It carries t5-small's task_specific_params, so that it takes the same way through the pipeline. Random weights
-would do for shapes, but their output distribution is flat: no comparison of two decoders survives the ties.
-The checkpoint is kept in the repository because training takes minutes, and because other processors round
-otherwise: every machine has to test with the same weights.
+It includes t5-small's task_specific_params, so that it takes the same path through the pipeline. Random weights
+would have the right shapes, but their output distribution is flat, and ties would make it impossible to compare
+two decoders. The checkpoint is kept in the repository because training takes minutes, and because processors
+round differently: every machine must test with the same weights.
 
-``python -m batch_assets_tests.small_t5 batch_assets_tests/small-t5`` makes it again.
+``python -m batch_assets_tests.small_t5 batch_assets_tests/small-t5`` recreates it.
 """
 
 import sys
@@ -24,12 +24,12 @@ TASK_SPECIFIC_PARAMS = {
     }
 }
 MAX_INPUT_TOKENS = 512
-# With fewer steps, or shorter texts, it does not learn to copy, and what it says next is a guess.
+# With fewer steps or shorter texts, it does not learn to copy, and its output is a guess.
 _STEPS, _BATCH, _SOURCE_TOKENS, _TARGET_TOKENS = 1000, 32, 96, 24
 
 
 def training_texts() -> list[str]:
-    """Five sentences from each place of the research papers."""
+    """Up to five consecutive sentences, starting at every sentence of the research papers."""
     from aclsum import ACLSum
 
     sections = ["abstract", "introduction", "conclusion"]

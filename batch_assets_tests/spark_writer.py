@@ -1,7 +1,7 @@
-"""A driver that replaces one partition through deltars, as a program, so that tests can kill it.
+"""A driver program that replaces one partition through deltars, so that tests can kill it.
 
 ``python -m batch_assets_tests.spark_writer MASTER TABLE PARTITION GENERATION [WAIT_FOR]``: with WAIT_FOR, its last two
-tasks end only once that file is there.
+tasks wait until that file exists.
 """
 
 import json

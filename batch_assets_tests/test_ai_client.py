@@ -1,4 +1,4 @@
-"""The client of ai_query, against servers that misbehave; what they were asked is what counts."""
+"""The ai_query client against misbehaving servers, judged by the requests they received."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def answers(server: ChatServer, requests: list[str | Request], **fields) -> dict
     return ask(endpoint(server, **fields), requests)
 
 
-def test_every_request_is_asked_once_with_the_endpoints_parameters_and_key(monkeypatch):
+def test_every_request_is_sent_once_with_the_endpoints_parameters_and_key(monkeypatch):
     monkeypatch.setenv("SOME_KEY", "sesame")
     with ChatServer(lambda body, n: completion(body["messages"][0]["content"].upper())) as server:
         found = answers(server, ["a", "b", "c"], parameters={"max_tokens": 5}, api_key_env="SOME_KEY")
@@ -68,14 +68,14 @@ def test_every_request_is_asked_once_with_the_endpoints_parameters_and_key(monke
     ],
     ids=["429", "429 until a date", "500", "503", "truncated", "no choices", "not JSON"],
 )
-def test_a_failure_that_may_pass_is_tried_again(failure):
+def test_a_temporary_failure_is_retried(failure):
     with ChatServer(lambda body, n: failure if n == 1 else completion("fine")) as server:
         assert answers(server, ["a"])["a"].text == "fine"
     assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize("status", [400, 404, 422])
-def test_a_request_that_is_refused_gets_the_error_and_the_others_their_answers(status):
+def test_a_refused_request_gets_an_error_and_the_others_get_answers(status):
     def reply(body, n):
         return (status, {}, b"too long") if body["messages"][0]["content"] == "bad" else completion("fine")
 
@@ -87,7 +87,7 @@ def test_a_request_that_is_refused_gets_the_error_and_the_others_their_answers(s
     assert len(server.requests) == 2
 
 
-def test_an_answer_that_the_content_filter_withheld_is_an_error_and_a_cut_one_is_not():
+def test_an_answer_withheld_by_the_content_filter_is_an_error_but_a_truncated_one_is_not():
     with ChatServer(lambda body, n: completion("cut", body["messages"][0]["content"])) as server:
         found = answers(server, ["content_filter", "length"])
     assert "content filter" in found["content_filter"].error_message
@@ -95,7 +95,7 @@ def test_an_answer_that_the_content_filter_withheld_is_an_error_and_a_cut_one_is
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_refused_key_ends_everything_without_showing_the_key(monkeypatch, status):
+def test_a_refused_key_stops_all_requests_without_being_shown(monkeypatch, status):
     monkeypatch.setenv("SOME_KEY", "sesame")
     with ChatServer(lambda body, n: (status, {}, b"")) as server, pytest.raises(AiFunctionError) as caught:
         answers(server, [str(n) for n in range(50)], api_key_env="SOME_KEY", requests_in_flight=2)
@@ -104,7 +104,7 @@ def test_a_refused_key_ends_everything_without_showing_the_key(monkeypatch, stat
     assert len(server.requests) <= 2
 
 
-def test_an_endpoint_that_is_out_of_reach_is_an_error_not_an_answer():
+def test_an_unreachable_endpoint_gives_an_error_instead_of_an_answer():
     with ChatServer(lambda body, n: completion("")) as server:
         url = server.url
     gone = Endpoint(name="e", base_url=url, model="m", deadline_seconds=0.5)
@@ -112,7 +112,7 @@ def test_an_endpoint_that_is_out_of_reach_is_an_error_not_an_answer():
         ask(gone, ["a"])
 
 
-def test_a_redirect_is_not_followed_with_the_key(monkeypatch):
+def test_the_key_is_not_sent_to_a_redirect(monkeypatch):
     monkeypatch.setenv("SOME_KEY", "sesame")
     with ChatServer(lambda body, n: completion("stolen")) as elsewhere:
         moved = (307, {"Location": f"{elsewhere.url}/chat/completions"}, b"")
@@ -121,7 +121,7 @@ def test_a_redirect_is_not_followed_with_the_key(monkeypatch):
         assert elsewhere.requests == []
 
 
-def test_of_500_requests_all_are_answered_once_by_a_server_that_fails_three_times_in_ten():
+def test_a_server_that_fails_30_percent_of_the_time_answers_all_500_requests_once():
     tries: Counter[str] = Counter()
     answered: Counter[str] = Counter()
 
@@ -157,7 +157,7 @@ def test_of_500_requests_all_are_answered_once_by_a_server_that_fails_three_time
     assert server.most_at_once <= 64
 
 
-def test_a_row_that_a_healthy_server_never_answers_gets_an_error_and_the_others_their_answers():
+def test_a_row_that_a_healthy_server_never_answers_gets_an_error_and_the_others_get_answers():
     def reply(body: dict, number: int) -> Reply:
         return (500, {}, b"") if body["messages"][0]["content"] == "poison" else completion("fine")
 
@@ -169,47 +169,47 @@ def test_a_row_that_a_healthy_server_never_answers_gets_an_error_and_the_others_
     assert sum(answer.text == "fine" for answer in found.values()) == 60
 
 
-def test_requests_a_minute_are_spread_evenly():
+def test_requests_per_minute_are_spread_evenly():
     with ChatServer(lambda body, n: completion("fine")) as server:
         answers(server, [str(n) for n in range(12)], requests_per_minute=600, requests_in_flight=12)
     assert server.times[-1] - server.times[0] >= 11 * 0.1 * 0.95
     assert all(later - earlier >= 0.95 for earlier, later in zip(server.times, server.times[10:], strict=False))
 
 
-def test_tokens_a_minute_are_kept_by_what_answers_really_took():
-    # Ten tokens an answer, 6,000 a minute: ten answers a second, whatever was estimated before.
+def test_tokens_per_minute_count_what_answers_actually_used():
+    # Each answer takes ten tokens. 6,000 a minute allow ten answers a second, whatever the estimate was.
     with ChatServer(lambda body, n: completion("fine")) as server:
         answers(server, ["x"] + [str(n) for n in range(12)], tokens_per_minute=6000, requests_in_flight=1)
     assert server.times[-1] - server.times[0] >= 11 * 0.1 * 0.95
 
 
-def test_a_budget_of_requests_ends_the_statement_before_it_is_exceeded():
+def test_a_request_budget_ends_the_statement_before_it_is_exceeded():
     with ChatServer(lambda body, n: completion("fine")) as server:
         with pytest.raises(AiFunctionError, match="requests_per_statement = 5"):
             answers(server, [str(n) for n in range(20)], requests_per_statement=5)
         assert len(server.requests) == 5
 
 
-def test_a_budget_of_tokens_waits_for_what_is_in_flight_and_is_never_exceeded():
+def test_a_token_budget_waits_for_requests_in_flight_and_is_never_exceeded():
     with ChatServer(lambda body, n: completion("fine")) as server:  # 10 tokens each
         with pytest.raises(AiFunctionError, match="tokens_per_statement = 100"):
             answers(server, [str(n) for n in range(50)], tokens_per_statement=100, parameters={"max_tokens": 20})
         assert 6 <= len(server.requests) <= 10
 
 
-def test_a_server_that_is_down_is_left_alone_and_asked_again_when_it_is_well():
+def test_calls_to_a_failing_server_pause_and_resume_once_it_recovers():
     def reply(body: dict, number: int) -> Reply:
         return (503, {}, b"") if time.monotonic() < server.times[0] + 2 else completion("fine")
 
     with ChatServer(reply) as server:
         found = answers(server, [str(n) for n in range(100)], requests_in_flight=50, deadline_seconds=60)
     assert all(answer.text == "fine" for answer in found.values())
-    # What was in flight failed; then one at a time was let through, after one second and two more.
+    # The requests in flight failed. Then one probe at a time went through, after one second and two more.
     assert 120 <= len(server.requests) <= 50 + 3 + 100
 
 
 @pytest.mark.parametrize("probed", [(429, {}, b""), (429, {"Retry-After": "1"}, b""), (503, {}, b""), DROPPED])
-def test_a_probe_that_fails_in_any_way_is_followed_by_another(probed, monkeypatch):
+def test_a_failed_probe_is_followed_by_another_whatever_the_failure(probed, monkeypatch):
     monkeypatch.setattr(limits, "_FIRST_PAUSE", 0.2)
     replies = [(503, {}, b"")] * 20 + [probed] * 2
 
@@ -218,14 +218,14 @@ def test_a_probe_that_fails_in_any_way_is_followed_by_another(probed, monkeypatc
     assert all(answer.text == "fine" for answer in found.values())
 
 
-def test_a_budget_that_is_used_up_while_the_server_fails_ends_the_statement():
+def test_a_budget_used_up_by_a_failing_server_ends_the_statement():
     with ChatServer(lambda body, n: (503, {}, b"")) as server:
         with pytest.raises(AiFunctionError, match="requests_per_statement = 21"):
             answers(server, [str(n) for n in range(40)], requests_per_statement=21, requests_in_flight=8)
         assert len(server.requests) <= 21
 
 
-def test_retry_after_keeps_all_requests_back():
+def test_retry_after_delays_all_requests():
     def reply(body: dict, number: int) -> Reply:
         return (429, {"Retry-After": "1"}, b"") if number == 1 else completion("fine")
 
@@ -234,7 +234,7 @@ def test_retry_after_keeps_all_requests_back():
     assert server.times[1] - server.times[0] >= 1
 
 
-def test_requests_and_responses_that_nobody_expects_stay_errors_of_their_rows():
+def test_unexpected_requests_and_responses_only_fail_their_own_rows():
     replies = {
         '{"x": NaN}': (200, {}, b'{"predictions": [1]}'),
         '"null"': (200, {}, b'{"predictions": [null]}'),
@@ -248,7 +248,7 @@ def test_requests_and_responses_that_nobody_expects_stay_errors_of_their_rows():
     assert found['"fine"'].text == "fine"
 
 
-def test_an_answer_without_text_is_an_error_and_one_in_parts_is_put_together():
+def test_an_answer_without_text_is_an_error_and_an_answer_in_parts_is_joined():
     def reply(body: dict, number: int) -> Reply:
         part = {"type": "text", "text": "fi"}
         content = None if body["messages"][0]["content"] == "refused" else [part, {"type": "text", "text": "ne"}]
@@ -264,7 +264,7 @@ def test_an_answer_without_text_is_an_error_and_one_in_parts_is_put_together():
     assert (found["parts"].text, found["parts"].input_tokens) == ("fine", None)
 
 
-def test_an_answer_that_misses_the_schema_is_asked_for_again_and_then_an_error():
+def test_an_answer_that_does_not_match_the_schema_is_retried_and_then_an_error():
     schema = '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}'
 
     def reply(body: dict, number: int) -> Reply:
@@ -282,14 +282,14 @@ def test_an_answer_that_misses_the_schema_is_asked_for_again_and_then_an_error()
     assert server.requests[0][0]["response_format"]["json_schema"]["schema"]["required"] == ["n"]
 
 
-def test_a_server_that_knows_no_schemas_is_told_in_the_prompt():
+def test_a_server_without_schema_support_gets_the_schema_in_the_prompt():
     with ChatServer(lambda body, n: completion('{"a": 1}')) as server:
         answers(server, [Request("text", schema='{"type": "object"}')], enforces_schema=False)
     assert "response_format" not in server.requests[0][0]
     assert server.prompts == ['text\n\nAnswer with JSON alone, as this JSON schema says: {"type": "object"}']
 
 
-def test_a_key_that_the_server_repeats_in_an_error_is_hidden(monkeypatch):
+def test_a_key_repeated_in_a_server_error_is_hidden(monkeypatch):
     monkeypatch.setenv("SOME_KEY", "sesame")
     said = b"x" * 497 + b"sesame is your key"
     with ChatServer(lambda body, n: (400, {}, said)) as server:
@@ -298,7 +298,7 @@ def test_a_key_that_the_server_repeats_in_an_error_is_hidden(monkeypatch):
 
 
 @pytest.mark.parametrize("key", ["two\nlines", "schl\u00fcssel"])
-def test_a_key_that_no_header_takes_is_refused_without_showing_it(monkeypatch, key):
+def test_a_key_that_is_invalid_in_a_header_is_refused_without_being_shown(monkeypatch, key):
     monkeypatch.setenv("SOME_KEY", key)
     with ChatServer(lambda body, n: completion("")) as server, pytest.raises(AiFunctionError) as caught:
         answers(server, ["a"], api_key_env="SOME_KEY")
@@ -306,7 +306,7 @@ def test_a_key_that_no_header_takes_is_refused_without_showing_it(monkeypatch, k
     assert key not in str(caught.value)
 
 
-def test_a_served_model_is_asked_with_a_text_or_with_named_columns():
+def test_a_served_model_takes_a_text_or_named_columns():
     def reply(body: dict, number: int) -> Reply:
         return 200, {}, b'{"predictions": [{"label": "a"}]}' if "inputs" in body else b'{"predictions": [3.5]}'
 
@@ -336,14 +336,14 @@ def test_a_served_model_is_asked_with_a_text_or_with_named_columns():
         ("[endpoints", "can't be read"),
     ],
 )
-def test_an_endpoints_file_that_cannot_be_used_says_why(tmp_path, content, message):
+def test_an_invalid_endpoints_file_is_an_error_that_says_why(tmp_path, content, message):
     path = tmp_path / "endpoints.toml"
     path.write_text(content)
     with pytest.raises(BatchAssetsError, match=message):
         read_endpoints(path)
 
 
-def test_an_unknown_endpoint_names_the_known_ones(tmp_path):
+def test_the_error_for_an_unknown_endpoint_lists_the_known_ones(tmp_path):
     path = tmp_path / "endpoints.toml"
     path.write_text("[endpoints.mine]\nbase_url = 'http://127.0.0.1:1/v1'\nmodel = 'm'")
     assert configured_endpoint(path, "mine").model == "m"
@@ -352,7 +352,7 @@ def test_an_unknown_endpoint_names_the_known_ones(tmp_path):
         configured_endpoint(path, "other")
 
 
-def test_the_embedded_server_answers_the_same_in_any_order_and_is_gone_when_stopped():
+def test_the_embedded_server_gives_the_same_answers_in_any_order_and_can_be_stopped():
     server = EmbeddedServer("smollm2")
     started = server.start()
     assert server.start() == started
@@ -366,7 +366,7 @@ def test_the_embedded_server_answers_the_same_in_any_order_and_is_gone_when_stop
         httpx.get(started.base_url, timeout=2)
 
 
-def test_the_embedded_server_dies_with_a_process_that_is_killed():
+def test_the_embedded_server_ends_when_its_process_is_killed():
     program = (
         "import time; from batch_assets.ai_functions.embedded import EmbeddedServer; "
         "print(EmbeddedServer('smollm2').start().base_url, flush=True); time.sleep(600)"

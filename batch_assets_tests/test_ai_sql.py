@@ -1,5 +1,5 @@
-"""ai_query and its family in SQL and in the DataFrame API, on a real session against a server that counts."""
-# ruff: noqa: E501 - statements and what they give, side by side
+"""ai_query and related functions in SQL and the DataFrame API, on a real session and a server that counts requests."""
+# ruff: noqa: E501 - statements and their results, side by side
 
 import json
 import os
@@ -33,7 +33,7 @@ from batch_assets_tests.servers import ChatServer, Reply, completion
 
 
 def answer(body: dict, number: int) -> Reply:
-    """The prompt's last word in capitals; with a schema, the first choice, or the name of each field."""
+    """Answer with the prompt's last word in capitals or, given a schema, with the first choice or each field's name."""
     prompt = body["messages"][0]["content"]
     if "bad" in prompt:
         return 400, {}, b"no"
@@ -55,7 +55,7 @@ def server():
 
 @pytest.fixture
 def functions(spark, server):
-    """The functions with one endpoint, e, and a view of 20 texts with each of 0 to 4 four times, and five nulls."""
+    """The functions with one endpoint, e, and a view of 25 rows: each text from 0 to 4 four times, and five nulls."""
     from batch_assets.ai_functions.functions import register_ai_functions
 
     rows = [(number, f"text {number % 5}" if number < 20 else None, number % 2) for number in range(25)]
@@ -83,7 +83,7 @@ def test_limit_and_order_by_are_pushed_below_the_call(spark, server, functions):
     assert len(server.requests) == 10
 
 
-def test_equal_requests_are_asked_once_null_not_at_all_and_a_data_frame_never_again(spark, server, functions):
+def test_equal_requests_are_sent_once_nulls_never_and_collecting_again_sends_nothing(spark, server, functions):
     frame = ai_sql(spark, "SELECT id, ai_query('e', text) AS said FROM texts")
     rows = frame.collect()
     assert {row.id: row.said for row in rows} == {n: str(n % 5) if n < 20 else None for n in range(25)}
@@ -91,7 +91,7 @@ def test_equal_requests_are_asked_once_null_not_at_all_and_a_data_frame_never_ag
     assert sorted(frame.collect()) == sorted(rows)
     assert len(server.requests) == 5
     ai_sql(spark, "SELECT id, ai_query('e', text) AS said FROM texts").collect()
-    assert len(server.requests) == 10  # a new statement asks afresh
+    assert len(server.requests) == 10  # a new statement sends its own requests
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_equal_requests_are_asked_once_null_not_at_all_and_a_data_frame_never_ag
         "WITH asked AS (SELECT id, ai_query('e', text) AS said FROM texts) SELECT * FROM asked WHERE said <> '3'",
     ],
 )
-def test_a_projection_and_a_filter_on_the_same_answer_ask_once(spark, server, functions, query):
+def test_a_projection_and_a_filter_on_the_same_answer_share_one_request(spark, server, functions, query):
     rows = ai_sql(spark, query).collect()
     assert sorted(row.said for row in rows) == ["0"] * 4 + ["1"] * 4 + ["2"] * 4 + ["4"] * 4
     assert len(server.requests) == 5
@@ -139,13 +139,15 @@ def test_a_projection_and_a_filter_on_the_same_answer_ask_once(spark, server, fu
         ("SELECT 1 AS one", [(1,)], 0),
     ],
 )  # fmt: skip
-def test_a_call_may_stand_anywhere_and_asks_for_what_the_query_needs(spark, server, functions, query, rows, requests):
+def test_a_call_works_anywhere_in_a_query_and_sends_only_the_requests_it_needs(
+    spark, server, functions, query, rows, requests
+):
     found = [tuple(row) for row in ai_sql(spark, query).collect()]
     assert sorted(map(repr, found)) == sorted(map(repr, rows))
     assert len(server.requests) == requests
 
 
-def test_rows_that_a_condition_leaves_out_are_asked_nothing_else(spark, server, functions):
+def test_rows_excluded_by_a_condition_send_no_further_requests(spark, server, functions):
     query = "SELECT ai_gen(text) AS g FROM texts WHERE half = 0 AND ai_gen(concat('is it ', text)) = '4'"
     assert {row.g for row in ai_sql(spark, query).collect()} == {"4"}
     assert sorted(server.prompts) == sorted([*(f"is it text {n}" for n in range(5)), "text 4"])
@@ -180,7 +182,7 @@ CALLS = [
 ]  # fmt: skip
 
 
-def test_an_answer_has_the_type_that_the_call_asks_for(spark, functions):
+def test_an_answer_has_the_type_requested_by_the_call(spark, functions):
     columns = [f"{call} AS v{number}" for number, (call, _, _) in enumerate(CALLS)]
     frame = ai_sql(spark, f"SELECT {', '.join(columns)}")
     assert [field.dataType.simpleString() for field in frame.schema] == [type_ for _, type_, _ in CALLS]
@@ -190,7 +192,7 @@ def test_an_answer_has_the_type_that_the_call_asks_for(spark, functions):
     ] == [value for _, _, value in CALLS]
 
 
-def test_columns_of_a_prediction_must_be_those_of_the_type(spark):
+def test_the_columns_of_a_prediction_must_match_the_type(spark):
     with ChatServer(lambda body, n: (200, {}, b'{"predictions": [{"a": 1, "b": "x"}]}')) as server:
         register(spark, server, kind="mlflow")
         calls = {
@@ -204,7 +206,7 @@ def test_columns_of_a_prediction_must_be_those_of_the_type(spark):
     assert server.requests[0][0] == {"dataframe_records": [{"x": 1.5}]}
 
 
-def test_parameters_of_a_call_go_into_the_request_beside_those_of_the_endpoint(spark, server):
+def test_the_parameters_of_a_call_are_merged_with_those_of_the_endpoint(spark, server):
     register(spark, server, parameters={"temperature": 0, "max_tokens": 5})
     query = "SELECT ai_query('e', 'x', modelParameters => named_struct('max_tokens', 9, 'top_p', 0.5))"
     ai_sql(spark, query).collect()
@@ -241,13 +243,13 @@ def test_parameters_of_a_call_go_into_the_request_beside_those_of_the_endpoint(s
         ),
     ],
 )
-def test_a_statement_that_cannot_be_run_says_why_before_anything_is_asked(spark, server, functions, query, message):
+def test_an_invalid_statement_is_refused_with_the_reason_before_any_request(spark, server, functions, query, message):
     with pytest.raises(AiFunctionError, match=message):
         ai_sql(spark, query)
     assert not server.requests
 
 
-def test_a_batch_asks_nothing_for_documents_without_text_whatever_was_answered_before(spark, server, lake):
+def test_a_batch_sends_no_request_for_documents_without_text_even_if_answered_before(spark, server, lake):
     no_text = "the document has no text"
     asked = [f"text {number}" for number in range(3)]
     documents = dict(enumerate([None, "", " \t\n", *asked, "\u200b\u200d", "\ufeff", "\u2800", "."]))
@@ -259,7 +261,7 @@ def test_a_batch_asks_nothing_for_documents_without_text_whatever_was_answered_b
 
     now = datetime.now(UTC)
     write(PROD_DATA, [{"id": str(n), "document": text, "landed_at": now} for n, text in documents.items()])
-    # An earlier release asked for the empty document too.
+    # An earlier release sent requests for empty documents too.
     prompt = STATEMENT.split("CONCAT('")[1].split("'")[0]
     old = [{"id": "0", "endpoint": "e"}]
     for number, said in ((1, "invented"), (3, "0")):
@@ -277,7 +279,7 @@ def test_a_batch_asks_nothing_for_documents_without_text_whatever_was_answered_b
     assert sorted(server.prompts) == [prompt + text for text in asked[1:]]
 
 
-def test_plain_spark_sql_has_the_functions_too_and_names_ai_sql_where_it_cannot_honour_a_call(spark, server, functions):
+def test_plain_spark_sql_has_the_functions_and_points_to_ai_sql_for_calls_it_cannot_support(spark, server, functions):
     row = spark.sql(
         "SELECT ai_query('e', 'say hi'), ai_summarize('a b'), ai_summarize('a b', 3), ai_classify('a', array('x', 'y')),"
         " ai_gen(CAST(NULL AS STRING)), ai_translate('a b', 'de')"
@@ -309,7 +311,7 @@ def test_the_data_frame_api_has_the_same_functions(spark, server, functions):
     )
 
 
-def test_fail_on_error_decides_between_a_failed_statement_and_an_error_message(spark, server, functions):
+def test_fail_on_error_chooses_between_a_failed_statement_and_an_error_message(spark, server, functions):
     rows = ai_sql(
         spark, "SELECT id, ai_query('e', IF(id = 3, 'bad', text), failOnError => false) AS a FROM texts"
     ).collect()
@@ -320,11 +322,11 @@ def test_fail_on_error_decides_between_a_failed_statement_and_an_error_message(s
     before = len(server.requests)
     with pytest.raises(Exception, match="AI_FUNCTION_HTTP_REQUEST_ERROR"):
         ai_sql(spark, "SELECT ai_query('e', 'bad')").collect()
-    assert len(server.requests) == before + 1  # tasks that Spark starts again don't ask again
+    assert len(server.requests) == before + 1  # tasks that Spark retries send no new requests
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_a_refused_key_ends_the_statement_with_at_most_the_requests_in_flight(spark, monkeypatch, plain):
+def test_a_refused_key_ends_the_statement_after_at_most_the_requests_in_flight(spark, monkeypatch, plain):
     # Workers get their environment when the session starts, long before this test.
     monkeypatch.setitem(spark.sparkContext.environment, "SOME_KEY", "sesame")
     with ChatServer(lambda body, n: (401, {}, b"sesame is wrong")) as server:
@@ -336,7 +338,7 @@ def test_a_refused_key_ends_the_statement_with_at_most_the_requests_in_flight(sp
     assert "sesame" not in str(caught.value)
 
 
-def test_requests_in_flight_rates_and_budgets_are_kept_over_all_tasks(spark):
+def test_limits_on_requests_in_flight_rates_and_budgets_hold_across_all_tasks(spark):
     with ChatServer(lambda body, n: completion("fine")) as server:
         register(spark, server, requests_in_flight=3, requests_per_minute=1200)
         query = "SELECT ai_query('e', CAST(id AS STRING)) FROM range(0, 40, 1, 8)"
@@ -350,11 +352,11 @@ def test_requests_in_flight_rates_and_budgets_are_kept_over_all_tasks(spark):
         with pytest.raises(Exception, match=r"run the statement with ai_sql\(\)"):
             spark.sql(query).collect()
         register(spark, server, requests_in_flight=200)
-        ai_sql(spark, query).collect()  # more than one client takes: two tasks
+        ai_sql(spark, query).collect()  # more than one client takes, so two tasks
         assert len(server.requests) == 87
 
 
-def test_an_endpoint_that_takes_fewer_requests_than_there_are_tasks_needs_ai_sql(spark, server):
+def test_an_endpoint_that_allows_fewer_requests_than_tasks_needs_ai_sql(spark, server):
     register(spark, server, requests_in_flight=1)
     with pytest.raises(Exception, match=r"too low.*ai_sql\(\)"):
         spark.sql("SELECT ai_query('e', 'x')").collect()
@@ -370,7 +372,7 @@ TALK = """CREATE OR REPLACE TABLE main.mine.ai_query_inference AS (
 )"""
 
 
-def test_the_statement_of_the_talk_makes_a_table_with_ten_requests(spark, server, functions, lake):
+def test_the_statement_from_the_talk_creates_a_table_with_ten_requests(spark, server, functions, lake):
     documents(spark, lake)
     assert len(ai_sql(spark, TALK, lake).collect()) == 10
     assert len(server.requests) == 10
@@ -398,7 +400,7 @@ def test_the_statement_of_the_talk_makes_a_table_with_ten_requests(spark, server
         ("SELECT ai_gen(id) FROM m4_1_prod_data VERSION AS OF 0", "older versions"),
     ],
 )
-def test_tables_of_assets_and_names_that_are_none_are_refused(spark, server, functions, lake, statement, message):
+def test_tables_of_assets_and_invalid_table_names_are_refused(spark, server, functions, lake, statement, message):
     documents(spark, lake)
     with pytest.raises(AiFunctionError, match=message):
         ai_sql(spark, statement, lake)
@@ -420,7 +422,7 @@ def query(home: Path, *arguments: str, file: Path) -> subprocess.CompletedProces
 
 
 @pytest.mark.proof
-def test_a_killed_query_goes_on_with_what_is_missing_and_a_new_one_asks_afresh(tmp_path, home):
+def test_a_killed_query_resumes_with_the_missing_answers_and_a_new_one_starts_over(tmp_path, home):
     file = tmp_path / "endpoints.toml"
     statement = "CREATE TABLE me.said AS SELECT id, ai_query('e', CAST(id AS STRING)) AS said FROM range(60)"
     running: list[subprocess.Popen] = []
@@ -450,7 +452,7 @@ def test_a_killed_query_goes_on_with_what_is_missing_and_a_new_one_asks_afresh(t
 
 
 @pytest.mark.proof
-def test_a_registered_model_that_mlflow_serves_answers_like_the_model_itself(spark, t5_version, documents):
+def test_a_registered_model_served_by_mlflow_answers_like_the_model_itself(spark, t5_version, documents):
     import mlflow
 
     from batch_assets.ai_functions.functions import register_ai_functions
@@ -458,7 +460,7 @@ def test_a_registered_model_that_mlflow_serves_answers_like_the_model_itself(spa
     settings, _, version = t5_version
     port = free_port()
     command = ["models", "serve", "-m", f"models:/{version.name}@champion", "--env-manager", "local", "-p", str(port)]
-    # mlflow starts uvicorn by its name.
+    # MLflow looks up uvicorn on PATH.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = {**os.environ, "MLFLOW_TRACKING_URI": settings.tracking_uri, "PATH": path}
     serving = subprocess.Popen(
@@ -499,7 +501,7 @@ def wait_for(url: str, process: subprocess.Popen) -> None:
     pytest.fail(f"nothing answers at {url}")
 
 
-def test_a_query_that_is_refused_is_one_line_and_status_2(tmp_path, home):
+def test_a_refused_query_prints_one_line_and_exits_with_status_2(tmp_path, home):
     file = tmp_path / "endpoints.toml"
     file.write_text('[endpoints.e]\nbase_url = "http://127.0.0.1:9/v1"\nmodel = "m"\n')
     refused = query(home, "SELECT ai_query('gpt', 'x')", file=file)

@@ -1,4 +1,4 @@
-"""Sensors on an ephemeral instance, on real tables and a real landing folder."""
+"""Sensors on an ephemeral instance, with real tables and a real landing folder."""
 
 import gzip
 import json
@@ -48,7 +48,7 @@ NOW = datetime.now(UTC)
 
 
 class Deployment:
-    """Settings, lake and instance, with a champion that nobody had to train."""
+    """Settings, lake and instance, with a champion that needed no training."""
 
     def __init__(self, home, monkeypatch, **values) -> None:
         self.settings = settings_for(home, settle_seconds=0, **values)
@@ -87,7 +87,7 @@ class Deployment:
         output.replace(batch, staged, {**input_metadata(documents, batch), "model_version": self.champion})
 
     def finish(self, batch: str) -> None:
-        """What follows on the scoring of a batch: answers, and figures of both."""
+        """Finish a scored batch: write its answers, and the metrics of both."""
         documents, scored = self.lake.open(PROD_DATA), self.lake.open(BATCH_INFERENCE)
         self.lake.open(AI_QUERY_INFERENCE).replace(batch, [], input_metadata(documents, batch))
         answered = self.lake.open(AI_QUERY_INFERENCE)
@@ -117,21 +117,21 @@ def batches_of(requests: list[dg.RunRequest]) -> list[tuple[str, str]]:
     return [(request.tags[start], request.tags[end]) for request in requests]
 
 
-def test_what_is_stale_is_asked_for_once_in_ranges_and_what_was_scored_is_not(deployment):
+def test_stale_batches_are_requested_once_in_ranges_and_scored_ones_are_not(deployment):
     for batch in ("a", "b", "c", "d"):
         deployment.land(batch)
     deployment.score("b")
     requests = deployment.tick("prod_data_sensor")
     assert batches_of(requests) == [("a", "a"), ("c", "d")]
     assert {request.job_name for request in requests} == {"score_batches"}
-    # A run that failed for good is not asked for again, not even beside a new batch.
+    # A permanently failed run is not requested again, not even together with a new batch.
     assert deployment.tick("prod_data_sensor") == []
     deployment.land("e")
     assert batches_of(deployment.tick("prod_data_sensor")) == [("e", "e")]
     for batch in ("a", "c", "d", "e"):
         deployment.score(batch)
     assert deployment.tick("prod_data_sensor") == []
-    # What is done leaves the cursor, which every tick writes.
+    # Finished batches are removed from the cursor, which every tick writes.
     assert json.loads(deployment.cursors["prod_data_sensor"])["asked"] == {}
     deployment.land("a", rows=3)
     changed = deployment.tick("prod_data_sensor")
@@ -141,13 +141,13 @@ def test_what_is_stale_is_asked_for_once_in_ranges_and_what_was_scored_is_not(de
 
 @pytest.fixture
 def kept_deployment(deployment):
-    """Schedules want an instance that another process could open."""
+    """A deployment on an instance that another process could open, which schedules need."""
     with dg.instance_for_test() as instance:
         deployment.instance = instance
         yield deployment
 
 
-def test_the_night_asks_again_for_what_is_stale_and_for_what_a_run_left_undone_after_scoring(kept_deployment):
+def test_the_nightly_schedule_requests_stale_batches_and_those_left_unfinished_after_scoring(kept_deployment):
     for batch in ("done", "new", "unanswered", "unmeasured"):
         kept_deployment.land(batch)
     register_batches(kept_deployment.instance, kept_deployment.lake.open(PROD_DATA).batches())
@@ -156,7 +156,7 @@ def test_the_night_asks_again_for_what_is_stale_and_for_what_a_run_left_undone_a
     for batch in ("done", "unmeasured"):
         kept_deployment.finish(batch)
     documents = kept_deployment.lake.open(PROD_DATA)
-    # Answered again, and the figures are those of the answers before.
+    # The batch was answered again, and its metrics still describe the earlier answers.
     kept_deployment.lake.open(AI_QUERY_INFERENCE).replace("unmeasured", [], input_metadata(documents, "unmeasured"))
     assert kept_deployment.night() == [("new", "unmeasured")]
     for batch in ("new", "unanswered", "unmeasured"):
@@ -165,7 +165,7 @@ def test_the_night_asks_again_for_what_is_stale_and_for_what_a_run_left_undone_a
     assert kept_deployment.night() == []
 
 
-def test_batches_of_runs_that_are_queued_or_running_are_left_alone(deployment):
+def test_batches_of_queued_or_running_runs_are_skipped(deployment):
     for batch in ("a", "b", "c"):
         deployment.land(batch)
     register_batches(deployment.instance, ["a", "b", "c"])
@@ -175,7 +175,7 @@ def test_batches_of_runs_that_are_queued_or_running_are_left_alone(deployment):
     assert batches_of(deployment.tick("prod_data_sensor")) == [("c", "c")]
 
 
-def test_commits_of_another_writer_are_seen_and_reported_and_upkeep_is_not(deployment):
+def test_commits_of_another_writer_are_reported_and_upkeep_commits_are_not(deployment):
     deployment.land("a")
     deployment.score("a")
     assert deployment.tick("prod_data_sensor") == []
@@ -204,7 +204,7 @@ def test_commits_of_another_writer_are_seen_and_reported_and_upkeep_is_not(deplo
     assert deployment.tick("prod_data_sensor") == []
 
 
-def test_a_table_that_was_made_anew_or_set_back_is_recognized(deployment, tmp_path):
+def test_a_recreated_or_restored_table_is_recognized(deployment, tmp_path):
     import shutil
 
     deployment.land("a")
@@ -214,7 +214,7 @@ def test_a_table_that_was_made_anew_or_set_back_is_recognized(deployment, tmp_pa
     shutil.rmtree(uri)
     deployment.land("a")
     deployment.land("b")
-    # Batch a was scored from version 1 of the table that is gone, and is in version 1 of the new one.
+    # Batch a was scored from version 1 of the deleted table, and it is in version 1 of the new one.
     assert batches_of(deployment.tick("prod_data_sensor")) == [("a", "b")]
     deployment.land("a", rows=5)
     deployment.score("a")
@@ -224,7 +224,7 @@ def test_a_table_that_was_made_anew_or_set_back_is_recognized(deployment, tmp_pa
     assert batches_of(deployment.tick("prod_data_sensor")) == [("a", "a")]
 
 
-def test_a_new_champion_is_reported_and_rescored_only_by_setting(home, monkeypatch):
+def test_a_new_champion_is_reported_and_rescores_batches_only_if_a_setting_says_so(home, monkeypatch):
     deployment = Deployment(home, monkeypatch)
     deployment.land("a")
     deployment.score("a")
@@ -247,7 +247,7 @@ def test_a_new_champion_is_reported_and_rescored_only_by_setting(home, monkeypat
     assert len({second.run_key, back.run_key, forth.run_key}) == 3
 
 
-def test_a_lake_that_is_out_of_reach_is_a_failed_tick_and_nothing_is_missed(deployment, monkeypatch):
+def test_an_unreachable_lake_fails_the_tick_and_no_batch_is_missed(deployment, monkeypatch):
     deployment.land("a")
     deployment.score("a")
     assert deployment.tick("prod_data_sensor") == []
@@ -267,7 +267,7 @@ def drop(folder, name: str, *texts: str):
 
 
 def take_all(folder: LandingFolder) -> list[str]:
-    """Take what is there, as a sensor would; the batches that are news."""
+    """Take the files that are there, as a sensor would, and return the batches that changed."""
     return [group.batch for group in folder.complete(folder.scan({}), 0) if folder.take(group)]
 
 
@@ -275,7 +275,7 @@ def landed(folder: LandingFolder, batch: str) -> list[str]:
     return [record.fields["document"] for record in folder.dataset_of(batch).records(batch)]
 
 
-def test_files_are_taken_when_they_have_settled_and_a_changed_file_is_a_new_version_of_its_batch(tmp_path):
+def test_files_are_taken_once_they_have_settled_and_a_changed_file_updates_its_batch(tmp_path):
     folder = LandingFolder(str(tmp_path), 100, archives=False)
     first = drop(tmp_path, "a.jsonl", "one", "two")
     drop(tmp_path, ".hidden.jsonl", "no")
@@ -286,7 +286,7 @@ def test_files_are_taken_when_they_have_settled_and_a_changed_file_is_a_new_vers
     old = {key: replace(file, since=file.since - 6) for key, file in seen.items()}
     assert [group.batch for group in folder.complete(folder.scan(old), 5)] == ["a"]
     os.utime(first, ns=(1, 1))
-    assert folder.complete(folder.scan(old), 5) == []  # it has changed meanwhile
+    assert folder.complete(folder.scan(old), 5) == []  # it has changed in the meantime
     assert take_all(folder) == ["a"]
     assert landed(folder, "a") == ["one", "two"]
     assert take_all(folder) == []
@@ -295,7 +295,7 @@ def test_files_are_taken_when_they_have_settled_and_a_changed_file_is_a_new_vers
     assert landed(folder, "a") == ["one", "three"]
 
 
-def test_a_folder_names_one_batch_files_of_one_look_join_and_large_ones_are_cut(tmp_path):
+def test_a_folder_is_one_batch_files_of_one_scan_are_joined_and_large_batches_are_split(tmp_path):
     folder = LandingFolder(str(tmp_path), 2)
     drop(tmp_path / "reviews", "x.jsonl", "1", "2")
     drop(tmp_path / "reviews", "y.jsonl", "3")
@@ -307,13 +307,13 @@ def test_a_folder_names_one_batch_files_of_one_look_join_and_large_ones_are_cut(
     assert [text for batch in folder.keys_of(joined) for text in landed(folder, batch)] == ["4", "5", "6", "7"]
     assert not (tmp_path / "p.jsonl").exists()  # archived
     assert take_all(folder) == []
-    # A file that joined others belongs to their batch for good.
+    # A file that was joined with others stays in their batch.
     drop(tmp_path, "p.jsonl", "eight")
     assert take_all(folder) == [joined]
     assert [text for batch in folder.keys_of(joined) for text in landed(folder, batch)] == ["eight", "5", "6", "7"]
 
 
-def test_files_that_were_being_taken_when_the_process_died_are_taken_as_the_same_batch(tmp_path, monkeypatch):
+def test_files_are_taken_as_the_same_batch_after_the_process_died_while_taking_them(tmp_path, monkeypatch):
     folder = LandingFolder(str(tmp_path), 100)
     drop(tmp_path, "a.jsonl", "one")
     drop(tmp_path, "b.jsonl", "two")
@@ -324,13 +324,13 @@ def test_files_that_were_being_taken_when_the_process_died_are_taken_as_the_same
             folder.take(group)
     assert folder.pending() == {}
     assert take_all(folder) == [group.batch]
-    # And once more, after it was written down, and before the files were put away.
+    # Once more, after the batch was recorded and before the files were archived.
     drop(tmp_path, "a.jsonl", "one")
     assert take_all(folder) == []
     assert landed(folder, group.batch) == ["one", "two"]
 
 
-def test_what_a_batch_is_cut_into_keeps_its_names_when_it_grows_and_shrinks(tmp_path):
+def test_the_parts_of_a_split_batch_keep_their_names_when_it_grows_or_shrinks(tmp_path):
     folder = LandingFolder(str(tmp_path), 2)
     drop(tmp_path, "a.jsonl", "1")
     take_all(folder)
@@ -343,7 +343,7 @@ def test_what_a_batch_is_cut_into_keeps_its_names_when_it_grows_and_shrinks(tmp_
     assert [landed(folder, batch) for batch in folder.keys_of("a")] == [["1", "2"], [], []]
 
 
-def test_files_of_the_same_name_but_for_their_ending_are_batches_of_their_own(tmp_path):
+def test_files_whose_names_differ_only_in_the_extension_are_separate_batches(tmp_path):
     folder = LandingFolder(str(tmp_path), 100)
     drop(tmp_path, "a.jsonl", "json")
     assert take_all(folder) == ["a"]
@@ -356,14 +356,14 @@ def test_files_of_the_same_name_but_for_their_ending_are_batches_of_their_own(tm
 
 @pytest.fixture
 def bucket(monkeypatch):
-    """Address of a bucket."""
+    """The address of a bucket."""
     with s3_server("drop") as variables:
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         yield f"{variables['AWS_ENDPOINT_URL']}/drop"
 
 
-def test_files_in_a_bucket_are_taken_like_those_in_a_folder(bucket):
+def test_files_in_a_bucket_are_taken_like_files_in_a_folder(bucket):
     folder = LandingFolder("s3://drop/landing", 100)
 
     def put(key: str, content: bytes) -> None:
@@ -382,7 +382,7 @@ def test_files_in_a_bucket_are_taken_like_those_in_a_folder(bucket):
     assert landed(folder, "a") == ["two"]
 
 
-def test_no_two_batches_have_the_same_name_whatever_files_are_called(tmp_path):
+def test_batch_names_are_unique_whatever_the_files_are_called(tmp_path):
     folder = LandingFolder(str(tmp_path), 2)
     drop(tmp_path, "sales-0002.jsonl", "other")
     assert take_all(folder) == ["sales-0002"]
@@ -400,20 +400,20 @@ def test_no_two_batches_have_the_same_name_whatever_files_are_called(tmp_path):
     assert (again in found, landed(folder, again)) == (True, ["changed"])
 
 
-def test_a_version_that_is_being_put_away_is_not_read_as_the_one_before(tmp_path, monkeypatch):
+def test_a_version_that_is_being_archived_is_not_read_as_the_previous_one(tmp_path, monkeypatch):
     folder = LandingFolder(str(tmp_path), 100)
     drop(tmp_path, "a.jsonl", "old")
     take_all(folder)
     drop(tmp_path, "a.jsonl", "new")
     (group,) = folder.complete(folder.scan({}), 0)
-    LandingFolder(str(tmp_path), 100, archives=False).take(group)  # as far as a process comes that dies before it moves
+    LandingFolder(str(tmp_path), 100, archives=False).take(group)  # a process that dies before it moves the files
     assert landed(folder, "a") == ["new"]
     drop(tmp_path, "a.jsonl", "newest")
     with pytest.raises(BatchAssetsError, match="has changed since it was taken"):
         landed(folder, "a")
 
 
-def test_a_stray_quote_or_a_value_that_python_cannot_read_costs_one_record(tmp_path):
+def test_a_stray_quote_or_unreadable_value_only_loses_its_own_record(tmp_path):
     (tmp_path / "a.csv").write_text('id,document,,\n1,one,,\n2,"he said "hi"",,\n3,three,,\n')
     days = pa.array([0, 2**30, 1], pa.int32()).cast(pa.date32())
     pq.write_table(pa.table({"id": days, "document": ["x", "y", "z"]}), tmp_path / "b.parquet")
@@ -436,7 +436,7 @@ ODD_NAMES = [
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_a_file_may_be_called_anything(tmp_path, name):
+def test_a_file_may_have_any_name(tmp_path, name):
     folder = LandingFolder(str(tmp_path), 100)
     drop(tmp_path, name, "text")
     (batch,) = take_all(folder)
@@ -445,7 +445,7 @@ def test_a_file_may_be_called_anything(tmp_path, name):
     assert take_all(folder) == [batch]
 
 
-def test_every_record_lands_or_is_rejected_whatever_the_file_is(tmp_path, lake):
+def test_every_record_is_landed_or_rejected_whatever_the_file_contains(tmp_path, lake):
     folder = LandingFolder(str(tmp_path), 1000)
     good = {"id": "1", "document": "fine"}
     (tmp_path / "broken.jsonl").write_text(json.dumps(good) + "\n{half\n[1]\n" + json.dumps({"id": "2"}) + "\n")
@@ -481,7 +481,7 @@ def test_every_record_lands_or_is_rejected_whatever_the_file_is(tmp_path, lake):
     assert land_batch(dataset, lake, batch, "run").changed is False
 
 
-def test_a_line_without_an_end_and_a_gzip_bomb_are_set_aside_in_bounded_memory(tmp_path):
+def test_an_endless_line_and_a_gzip_bomb_are_rejected_in_bounded_memory(tmp_path):
     folder = tmp_path / "landing"
     folder.mkdir()
     line = {"id": "1", "document": "fine"}
@@ -523,7 +523,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert int(grown) < 200_000  # KiB
 
 
-def test_the_landing_sensor_asks_for_new_batches_and_for_those_that_changed(deployment):
+def test_the_landing_sensor_requests_new_and_changed_batches(deployment):
     root = Path(deployment.settings.landing_folder)
     assert deployment.tick("landing_sensor") == []
     drop(root, "a.jsonl", "one")
@@ -537,7 +537,7 @@ def test_the_landing_sensor_asks_for_new_batches_and_for_those_that_changed(depl
     drop(root, "a.jsonl", "one")
     (back,) = deployment.tick("landing_sensor")
     assert back.run_key not in {request.run_key, changed.run_key}
-    # A tick that dies after it took the files: the next one asks for them, from the cursor of the one before.
+    # A tick dies after it took the files. The next one requests them, starting from the previous cursor.
     drop(root, "b.jsonl", "three")
     cursor = deployment.cursors["landing_sensor"]
     assert batches_of(deployment.tick("landing_sensor")) == [("b", "b")]
@@ -545,14 +545,14 @@ def test_the_landing_sensor_asks_for_new_batches_and_for_those_that_changed(depl
     assert batches_of(deployment.tick("landing_sensor")) == [("b", "b")]
 
 
-def test_a_file_that_is_too_large_for_a_tick_is_taken_by_a_run(deployment, monkeypatch):
+def test_a_file_too_large_for_a_tick_is_taken_by_a_run(deployment, monkeypatch):
     monkeypatch.setattr(sensors, "_LARGE_BYTES", 10)
     root = Path(deployment.settings.landing_folder)
     drop(root, "a.jsonl", "one")
     (request,) = deployment.tick("landing_sensor")
     assert request.job_name == "take_files"
     assert [again.run_key for again in deployment.tick("landing_sensor")] == [request.run_key]
-    # What settles meanwhile is another batch: the files of the run are spoken for.
+    # A file that settles in the meantime becomes another batch: the first file belongs to the requested run.
     drop(root, "b.jsonl", "two")
     assert request.run_key in {again.run_key for again in deployment.tick("landing_sensor")}
     (root / "b.jsonl").unlink()
@@ -561,7 +561,7 @@ def test_a_file_that_is_too_large_for_a_tick_is_taken_by_a_run(deployment, monke
     assert batches_of(deployment.tick("landing_sensor")) == [("a", "a")]
 
 
-def test_a_run_whose_process_was_killed_with_everything_else_is_closed_and_one_that_lives_is_not(deployment):
+def test_a_run_whose_process_is_dead_is_closed_and_a_live_one_is_not(deployment):
     from dagster._core.events import EngineEventData
 
     gone = subprocess.Popen([sys.executable, "-c", ""])
@@ -579,7 +579,7 @@ def test_a_run_whose_process_was_killed_with_everything_else_is_closed_and_one_t
         assert deployment.instance.get_run_by_id(run_id).status == dg.DagsterRunStatus.STARTED
 
 
-def test_a_run_by_hand_closes_those_that_died_in_its_home_and_no_other(deployment):
+def test_a_manual_run_closes_only_the_dead_runs_of_its_own_home(deployment):
     here = {
         "batch_assets/launched_by": "command line",
         "batch_assets/machine": socket.gethostname(),
@@ -598,7 +598,7 @@ def test_a_run_by_hand_closes_those_that_died_in_its_home_and_no_other(deploymen
     }
 
 
-def test_files_are_landed_by_hand_and_a_changed_one_replaces_its_batch(tmp_path, home):
+def test_files_can_be_landed_manually_and_a_changed_one_replaces_its_batch(tmp_path, home):
     def command(*arguments: str) -> Result:
         return CliRunner(env={"BATCH_ASSETS_HOME": str(home)}).invoke(main, arguments)
 
@@ -624,7 +624,7 @@ def test_files_are_landed_by_hand_and_a_changed_one_replaces_its_batch(tmp_path,
     assert (unknown.exit_code, "has no batch 'nothing'" in unknown.stderr) == (2, True)
 
 
-def test_what_rescoring_takes_is_said_from_what_it_took_before(deployment):
+def test_the_cost_of_rescoring_is_estimated_from_earlier_runs(deployment):
     for batch in ("a", "b"):
         deployment.land(batch, rows=120)
     assert describe_cost(deployment.instance, deployment.lake, ["a", "b"]) == (
@@ -643,7 +643,7 @@ def test_what_rescoring_takes_is_said_from_what_it_took_before(deployment):
     assert select_batches(deployment.lake, None, None) == ["a", "b"]
 
 
-def test_sensors_and_schedules_are_on_unless_a_setting_stops_them(home, monkeypatch):
+def test_sensors_and_schedules_are_on_unless_a_setting_turns_them_off(home, monkeypatch):
     on = Deployment(home, monkeypatch).repository
     off = Deployment(home, monkeypatch, sensors=False).repository
     names = ["landing_sensor", "prod_data_sensor", "champion_sensor", "alert_sensor"]
@@ -652,7 +652,7 @@ def test_sensors_and_schedules_are_on_unless_a_setting_stops_them(home, monkeypa
     assert off.get_schedule_def("nightly_scoring").default_status == dg.DefaultScheduleStatus.STOPPED
 
 
-def test_what_is_told_of_a_run_that_failed_for_good(tmp_path):
+def test_a_permanently_failed_run_sends_an_alert(tmp_path):
     told = tmp_path / "told.json"
     send_alert(f"tee {told}", {"run_id": "1", "job": "score_batches", "message": "no champion"})
     assert json.loads(told.read_text())["job"] == "score_batches"

@@ -1,4 +1,4 @@
-"""A batch that fails in one asset of a run stops no other batch, in that asset or in those after it."""
+"""A batch that fails in one asset of a run does not stop other batches, in that asset or in later ones."""
 
 import dagster as dg
 import pytest
@@ -9,7 +9,7 @@ BATCHES = dg.StaticPartitionsDefinition(["x", "y", "z"])
 
 
 class Chain:
-    """Three assets over the same batches, one after the other, and one beside the second."""
+    """Three assets in sequence over the same batches, and a fourth in parallel with the second."""
 
     def __init__(self) -> None:
         self.fails: set[tuple[str, str]] = set()
@@ -32,7 +32,7 @@ class Chain:
         return asset
 
     def run(self, *fails: tuple[str, str], selection: list[str] | None = None) -> dict[str, str]:
-        """Run over all batches; the message of each step that failed."""
+        """Run over all batches and return the message of each failed step."""
         self.fails, self.worked = {*fails}, []
         result = dg.materialize(
             self.assets,
@@ -55,7 +55,7 @@ def chain():
     return Chain()
 
 
-def test_the_last_asset_of_a_run_fails_it_with_the_reasons_of_those_before(chain):
+def test_the_last_asset_fails_the_run_with_the_reasons_from_earlier_assets(chain):
     (step, message), *others = chain.run(("landed", "x"), ("scored", "y")).items()
     assert (step, others) == ("measured", [])
     assert "2 of 3 batches failed (x: landed: x is broken; y: scored: y is broken)" in message
@@ -66,25 +66,25 @@ def test_the_last_asset_of_a_run_fails_it_with_the_reasons_of_those_before(chain
     assert ("scored", "x") not in chain.worked
 
 
-def test_a_batch_that_failed_beside_an_asset_is_not_left_out_of_it(chain):
+def test_an_asset_processes_a_batch_that_failed_only_in_a_parallel_asset(chain):
     assert [*chain.run(("scored", "x"), selection=["landed", "scored", "asked"])] == ["scored"]
     assert chain.materialized("asked") == {"x", "y", "z"}
 
 
-def test_an_asset_fails_at_once_where_no_batch_is_left_to_go_on_with(chain):
+def test_an_asset_fails_immediately_if_all_batches_failed(chain):
     failures = chain.run(*(("landed", batch) for batch in "xyz"))
     assert [*failures] == ["landed"]
     assert chain.worked == [("landed", batch) for batch in "xyz"]
 
 
-def test_a_run_that_failed_for_an_asset_before_its_last_is_retried_from_its_start(chain):
+def test_a_run_with_a_failure_before_its_last_asset_is_retried_from_the_start(chain):
     chain.run(("landed", "x"))
     assert chain.instance.get_run_by_id(chain.last).tags["dagster/retry_strategy"] == "ALL_STEPS"
     assert chain.run() == {}
     assert chain.materialized("measured") == {"x", "y", "z"}
 
 
-def test_the_record_of_a_failed_batch_names_the_reason(chain):
+def test_the_observation_of_a_failed_batch_gives_the_reason(chain):
     chain.run(("landed", "x"))
     (record,) = chain.instance.fetch_observations(dg.AssetKey("landed"), limit=10).records
     observation = record.event_log_entry.asset_observation

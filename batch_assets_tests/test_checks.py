@@ -1,4 +1,4 @@
-"""Checks on real tables, with figures that nobody had to score for."""
+"""Checks on real tables, with metrics that are written directly instead of being scored."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,7 @@ LENGTHS = (30, 32, 35, 38, 40, 44, 50, 52, 60, 70)
 
 
 class Tables:
-    """A lake, and the checks of a deployment on it."""
+    """A lake, and the checks of a deployment that uses it."""
 
     def __init__(self, home, **values) -> None:
         self.lake = Lake(str(home / "lake"))
@@ -74,7 +74,7 @@ def tables(home):
         ("repetition", {"repetition": 0.4}),
     ],
 )
-def test_a_batch_over_a_threshold_is_named_and_the_newest_figures_count(tables, check, figures):
+def test_a_batch_over_a_threshold_is_named_by_its_newest_metrics(tables, check, figures):
     tables.measured("a")
     tables.measured("b", **figures, measured_at=NOW - timedelta(hours=1))
     result = tables.check(check)
@@ -84,17 +84,17 @@ def test_a_batch_over_a_threshold_is_named_and_the_newest_figures_count(tables, 
     assert tables.check("drift").passed
 
 
-def test_thresholds_are_settings(home):
+def test_thresholds_come_from_settings(home):
     strict = Tables(home, error_rate=0.3, cut_rate=0.1)
     strict.measured("a", errors=2, cut=2)
     assert strict.check("error_rate").passed
     assert not strict.check("cut_rate").passed
 
 
-def test_errors_of_documents_are_told_from_an_outage(tables):
+def test_document_errors_are_distinguished_from_an_outage(tables):
     messages = [f"[X] the endpoint e {NO_ANSWER} 5 seconds: HTTP status 503", "[X] HTTP status 400: too long"]
     rows = [{"id": str(n), "error_message": text, "request_hash": text} for n, text in enumerate(messages)]
-    # A document without text is no failure.
+    # A document without text is not a failure.
     rows += [{"id": "no text", "error_message": "the document has no text"}]
     tables.write(AI_QUERY_INFERENCE, "a", rows)
     tables.measured("a", AI_QUERY_INFERENCE, errors=2)
@@ -105,7 +105,7 @@ def test_errors_of_documents_are_told_from_an_outage(tables):
     assert result.metadata["no_text"].value == {"m4_1_batch_inference": 0, "ai_query_inference": 1}
 
 
-def test_rows_with_errors_count_though_they_name_another_model_than_the_answers(tables):
+def test_failed_rows_count_even_if_they_name_a_different_model_than_the_answers(tables):
     tables.measured("a", AI_QUERY_INFERENCE, model_name="asked", documents=4, errors=4, summaries=0, repetition=None)
     tables.measured("a", AI_QUERY_INFERENCE, model_name="answered", documents=6, summaries=6)
     tables.measured("a", AI_QUERY_INFERENCE, model_name="before", documents=990, measured_at=NOW - timedelta(hours=1))
@@ -115,7 +115,7 @@ def test_rows_with_errors_count_though_they_name_another_model_than_the_answers(
 
 
 @pytest.mark.parametrize("check", ["error_rate", "contract"])
-def test_a_table_that_cannot_be_read_is_an_error_and_no_verdict(tables, tmp_path, check):
+def test_an_unreadable_table_is_an_error_and_gives_no_verdict(tables, tmp_path, check):
     tables.measured("a")
     log = next((tmp_path / "home" / "lake").rglob("summary_quality/_delta_log"))
     for file in log.iterdir():
@@ -124,7 +124,7 @@ def test_a_table_that_cannot_be_read_is_an_error_and_no_verdict(tables, tmp_path
         tables.check(check, "summary_quality")
 
 
-def test_a_batch_whose_summaries_have_another_length_drifts_with_figure_and_plot(tables):
+def test_a_batch_with_summaries_of_a_different_length_drifts_and_shows_the_index_and_a_plot(tables):
     for batch in ("a", "b", "c"):
         tables.land(batch)
         tables.measured(batch)
@@ -139,10 +139,10 @@ def test_a_batch_whose_summaries_have_another_length_drifts_with_figure_and_plot
     assert result.metadata["plot"].value.startswith("![d](data:image/png;base64,")
 
 
-def test_the_stability_index_is_that_of_its_definition_and_small_samples_differ_by_chance():
+def test_the_stability_index_follows_its_definition_and_small_samples_may_differ_by_chance():
     before, now = [50, 30, 20], [20, 30, 50]
     found = drift(before, now)
-    # (.2 - .5) ln(.2 / .5) twice, but for the smoothing
+    # (.2 - .5) ln(.2 / .5) twice, apart from the smoothing
     assert found.index == pytest.approx(0.55, abs=0.02)
     assert drift([500, 300, 200], [200, 300, 500]).is_over(0.25)
     assert not drift([5, 3, 2], [3, 4, 3]).is_over(0.25)
@@ -150,7 +150,7 @@ def test_the_stability_index_is_that_of_its_definition_and_small_samples_differ_
     assert drift([0, 40, 0], [0, 0, 40]).is_over(0.25)
 
 
-def test_bins_hold_what_begins_in_them():
+def test_each_bin_holds_the_values_from_its_lower_edge():
     for name in ("words", "compression", "coverage"):
         begins = edges(name)
         assert [bin_of(name, begin * 1.0001 + 1e-9) for begin in begins] == list(range(len(begins)))
@@ -168,7 +168,7 @@ def test_a_batch_that_waits_too_long_for_its_summaries_is_named(home):
     assert hasty.check("freshness").passed
 
 
-def test_rows_that_are_missing_or_too_many_fail_row_parity(tables):
+def test_missing_or_extra_rows_fail_row_parity(tables):
     version = tables.land("a", rows=2)
     rows = [{"id": str(n), "document": "x", "landed_at": NOW} for n in range(2)]
     tables.write(BATCH_INFERENCE, "a", rows, input_version=version)

@@ -1,4 +1,4 @@
-"""Java's archive of Spark's classes: made once, used where it fits, and no harm where it doesn't."""
+"""Java's archive of Spark's classes: made once, used if it fits, harmless if it doesn't."""
 
 import re
 import subprocess
@@ -28,7 +28,7 @@ resource.stop()
 """
 
 
-def test_an_archive_is_used_where_there_is_one_for_this_java_and_this_spark(tmp_path, monkeypatch):
+def test_an_archive_is_used_only_with_the_java_and_spark_it_was_made_for(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     path = archive_for("Java 17, /usr/bin/java")
     assert sharing_options("Java 17, /usr/bin/java") == ""
@@ -39,13 +39,11 @@ def test_an_archive_is_used_where_there_is_one_for_this_java_and_this_spark(tmp_
 
 
 @pytest.mark.proof
-def test_spark_takes_its_classes_from_an_archive_and_starts_without_a_word_where_it_is_another_java_s(
-    tmp_path, monkeypatch
-):
+def test_spark_loads_classes_from_its_archive_and_silently_ignores_one_from_another_java(tmp_path, monkeypatch):
     def count() -> int:
-        """Classes that Spark took from the archive when it started and counted."""
+        """The number of classes that Spark loaded from the archive while it started and counted rows."""
         command = [sys.executable, "-c", COUNT, str(tmp_path)]
-        # Where Java would leave the report of a crash.
+        # Java would write a crash report into this folder.
         run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         assert (run.stdout, run.stderr) == ("5\n", "")
         return (tmp_path / "classes").read_text().count("shared objects file (top)")
@@ -65,7 +63,7 @@ def test_spark_takes_its_classes_from_an_archive_and_starts_without_a_word_where
 
 
 @pytest.mark.proof
-def test_no_archive_is_kept_where_the_disk_is_full(tmp_path):
+def test_no_archive_is_kept_if_the_disk_is_full(tmp_path):
     full = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({20 << 20},) * 2)"
     run = subprocess.run(
         [sys.executable, "-c", full + MAKE, str(tmp_path)], capture_output=True, text=True, check=False

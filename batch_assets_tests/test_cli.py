@@ -1,4 +1,4 @@
-"""The commands that look: status and doctor; what commands print, and what they print for programs."""
+"""The read-only commands, status and doctor, and what commands print for people and for programs."""
 
 import json
 import math
@@ -37,12 +37,12 @@ KEY = "open-sesame-4711"
 
 @pytest.fixture
 def invoke(home, monkeypatch):
-    """Calls a command with some settings."""
+    """A function that calls a command with some settings."""
 
     def call(*arguments: str, **values: str) -> Result:
         for name, value in {"HOME": str(home), **values}.items():
             monkeypatch.setenv(f"{PREFIX}{name}", value)
-        # What the looks set, and MLflow itself, goes with the test.
+        # The commands and MLflow set these; this way, they are restored after the test.
         for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
             monkeypatch.setenv(name, "1")
         result = CliRunner().invoke(main, arguments)
@@ -54,7 +54,7 @@ def invoke(home, monkeypatch):
 
 @pytest.fixture(scope="module")
 def dagster_home(tmp_path_factory) -> Path:
-    """Dagster's storage without a run, to be copied: making one takes seconds."""
+    """Dagster's storage without runs, for tests to copy: creating one takes seconds."""
     settings = settings_for(tmp_path_factory.mktemp("dagster"))
     prepare_dagster_home(settings)
     with dg.DagsterInstance.from_config(str(settings.dagster_home)):
@@ -72,17 +72,17 @@ def deployment(home, dagster_home, monkeypatch):
 
 
 def files(home: Path) -> dict[str, bytes]:
-    """Everything under the home."""
+    """All files and folders under the home, with their content."""
     return {str(path): path.read_bytes() if path.is_file() else b"" for path in home.rglob("*")}
 
 
 def findings(result: Result) -> dict[str, tuple[str, str]]:
-    """The last finding about each thing: level, and what was found with what to do."""
+    """The last finding for each subject: its level, and what was found with its remedy."""
     found = json.loads(result.stdout)["findings"]
     return {one["what"]: (one["level"], f"{one['found']}: {one['remedy']}") for one in found}
 
 
-def test_the_doctor_finds_a_new_home_fit_and_makes_nothing(home, invoke):
+def test_the_doctor_finds_no_problem_in_a_new_home_and_creates_nothing(home, invoke):
     result = invoke("doctor", "--json")
     found = findings(result)
     assert (result.exit_code, {level for level, _ in found.values()}) == (0, {"ok"}), found
@@ -94,7 +94,7 @@ def test_the_doctor_finds_a_new_home_fit_and_makes_nothing(home, invoke):
     assert plain.stdout.isascii()
 
 
-def test_the_doctor_finds_a_state_fit_and_leaves_every_file_as_it_is(home, deployment, invoke):
+def test_the_doctor_finds_no_problem_in_existing_state_and_changes_no_file(home, deployment, invoke):
     deployment.land("a")
     register_batches(deployment.instance, ["a"])
     before = files(home)
@@ -104,7 +104,7 @@ def test_the_doctor_finds_a_state_fit_and_leaves_every_file_as_it_is(home, deplo
 
 
 class Server:
-    """Answers GET requests with one status; ``requests`` has path and key of each."""
+    """Answers GET requests with one status; ``requests`` holds the path and key of each."""
 
     def __init__(self, status: int) -> None:
         self.requests: list[tuple[str, str | None]] = []
@@ -135,7 +135,7 @@ def servers():
         server.http.server_close()
 
 
-def test_the_doctor_asks_each_endpoint_with_its_own_key_and_says_what_is_wrong(tmp_path, invoke, servers, monkeypatch):
+def test_the_doctor_calls_each_endpoint_with_its_own_key_and_reports_problems(tmp_path, invoke, servers, monkeypatch):
     monkeypatch.setenv("GOOD_KEY", KEY)
     monkeypatch.setenv("ODD_KEY", f"{KEY}\nx")
     endpoints = {
@@ -171,7 +171,7 @@ def test_the_doctor_asks_each_endpoint_with_its_own_key_and_says_what_is_wrong(t
     assert servers[404].requests == [("/models", None)]
 
 
-def test_the_doctor_goes_on_after_a_check_that_fails(home, invoke, monkeypatch):
+def test_the_doctor_continues_after_a_failed_check(home, invoke, monkeypatch):
     lake = settings_for(home).lake_uri
     write_deltalake(f"{lake}/main/default/{PROD_DATA.name}", pa.table({"text": ["of somebody else"]}))
     (home / "mlflow").mkdir()
@@ -194,7 +194,7 @@ def test_the_doctor_goes_on_after_a_check_that_fails(home, invoke, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["doctor", "status"])
-def test_a_tracking_server_that_is_out_of_reach_is_said_soon_and_without_its_password(invoke, monkeypatch, command):
+def test_an_unreachable_tracking_server_is_reported_quickly_and_without_its_password(invoke, monkeypatch, command):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{KEY}@127.0.0.1:9")
     result = invoke(command, "--json")
     assert result.exit_code == (1 if command == "doctor" else 0)
@@ -206,7 +206,7 @@ def test_a_tracking_server_that_is_out_of_reach_is_said_soon_and_without_its_pas
     assert KEY not in result.output
 
 
-def test_a_lake_that_is_out_of_reach_is_a_problem_said_soon_and_in_plain_text(invoke, monkeypatch):
+def test_an_unreachable_lake_is_reported_quickly_and_in_plain_text(invoke, monkeypatch):
     for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ALLOW_HTTP": "true", "ACCESS_KEY_ID": "somebody",
                         "SECRET_ACCESS_KEY": KEY, "REGION": "us-east-1"}.items():  # fmt: skip
         monkeypatch.setenv(f"AWS_{name}", value)
@@ -216,7 +216,7 @@ def test_a_lake_that_is_out_of_reach_is_a_problem_said_soon_and_in_plain_text(in
     assert (result.exit_code, "127.0.0.1:9/nowhere" in result.stderr, "Traceback" in result.output) == (2, True, False)
 
 
-def test_the_doctor_sees_what_is_needed_of_the_hub(home, invoke):
+def test_the_doctor_reports_what_must_be_downloaded_from_the_hub(home, invoke):
     result = invoke("doctor", "--json", MODEL="nobody/nothing", DATASET="EdinburghNLP/xsum")
     found = findings(result)
     assert (result.exit_code, found["model"][0], found["hub"][0], found["memory"][0]) == (1, "problem", "problem", "ok")
@@ -231,7 +231,7 @@ def test_the_doctor_sees_what_is_needed_of_the_hub(home, invoke):
     ("gibibytes", "level", "remedy"),
     [(5, "ok", ""), (3.5, "warning", "BATCH_ASSETS_SPARK_MASTER=local[1,4]"), (2.2, "problem", "a smaller model")],
 )
-def test_the_doctor_weighs_the_model_against_the_memory(home, monkeypatch, gibibytes, level, remedy):
+def test_the_doctor_compares_the_model_with_the_available_memory(home, monkeypatch, gibibytes, level, remedy):
     monkeypatch.setattr(doctor, "_available_memory", lambda: int(gibibytes * 1024**3))
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     (finding,) = doctor._memory(settings_for(home, spark_master="local[*,4]"))
@@ -245,7 +245,7 @@ def add_run(instance: dg.DagsterInstance, name: str, batches: list[str], status:
     return run
 
 
-def test_the_doctor_sees_dead_runs_held_pools_and_a_run_at_work_and_frees_none(home, deployment, invoke):
+def test_the_doctor_reports_dead_runs_held_pools_and_an_active_run_and_frees_none(home, deployment, invoke):
     instance = deployment.instance
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
@@ -270,21 +270,21 @@ def test_the_doctor_sees_dead_runs_held_pools_and_a_run_at_work_and_frees_none(h
     assert "lock" not in findings(invoke("doctor", "--json"))
 
 
-def test_the_status_of_a_new_home_is_said_and_makes_nothing(home, invoke):
+def test_status_describes_a_new_home_and_creates_nothing(home, invoke):
     result = invoke("status")
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
         "no batches yet: run 'batch-assets run', or land files", "no champion yet", "no runs yet",
     ]  # fmt: skip
     assert not home.exists()
-    prepare_dagster_home(settings_for(home))  # as far as a command comes that dies before its first run
+    prepare_dagster_home(settings_for(home))  # a command that dies before its first run
     before = files(home)
     assert json.loads(invoke("status", "--json").stdout)["batches"] == []
     assert invoke("doctor").exit_code == 0
     assert files(home) == before
 
 
-def test_the_status_tells_the_state_of_every_batch(home, deployment, invoke):
+def test_status_shows_the_state_of_every_batch(home, deployment, invoke):
     instance = deployment.instance
     for batch in ("bad", "done", "half", "late", "mended", "new", "old", "queued", "worked"):
         deployment.land(batch)
@@ -327,13 +327,13 @@ def test_the_status_tells_the_state_of_every_batch(home, deployment, invoke):
     assert plain.isascii()
 
 
-def test_a_text_without_text_is_not_tried(home, invoke):
+def test_try_refuses_a_document_without_text(home, invoke):
     result = invoke("try", " \u200b\n")
     assert (result.exit_code, result.stderr) == (2, "batch-assets: the document has no text\n")
     assert not home.exists()
 
 
-def test_the_status_names_the_champion_its_score_and_since_when(deployment, invoke):
+def test_status_shows_the_champion_its_score_and_its_start_time(deployment, invoke):
     client = connect(deployment.settings)
     name = deployment.settings.registered_model
     run = client.create_run(client.get_experiment_by_name("batch_assets").experiment_id)
@@ -361,7 +361,7 @@ def test_the_status_names_the_champion_its_score_and_since_when(deployment, invo
     assert back.stderr.startswith(f"version 2 of {name} is the champion again")
 
 
-def test_of_many_batches_those_that_are_scored_are_only_counted(deployment, invoke):
+def test_status_only_counts_scored_batches_if_there_are_many(deployment, invoke):
     names = [f"b{number:02}" for number in range(24)]
     for name in names:
         deployment.land(name, rows=1)
@@ -374,9 +374,9 @@ def test_of_many_batches_those_that_are_scored_are_only_counted(deployment, invo
     assert len(json.loads(invoke("status", "--json").stdout)["batches"]) == 24
 
 
-def test_landing_by_hand_counts_documents_and_reasons(tmp_path, home, invoke):
+def test_landing_manually_counts_documents_and_rejection_reasons(tmp_path, home, invoke):
     def land(*arguments: str) -> subprocess.CompletedProcess[str]:
-        # In a process of its own: Dagster takes over the streams of one that executes a run.
+        # In its own process: Dagster takes over the output streams of a process that executes a run.
         command = [*BATCH_ASSETS, "land", str(file), *arguments]
         return subprocess.run(command, env=environment(home), capture_output=True, text=True)
 
@@ -397,7 +397,7 @@ def test_landing_by_hand_counts_documents_and_reasons(tmp_path, home, invoke):
     assert (unnamed.exit_code, "has no batch ''" in unnamed.stderr) == (2, True)
 
 
-def test_values_that_json_does_not_have_are_printed_as_json_all_the_same(capsys):
+def test_values_that_json_cannot_represent_are_still_printed_as_json(capsys):
     print_json({"a": [math.nan, {date(2026, 1, 31): b"\x00"}], "b": Decimal("1.5"), "c": (True, None, 2)})
     assert json.loads(capsys.readouterr().out) == {
         "a": ["nan", {"2026-01-31": "AA=="}],
@@ -406,13 +406,13 @@ def test_values_that_json_does_not_have_are_printed_as_json_all_the_same(capsys)
     }
 
 
-def test_a_document_does_not_steer_the_terminal(capsys):
+def test_control_characters_in_a_document_do_not_reach_the_terminal(capsys):
     print_table(["text"], [["a\x1b[31m\x07\x9b2J\tb"]])
     assert capsys.readouterr().out.splitlines()[1] == "a\ufffd[31m\ufffd\ufffd2J b"
 
 
 @pytest.mark.parametrize("name", sorted(main.commands))
-def test_the_help_of_every_command_has_its_exit_status_and_an_example(name):
+def test_the_help_of_every_command_shows_its_exit_status_and_an_example(name):
     shown = CliRunner().invoke(main, [name, "--help"]).stdout
     assert "Exit status: 0" in " ".join(shown.split())
     assert re.search(rf"^  (BATCH_ASSETS_\S+ )?batch-assets {name}\b", shown, re.MULTILINE)

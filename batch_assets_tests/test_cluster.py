@@ -1,4 +1,4 @@
-"""A standalone cluster of one worker, with the package from its wheel: what differs from one machine."""
+"""What differs from one machine on a standalone cluster of one worker, with the package installed from its wheel."""
 
 import os
 import pickle
@@ -26,7 +26,7 @@ def cluster(tmp_path_factory, workers_python):
 
 
 def driver(folder, python, **work):
-    """Start a driver of its own that scores one batch on workers with that Python."""
+    """Start a separate driver that scores one batch on workers with the given Python."""
     arguments = folder / "arguments"
     arguments.write_bytes(pickle.dumps(work))
     command = [sys.executable, "-m", "batch_assets_tests.scoring_process", str(arguments)]
@@ -36,12 +36,12 @@ def driver(folder, python, **work):
 
 
 def finished(process, folder):
-    """The exit status of a driver, and what it said."""
+    """Wait for a driver and return its exit status and output."""
     return process.wait(300), (folder / "driver.log").read_text()
 
 
 @pytest.mark.proof
-def test_workers_with_the_wheel_fetch_the_model_once_and_write_what_one_machine_does(
+def test_workers_with_the_wheel_fetch_the_model_once_and_write_the_same_as_one_machine(
     spark,
     lake,
     t5,
@@ -68,7 +68,7 @@ def test_workers_with_the_wheel_fetch_the_model_once_and_write_what_one_machine_
 
 
 @pytest.mark.proof
-def test_a_worker_that_lacks_the_package_is_named_before_any_work(lake, t5, tmp_path, cluster):
+def test_a_worker_without_the_package_is_reported_before_any_work(lake, t5, tmp_path, cluster):
     import venv
 
     venv.create(tmp_path / "bare", symlinks=True)
@@ -80,7 +80,7 @@ def test_a_worker_that_lacks_the_package_is_named_before_any_work(lake, t5, tmp_
     assert "has no batch_assets" in said
 
 
-def test_what_was_fetched_is_refused_where_it_is_not_what_the_driver_has(tmp_path, monkeypatch):
+def test_a_fetched_model_that_differs_from_the_drivers_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     (tmp_path / "model").mkdir()
@@ -96,7 +96,7 @@ def test_what_was_fetched_is_refused_where_it_is_not_what_the_driver_has(tmp_pat
     assert digest_of_folder(tmp_path / "tmp" / folder) == artifact.digest
 
 
-def test_a_model_out_of_a_workers_reach_is_an_error_that_says_where_to_keep_it(tmp_path, monkeypatch):
+def test_a_model_that_a_worker_cannot_reach_is_an_error_that_says_where_to_keep_it(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"can't fetch the model from .*gone.*: keep MLflow's artifacts where"):
         Artifact((tmp_path / "gone").as_uri(), "0" * 64).fetch()

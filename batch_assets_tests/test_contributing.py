@@ -1,4 +1,4 @@
-"""The examples of docs/contributing.md, applied to a copy of the package and used."""
+"""The examples in docs/contributing.md, applied to a copy of the package and run there."""
 
 import os
 import re
@@ -46,7 +46,7 @@ def examples() -> list[Block]:
     return [block for block in blocks("docs/contributing.md") if block.language == "python"]
 
 
-def test_an_engine_a_source_a_check_and_a_default_model_take_what_the_page_says(tmp_path, examples):
+def test_the_page_says_how_to_add_an_engine_a_source_a_check_and_a_default_model(tmp_path, examples):
     package = shutil.copytree(ROOT / "batch_assets", tmp_path / "batch_assets")
     engine, dataset, opening, check, model = examples
     for block in (engine, dataset):

@@ -10,7 +10,7 @@ from batch_assets_tests.conftest import environment, settings_for
 HEAVY = ("torch", "transformers", "pyspark", "mlflow", "dagster_pyspark", "datasets", "pandas", "xllamacpp")
 
 
-def test_loading_the_code_location_imports_nothing_heavy(home):
+def test_loading_the_code_location_imports_no_heavy_packages(home):
     program = f"import sys, batch_assets.definitions; print([m for m in {HEAVY!r} if m in sys.modules])"
     run = subprocess.run(
         [sys.executable, "-c", program], env=environment(home), capture_output=True, text=True, check=True
@@ -24,7 +24,7 @@ def test_dagster_accepts_the_definitions(home):
     assert run.returncode == 0, run.stderr
 
 
-def test_the_graph_has_the_assets_groups_and_edges_of_the_design(home):
+def test_the_graph_has_the_designed_assets_groups_and_edges(home):
     graph = build_defs(settings=settings_for(home)).resolve_asset_graph()
     parents = {
         key.to_user_string(): {parent.to_user_string() for parent in graph.get(key).parent_keys}
@@ -55,7 +55,7 @@ def test_the_graph_has_the_assets_groups_and_edges_of_the_design(home):
 
 
 @pytest.mark.parametrize("name", ["prod_data", "batch_inference", "ai_query_inference", "summary_quality"])
-def test_tables_share_the_partitions_and_the_length_of_a_run(home, name):
+def test_tables_share_the_partitions_and_the_batches_per_run(home, name):
     graph = build_defs(settings=settings_for(home, batches_per_run=7)).resolve_asset_graph()
     node = graph.get(dg.AssetKey(name))
     assert node.partitions_def.name == "batch_assets/batch"

@@ -1,4 +1,4 @@
-"""Writers that are killed, race each other, and meet upkeep: real processes, real kills."""
+"""Writers that are killed, race each other, and run during upkeep, as real processes with real kills."""
 
 import os
 import re
@@ -30,13 +30,13 @@ def data_files(uri: str) -> set[str]:
 
 
 def stage_a(table: WritableTable, generation: str) -> list[StagedFile]:
-    """Stage a whole generation of the partition a."""
+    """Stage a whole generation of partition a."""
     rows = pa.table({"generation": [generation] * ROWS, "number": range(ROWS)})
     return stage([rows], table.staging_area({"part": "a"}))
 
 
 @pytest.mark.parametrize("crash", CRASHES)
-def test_after_a_crash_a_rerun_leaves_the_table_as_if_run_once(uri, crash):
+def test_a_rerun_after_a_crash_leaves_the_table_as_if_run_once(uri, crash):
     for part in ("a", "b"):
         replace(uri, part, "old")
     assert run(replace, uri, "a", "new", crash) == -signal.SIGKILL
@@ -48,7 +48,7 @@ def test_after_a_crash_a_rerun_leaves_the_table_as_if_run_once(uri, crash):
 
 
 @pytest.mark.parametrize("crash", CRASHES[:2])
-def test_files_that_a_crash_left_go_with_upkeep_once_they_are_old(uri, crash):
+def test_upkeep_removes_files_left_by_a_crash_once_they_are_old(uri, crash):
     run(replace, uri, "a", "lost", crash)
     left = data_files(uri)
     assert len(left) == (2 if crash == CRASHES[0] else writers.FILES)
@@ -62,7 +62,7 @@ def test_files_that_a_crash_left_go_with_upkeep_once_they_are_old(uri, crash):
     assert whole(uri, "a") == "kept"
 
 
-def test_upkeep_removes_old_checkpoints_but_the_newest_and_every_version_stays_readable(uri):
+def test_upkeep_removes_old_checkpoints_except_the_newest_and_every_version_stays_readable(uri):
     replace(uri, "a", "first")
     WritableTable.open(uri).checkpoint()
     replace(uri, "a", "second")
@@ -82,7 +82,7 @@ def test_upkeep_removes_old_checkpoints_but_the_newest_and_every_version_stays_r
     assert second.exists()
 
 
-def test_upkeep_leaves_files_that_are_written_and_not_yet_committed(uri):
+def test_upkeep_keeps_files_that_are_written_but_not_yet_committed(uri):
     table = WritableTable.open(uri)
     staged = stage_a(table, "g")
     maintain(WritableTable.open(uri), 168, print)
@@ -90,7 +90,7 @@ def test_upkeep_leaves_files_that_are_written_and_not_yet_committed(uri):
     assert whole(uri, "a") == "g"
 
 
-def test_a_commit_of_files_that_a_vacuum_took_is_refused(uri):
+def test_a_commit_of_files_removed_by_a_vacuum_is_refused(uri):
     replace(uri, "a", "old")
     table = WritableTable.open(uri)
     staged = stage_a(table, "g")
@@ -101,7 +101,7 @@ def test_a_commit_of_files_that_a_vacuum_took_is_refused(uri):
 
 
 @pytest.mark.parametrize("filled", [False, True], ids=["empty", "filled"])
-def test_eight_processes_that_replace_eight_partitions_at_once_all_land(uri, filled):
+def test_eight_processes_replace_eight_partitions_at_once_and_all_succeed(uri, filled):
     parts = [f"p{number}" for number in range(8)]
     for part in parts if filled else []:
         replace(uri, part, "old")
@@ -112,11 +112,11 @@ def test_eight_processes_that_replace_eight_partitions_at_once_all_land(uri, fil
 
 
 @pytest.mark.parametrize("filled", [False, True], ids=["empty", "filled"])
-def test_of_processes_that_replace_one_partition_at_once_one_wins_whole(uri, filled):
+def test_processes_that_replace_one_partition_at_once_never_mix_their_rows(uri, filled):
     if filled:
         replace(uri, "a", "old")
     results = race([(replace, uri, "a", f"run-{number}") for number in range(4)])
-    # Who opened the table after somebody had committed replaces that; who opened it before is refused.
+    # A process that opens the table after another one committed replaces that commit; one that opened it before fails.
     refused = [result for result in results if isinstance(result, ConcurrentCommitError)]
     versions = sorted(result for result in results if isinstance(result, int))
     assert len(refused) + len(versions) == 4
@@ -125,14 +125,14 @@ def test_of_processes_that_replace_one_partition_at_once_one_wins_whole(uri, fil
     assert all("by run run-" in str(error) for error in refused)
 
 
-def test_two_that_both_empty_an_empty_partition_are_told_apart(uri):
+def test_a_second_writer_that_empties_an_empty_partition_is_refused(uri):
     slow = WritableTable.open(uri)
     WritableTable.open(uri).replace({"part": "a"}, [], {"run_id": "fast"})
     with pytest.raises(ConcurrentCommitError, match="version 1 by run fast"):
         slow.replace({"part": "a"}, [], {"run_id": "slow"})
 
 
-def test_a_compaction_by_delta_rs_in_the_moment_before_the_commit_is_noticed(uri, monkeypatch):
+def test_a_compaction_by_delta_rs_just_before_the_commit_is_detected(uri, monkeypatch):
     replace(uri, "a", "old")
     table = WritableTable.open(uri)
     staged = stage_a(table, "new")
@@ -149,7 +149,7 @@ def test_a_compaction_by_delta_rs_in_the_moment_before_the_commit_is_noticed(uri
     assert whole(uri, "a") == "old"
 
 
-def test_replacements_upkeep_a_foreign_compaction_and_readers_at_once_keep_every_partition_whole(uri, tmp_path):
+def test_partitions_stay_whole_during_replacements_upkeep_reads_and_an_outside_compaction(uri, tmp_path):
     rounds, parts = 12, ["a", "b"]
     for part in parts:
         replace(uri, part, "first")
@@ -175,7 +175,7 @@ def test_replacements_upkeep_a_foreign_compaction_and_readers_at_once_keep_every
     assert len(WritableTable.open(uri).files()) == len(parts)
 
 
-def test_a_commit_whose_answer_was_lost_counts_even_if_it_was_replaced_at_once(uri, monkeypatch):
+def test_a_commit_whose_response_was_lost_counts_even_if_it_was_replaced_immediately(uri, monkeypatch):
     table = WritableTable.open(uri)
     staged = stage_a(table, "g")
     commit = DeltaTable.create_write_transaction
@@ -191,8 +191,8 @@ def test_a_commit_whose_answer_was_lost_counts_even_if_it_was_replaced_at_once(u
     assert whole(uri, "a") == "later"
 
 
-def test_a_file_whose_path_delta_rs_would_spell_otherwise_is_not_left_behind(uri):
-    """Spark, for one, leaves letters other than a-z as they are in the log, where delta-rs writes them with %."""
+def test_a_file_whose_path_delta_rs_encodes_differently_is_not_left_behind(uri):
+    """Spark, for example, leaves non-ASCII letters unchanged in the log, while delta-rs percent-encodes them."""
     replace(uri, "a", "old")
     log = Path(uri, "_delta_log", f"{1:020d}.json")
     log.write_text(log.read_text().replace('"path":"part=', '"path":"part%3D'))
@@ -207,8 +207,8 @@ def test_a_file_whose_path_delta_rs_would_spell_otherwise_is_not_left_behind(uri
 
 
 @pytest.mark.parametrize("character", [chr(code) for code in [*range(1, 128), 0xE9, 0x2603] if chr(code) != "/"])
-def test_delta_rs_spells_every_path_as_expected(uri, character):
-    """What a commit may remove rests on this; a newer delta-rs that encodes otherwise is noticed here."""
+def test_delta_rs_encodes_every_path_as_expected(uri, character):
+    """Which files a commit may remove depends on this; it fails if a newer delta-rs encodes paths differently."""
     from deltalake.transaction import AddAction
 
     table = DeltaTable(uri)
@@ -217,7 +217,7 @@ def test_delta_rs_spells_every_path_as_expected(uri, character):
     WritableTable.open(uri).check_replaceable({"part": "a"})
 
 
-def test_writers_that_make_the_table_at_the_same_moment_all_land(tmp_path):
+def test_writers_that_create_the_table_at_the_same_moment_all_succeed(tmp_path):
     for number in range(3):
         uri = str(tmp_path / f"table-{number}")
         parts = [f"p{part}" for part in range(4)]
@@ -232,7 +232,7 @@ def make_and_replace(uri: str, part: str) -> int:
     return replace(uri, part, part)
 
 
-def test_writers_that_add_columns_at_the_same_moment_all_land(uri):
+def test_writers_that_add_columns_at_the_same_moment_all_succeed(uri):
     replace(uri, "a", "old")
     results = race([(add_column, uri, f"c{number // 2}") for number in range(4)])
     assert results == [None] * 4
@@ -243,8 +243,8 @@ def add_column(uri: str, name: str) -> None:
     WritableTable.open(uri).add_columns(pa.schema([(name, pa.int64())]))
 
 
-def test_what_other_writers_put_into_the_log_disturbs_nobody(uri):
-    """Line separators of Unicode in statistics, partition values that would be refused here, no statistics."""
+def test_unusual_log_entries_of_other_writers_cause_no_errors(uri):
+    """Unicode line separators in statistics, partition values that this writer would refuse, and missing statistics."""
     from deltalake import write_deltalake
     from deltalake.transaction import AddAction
 
@@ -272,7 +272,7 @@ def test_an_append_of_text_with_line_separators_is_found_in_the_log(uri):
     assert version == WritableTable.open(uri).version == 1
 
 
-def test_a_null_where_the_partition_column_must_not_be_null_is_refused(tmp_path):
+def test_a_null_in_a_non_nullable_partition_column_is_refused(tmp_path):
     from batch_assets.lake.writable_table import create_table
 
     uri = str(tmp_path / "table")
@@ -283,7 +283,7 @@ def test_a_null_where_the_partition_column_must_not_be_null_is_refused(tmp_path)
         stage([pa.table({"part": pa.nulls(1, pa.string()), "n": [1]})], WritableTable.open(uri).staging_area())
 
 
-def test_many_partitions_in_any_order_become_a_file_each(uri):
+def test_many_partitions_in_any_order_become_one_file_each(uri):
     area = WritableTable.open(uri).staging_area()
     numbers = range(20_000)
     parts = [str(number * 7919 % 500) for number in numbers]
@@ -293,7 +293,7 @@ def test_many_partitions_in_any_order_become_a_file_each(uri):
     assert sum(file.rows for file in staged) == len(parts)
 
 
-def test_a_file_is_read_to_its_end_whatever_size_the_log_gives_it(uri):
+def test_a_file_is_read_completely_whatever_size_the_log_gives(uri):
     replace(uri, "a", "old")
     log = Path(uri, "_delta_log", f"{1:020d}.json")
     log.write_text(re.sub(r'"size":\d+', '"size":3', log.read_text()))
@@ -313,7 +313,7 @@ def test_a_shallow_clone_is_refused(uri):
         list(WritableTable.open(uri).read({"part": "a"}))
 
 
-def test_a_table_made_anew_meanwhile_is_not_written(uri):
+def test_a_table_recreated_in_the_meantime_is_not_written(uri):
     import shutil
 
     replace(uri, "a", "old")
@@ -327,7 +327,7 @@ def test_a_table_made_anew_meanwhile_is_not_written(uri):
     assert whole(uri, "a") == "z"
 
 
-def test_a_log_that_was_cleaned_up_meanwhile_is_not_taken_for_quiet(uri):
+def test_a_log_cleaned_up_in_the_meantime_does_not_hide_conflicting_commits(uri):
     table = WritableTable.open(uri)
     replace(uri, "a", "theirs")
     WritableTable.open(uri).checkpoint()
@@ -337,7 +337,7 @@ def test_a_log_that_was_cleaned_up_meanwhile_is_not_taken_for_quiet(uri):
     assert whole(uri, "a") == "theirs"
 
 
-def test_a_storage_fault_while_looking_at_the_log_is_an_error_and_changes_nothing(uri, monkeypatch):
+def test_a_storage_fault_while_reading_the_log_is_an_error_and_changes_nothing(uri, monkeypatch):
     replace(uri, "a", "old")
     table = WritableTable.open(uri)
     replace(uri, "a", "theirs")
@@ -351,8 +351,8 @@ def test_a_storage_fault_while_looking_at_the_log_is_an_error_and_changes_nothin
     assert whole(uri, "a") == "theirs"
 
 
-def test_a_partition_of_a_batch_that_dagster_never_heard_of_is_not_written_twice(tmp_path):
-    """Killed after the commit and before the materialization was recorded: the rerun finds the batch up to date."""
+def test_a_batch_whose_materialization_was_not_recorded_is_not_written_twice(tmp_path):
+    """After a kill between the commit and the materialization event, the rerun finds the batch up to date."""
     from batch_assets_tests.conftest import write_json_lines
 
     home = tmp_path / "home"

@@ -1,7 +1,7 @@
 """Tables written here, read by engines that share no code with the writer.
 
 polars-deltalake and DuckDB's extension are built on delta-kernel; ClickHouse has a reader of its own.
-Each runs in a process of its own: two Arrow libraries in one process don't get along.
+Each runs in its own process, because two Arrow libraries in one process conflict.
 """
 
 import datetime as dt
@@ -19,7 +19,7 @@ from batch_assets.lake.staging import stage
 from batch_assets.lake.upkeep import maintain
 from batch_assets.lake.writable_table import WritableTable, create_table
 
-# Each gives the rows of the table at `uri` whose column `moment` is null or not before `since`, in `columns`.
+# Each returns the rows of the table at `uri` whose column `moment` is null or not before `since`, in `columns`.
 READERS = {
     "polars-deltalake": """
 import polars, polars_deltalake
@@ -57,7 +57,7 @@ MOMENT = dt.datetime(2026, 1, 2, 3, 4, 5, 678901, dt.UTC)
 
 
 def plain(value):
-    """A value as text on which all readers agree."""
+    """Convert a value to text that is the same for all readers."""
     if isinstance(value, str) and len(value) > 18 and value[4:8:3] == "--":
         value = dt.datetime.fromisoformat(value)
     if isinstance(value, dt.datetime):
@@ -66,10 +66,10 @@ def plain(value):
 
 
 def read_by(reader: str, uris: list[str], columns: list[str]) -> list[list[list[str | None]]]:
-    """The rows of each table."""
+    """Read the rows of each table."""
     program = PROGRAM.format(read=textwrap.indent(READERS[reader], "    "))
     command = [sys.executable, "-c", program, ",".join(columns), MOMENT.isoformat(), *uris]
-    # ClickHouse reads below the current folder only.
+    # ClickHouse only reads files below the current folder.
     folder = os.path.commonpath([Path(uri).parent for uri in uris])
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
@@ -109,7 +109,7 @@ VALUES = {
 
 
 def make_table(uri: str, kind: pa.DataType, values: list, commits: int) -> list[list]:
-    """Make a table in so many commits: every partition replaced, some appended rows, and upkeep half-way.
+    """Create a table in ``commits`` commits, with replaced partitions, appended rows, and upkeep half-way through.
 
     Returns:
         Its rows.
@@ -136,15 +136,15 @@ def make_table(uri: str, kind: pa.DataType, values: list, commits: int) -> list[
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory) -> dict[str, list[list]]:
-    """Rows of a table for each kind of partition values, by its address."""
+    """The rows of one table for each kind of partition value, by table address."""
     folder = tmp_path_factory.mktemp("tables")
     commits = {name: 102 if name == "string" else 10 for name in VALUES}
     return {str(folder / name): make_table(str(folder / name), *VALUES[name], commits[name]) for name in VALUES}
 
 
 @pytest.mark.parametrize("state", ["after many commits", "after upkeep"])
-def test_tables_written_here_are_read_row_for_row_by_other_engines(tables, state):
-    """Also by a filter on the greatest timestamp of a file, which statistics cut to milliseconds would lose."""
+def test_other_engines_read_every_row_of_tables_written_here(tables, state):
+    """Also with a filter on a file's greatest timestamp, which truncating statistics to milliseconds would lose."""
     if state == "after upkeep":
         for uri in tables:
             maintain(WritableTable.open(uri), 168, print)

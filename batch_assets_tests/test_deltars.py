@@ -1,4 +1,4 @@
-"""The Spark data source deltars on tables of any user."""
+"""The Spark data source deltars, on any kind of table."""
 
 import datetime as dt
 import json
@@ -25,7 +25,7 @@ def uri(tmp_path) -> str:
 
 @pytest.fixture
 def deltars(spark):
-    """Reads or writes with options: deltars.read(uri, **options), deltars.write(frame, uri, mode, **options)."""
+    """Reads and writes with options: deltars.read(uri, **options), deltars.write(frame, uri, mode, **options)."""
     register_deltars(spark)
 
     class Deltars:
@@ -67,7 +67,7 @@ EVERY_TYPE = pa.table(
 )
 
 
-def test_every_type_comes_back_as_deltalake_reads_it(deltars, uri):
+def test_every_type_is_read_as_deltalake_reads_it(deltars, uri):
     write_deltalake(uri, EVERY_TYPE)
     rows = deltars.read(uri).toArrow()
     expected = DeltaTable(uri).to_pyarrow_table()
@@ -76,7 +76,7 @@ def test_every_type_comes_back_as_deltalake_reads_it(deltars, uri):
         assert rows[name].to_pylist() == expected[name].to_pylist(), name
 
 
-def test_every_type_that_delta_has_had_from_the_beginning_is_written_so_that_deltalake_reads_it(deltars, spark, uri):
+def test_deltalake_reads_every_original_delta_type_that_is_written(deltars, spark, uri):
     rows = EVERY_TYPE.drop_columns(["timestamp_ntz"])
     deltars.write(spark.createDataFrame(rows), uri)
     found = DeltaTable(uri).to_pyarrow_table()
@@ -85,7 +85,7 @@ def test_every_type_that_delta_has_had_from_the_beginning_is_written_so_that_del
     assert DeltaTable(uri).protocol().min_reader_version == 1
 
 
-def test_a_version_and_some_columns_are_read(deltars, uri):
+def test_a_read_can_select_a_version_and_columns(deltars, uri):
     write_deltalake(uri, pa.table({"a": [1], "b": ["x"]}))
     write_deltalake(uri, pa.table({"a": [2], "b": ["y"]}), mode="append")
     assert [row.asDict() for row in deltars.read(uri, versionAsOf="0", columns="b, a").collect()] == [
@@ -95,18 +95,18 @@ def test_a_version_and_some_columns_are_read(deltars, uri):
     assert deltars.read(uri).count() == 2
 
 
-def test_a_column_that_was_added_later_is_null_in_older_files(deltars, uri):
+def test_a_column_added_later_is_null_in_older_files(deltars, uri):
     write_deltalake(uri, pa.table({"a": [1]}))
     write_deltalake(uri, pa.table({"a": [2], "b": ["y"]}), mode="append", schema_mode="merge")
     assert {(row["a"], row["b"]) for row in deltars.read(uri).collect()} == {(1, None), (2, "y")}
 
 
-def test_a_table_without_rows_is_read_as_no_rows(deltars, uri):
+def test_a_table_without_rows_is_read_as_empty(deltars, uri):
     write_deltalake(uri, pa.table({"a": pa.array([], pa.int64())}))
     assert deltars.read(uri).collect() == []
 
 
-def test_large_files_are_shared_by_tasks_and_small_ones_are_put_together(deltars, uri, spark, monkeypatch):
+def test_large_files_are_split_among_tasks_and_small_ones_are_combined(deltars, uri, spark, monkeypatch):
     from deltalake import WriterProperties
 
     rows = pa.table({"n": range(10_000), "text": [f"{n:0>200}" for n in range(10_000)]})
@@ -125,7 +125,7 @@ def test_large_files_are_shared_by_tasks_and_small_ones_are_put_together(deltars
 
 @pytest.fixture(scope="module")
 def tricky(tmp_path_factory) -> str:
-    """One file a row group of values, partitioned by day, with what statistics get wrong."""
+    """A table partitioned by day, one file per group of rows, with values that statistics get wrong."""
     uri = str(tmp_path_factory.mktemp("tricky") / "table")
     moment = dt.datetime(2020, 1, 1, 0, 0, 0, 123456, UTC)
     files = [
@@ -143,7 +143,7 @@ def tricky(tmp_path_factory) -> str:
             "s": pa.array(s, pa.string()),
             "t": pa.array(t, pa.timestamp("us", "UTC")),
             "b": pa.array(b, pa.bool_()),
-            # deltalake writes the bounds of decimals as floating numbers, and 0.7 is more than the nearest float32.
+            # deltalake writes the bounds of decimals as floats, and 0.7 is greater than the nearest float32.
             "d": pa.array([Decimal("123456789012345.67"), None], pa.decimal128(20, 2)),
             "r": pa.array([0.7, None], pa.float32()),
         }
@@ -163,8 +163,8 @@ def test_a_partition_is_read_from_its_own_files_and_gives_all_its_rows(deltars, 
     assert sorted(map(str, found.select(*columns).collect())) == sorted(map(str, expected.select(*columns).collect()))
 
 
-def test_one_data_frame_answers_many_questions(deltars, spark, tricky):
-    """Spark 4.2 reads by the filters of one query for all queries of a data frame, if a data source takes filters."""
+def test_one_data_frame_can_be_queried_with_different_filters(deltars, spark, tricky):
+    """If a data source accepts filters, Spark 4.2 applies one query's filters to all queries of the data frame."""
     spark.conf.set("spark.sql.python.filterPushdown.enabled", "true")
     try:
         frame = deltars.read(tricky)
@@ -175,7 +175,7 @@ def test_one_data_frame_answers_many_questions(deltars, spark, tricky):
         spark.conf.unset("spark.sql.python.filterPushdown.enabled")
 
 
-def test_a_data_frame_stays_with_the_version_that_was_newest_when_it_was_made(deltars, uri):
+def test_a_data_frame_keeps_the_version_that_was_newest_when_it_was_created(deltars, uri):
     write_deltalake(uri, pa.table({"a": [1]}))
     frame = deltars.read(uri)
     write_deltalake(uri, pa.table({"a": [2]}), mode="append")
@@ -184,7 +184,7 @@ def test_a_data_frame_stays_with_the_version_that_was_newest_when_it_was_made(de
 
 
 def protocol_of(uri: str, features: list[str] | None, *, reader: int = 3, writer: int = 7, **configuration) -> None:
-    """Give a table another protocol, and properties, in a commit of its own."""
+    """Change a table's protocol, and its properties if given, in a separate commit."""
     table = DeltaTable(uri)
     protocol: dict = {"minReaderVersion": reader, "minWriterVersion": writer}
     if features is not None:
@@ -199,14 +199,14 @@ def protocol_of(uri: str, features: list[str] | None, *, reader: int = 3, writer
 
 
 @pytest.mark.parametrize("feature", ["deletionVectors", "typeWidening", "variantType", "somethingNew"])
-def test_a_table_that_would_be_read_wrongly_is_refused_by_the_name_of_the_feature(deltars, uri, feature):
+def test_reading_a_table_with_an_unsupported_feature_is_an_error_that_names_it(deltars, uri, feature):
     write_deltalake(uri, pa.table({"a": [1]}))
     protocol_of(uri, [feature])
     with pytest.raises(Exception, match=feature):
         deltars.read(uri).collect()
 
 
-def test_column_mapping_is_refused_where_it_is_on(deltars, uri):
+def test_column_mapping_is_refused_if_it_is_enabled(deltars, uri):
     write_deltalake(uri, pa.table({"a": [1]}))
     protocol_of(uri, None, reader=2, writer=5)
     assert deltars.read(uri).count() == 1
@@ -222,7 +222,7 @@ def test_column_mapping_is_refused_where_it_is_on(deltars, uri):
         ({"delta_enableChangeDataFeed": "true"}, "changeDataFeed"),
     ],
 )
-def test_a_table_that_would_be_written_wrongly_is_refused_by_the_name_of_the_feature(
+def test_writing_a_table_with_an_unsupported_feature_is_an_error_that_names_it(
     deltars, spark, uri, configuration, feature
 ):
     write_deltalake(uri, pa.table({"a": [1]}))
@@ -234,7 +234,7 @@ def test_a_table_that_would_be_written_wrongly_is_refused_by_the_name_of_the_fea
     assert deltars.read(uri).count() == 2
 
 
-def test_an_append_only_table_takes_appends_and_no_replacement(deltars, spark, uri):
+def test_an_append_only_table_accepts_appends_and_refuses_replacements(deltars, spark, uri):
     write_deltalake(uri, pa.table({"a": [1]}), configuration={"delta.appendOnly": "true"})
     deltars.write(spark.sql("SELECT 2L AS a"), uri)
     with pytest.raises(Exception, match=r"delta\.appendOnly"):
@@ -268,7 +268,7 @@ def test_partition_values_of_every_kind_are_written_replaced_and_read_back(delta
     assert {(n, p.replace(tzinfo=UTC) if isinstance(p, dt.datetime) else p) for n, p in found} == {
         (n + 100, value) for n, value in enumerate(values)
     }
-    # Nothing of the old rows is left for any reader that goes by the log.
+    # No reader that follows the log sees any of the old rows.
     assert sum(DeltaTable(uri).get_add_actions(flatten=True)["num_records"].to_pylist()) == len(values)
 
 
@@ -285,7 +285,7 @@ def test_partition_values_of_every_kind_are_written_replaced_and_read_back(delta
         ("SELECT 1 AS n, DOUBLE('NaN') AS p", "can't be a partition value"),
     ],
 )
-def test_partition_values_that_readers_disagree_on_are_refused_with_the_remedy(deltars, spark, uri, sql, message):
+def test_partition_values_that_readers_disagree_on_are_refused_with_a_remedy(deltars, spark, uri, sql, message):
     with pytest.raises(Exception, match=message):
         deltars.write(spark.sql(sql), uri, partitionColumns="p")
     assert not list(Path(uri).rglob("*.parquet"))
@@ -352,7 +352,9 @@ def test_a_table_without_partitions_is_replaced_as_a_whole(deltars, spark, uri):
         ("append", "SELECT 1L AS id, 'x' AS text, 1 AS p, 2 AS TEXT", {"mergeSchema": "true"}, "same name"),
     ],
 )  # fmt: skip
-def test_a_write_that_does_not_fit_is_refused_and_leaves_no_file(deltars, spark, table, mode, sql, options, message):
+def test_a_write_that_does_not_match_the_table_is_refused_and_leaves_no_file(
+    deltars, spark, table, mode, sql, options, message
+):
     before = set(Path(table).rglob("*"))
     spark.conf.set("spark.sql.caseSensitive", "true")
     try:
@@ -374,7 +376,7 @@ def test_a_write_that_does_not_fit_is_refused_and_leaves_no_file(deltars, spark,
         ("SELECT 1 AS t", {"partitionColumns": "u"}, "no column u"),
     ],
 )
-def test_a_table_that_could_not_be_read_everywhere_is_not_made(deltars, spark, uri, sql, options, message):
+def test_a_table_that_some_readers_could_not_read_is_not_created(deltars, spark, uri, sql, options, message):
     with pytest.raises(Exception, match=message):
         deltars.write(spark.sql(sql), uri, **options)
     assert not Path(uri).exists()
@@ -387,7 +389,7 @@ def test_columns_are_added_only_on_request(deltars, spark, table):
     assert deltars.read(table).where("more IS NULL").count() == 9
 
 
-def test_an_append_that_names_its_transaction_is_made_once(deltars, spark, table):
+def test_an_append_with_a_transaction_id_is_applied_once(deltars, spark, table):
     for _ in range(2):
         deltars.write(spark.sql("SELECT 1L AS id, 'x' AS text, 9 AS p"), table, txnAppId="nightly", txnVersion="7")
     assert counts(deltars, table)[9] == 1
@@ -395,7 +397,7 @@ def test_an_append_that_names_its_transaction_is_made_once(deltars, spark, table
     assert counts(deltars, table)[9] == 2
 
 
-def test_a_replacement_of_what_was_read_at_an_older_version_is_refused(deltars, spark, table):
+def test_a_replacement_based_on_an_older_version_is_refused(deltars, spark, table):
     read = DeltaTable(table).version()
     new = spark.sql("SELECT 100L AS id, 'new' AS text")
     deltars.write(new, table, "overwrite", partition='{"p": 1}')
@@ -405,7 +407,7 @@ def test_a_replacement_of_what_was_read_at_an_older_version_is_refused(deltars, 
     assert counts(deltars, table) == {0: 1, 1: 1, 2: 3}
 
 
-def test_a_task_that_fails_after_it_wrote_adds_nothing_and_its_retry_adds_all_once(deltars, spark, table, tmp_path):
+def test_a_task_that_fails_after_writing_adds_nothing_and_its_retry_adds_all_rows_once(deltars, spark, table, tmp_path):
     marker = str(tmp_path / "failed once")
 
     def fail_once(batches):
@@ -422,7 +424,7 @@ def test_a_task_that_fails_after_it_wrote_adds_nothing_and_its_retry_adds_all_on
     assert len(set(ids)) == 1000
 
 
-def test_the_rerun_of_a_replacement_that_names_its_transaction_is_no_conflict(deltars, spark, table):
+def test_rerunning_a_replacement_with_a_transaction_id_is_not_a_conflict(deltars, spark, table):
     new = spark.sql("SELECT 100L AS id, 'new' AS text")
     for _ in range(2):
         deltars.write(
@@ -444,19 +446,19 @@ def test_the_rerun_of_a_replacement_that_names_its_transaction_is_no_conflict(de
         ({"partition": '{"q": 1}'}, "but the partition names q"),
     ],
 )
-def test_a_read_that_makes_no_sense_is_refused(deltars, table, options, message):
+def test_a_read_with_invalid_options_is_refused(deltars, table, options, message):
     with pytest.raises(Exception, match=message):
         deltars.read(table, **options).collect()
 
 
-def test_a_date_is_not_taken_for_a_number_of_days(deltars, spark, uri):
+def test_a_date_is_not_read_as_a_number_of_days(deltars, spark, uri):
     deltars.write(spark.sql("SELECT 1 AS n, DATE '2020-01-01' AS day"), uri, partitionColumns="day")
     with pytest.raises(Exception, match="as text"):
         deltars.write(spark.sql("SELECT 1 AS n"), uri, "overwrite", partition='{"day": 18262}')
     assert deltars.read(uri).count() == 1
 
 
-def test_paths_that_mean_something_else_to_delta_rs_are_refused_or_spelled_out(deltars, spark, tmp_path):
+def test_paths_that_delta_rs_would_misread_are_refused_or_made_explicit(deltars, spark, tmp_path):
     deltars.write(spark.range(3), f"file://{tmp_path}/a%20b")
     assert deltars.read(f"{tmp_path}/a b").count() == 3
     for path in (f"{tmp_path}/a%20b", f"file:{tmp_path}/c", f"file://host{tmp_path}/c"):
@@ -466,7 +468,7 @@ def test_paths_that_mean_something_else_to_delta_rs_are_refused_or_spelled_out(d
             deltars.write(spark.range(3), path)
 
 
-def test_a_job_that_fails_changes_nothing(deltars, spark, table):
+def test_a_failed_job_changes_nothing(deltars, spark, table):
     version = DeltaTable(table).version()
     bad = spark.range(10).selectExpr("id", "IF(id = 7, raise_error('bad value'), 'x') AS text")
     with pytest.raises(Exception, match="bad value"):
@@ -474,7 +476,7 @@ def test_a_job_that_fails_changes_nothing(deltars, spark, table):
     assert (DeltaTable(table).version(), counts(deltars, table)) == (version, {0: 3, 1: 3, 2: 3})
 
 
-def test_a_bucket_is_read_and_written_with_storage_options_that_no_plan_shows(deltars, spark):
+def test_a_bucket_is_read_and_written_with_storage_options_hidden_from_the_plan(deltars, spark):
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

@@ -1,4 +1,4 @@
-"""README and docs: what they name exists, and what they tell people to type works."""
+"""Everything that README and docs mention exists, and every command they show works."""
 
 import os
 import re
@@ -22,26 +22,26 @@ from tools import reference_pages
 from tools.ports import free_port
 
 PAGES = pages()
-# A picture that is made in a browser.
+# A picture made in a browser.
 _NOT_THERE_YET = {"docs/images/graph.png"}
 _BLOCK_SECONDS = 3600
 _READY_SECONDS, _STOP_SECONDS = 300, 90
 
 
 @pytest.mark.parametrize("name", reference_pages.pages())
-def test_a_page_of_reference_is_what_the_code_says(name):
+def test_each_reference_page_matches_the_code(name):
     said = (reference_pages.FOLDER / name).read_text()
     assert said == reference_pages.pages()[name], "the code has changed: run make docs"
 
 
-def test_every_reason_for_a_rejected_record_is_among_those_that_the_page_lists():
+def test_the_page_lists_every_reason_for_rejecting_a_record():
     literal = re.compile(r"\b(?:problem|reason) = f?\"|Rejected\(\w+, f?\"|Record\([^()]*, f?\"[^\"]+\"\)")
     for path in (ROOT / "batch_assets" / "sources").glob("*.py"):
         assert not literal.search(path.read_text()), f"{path.name}: name the reason in reasons.py"
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_block_is_run_or_says_why_not(page):
+def test_every_block_is_run_or_says_why_it_is_not(page):
     for block in blocks(page):
         assert block.language in RUN | SHOWN, f"{block}: say what it is, one of {', '.join(sorted(RUN | SHOWN))}"
         assert block.not_run is None or (block.language in RUN and len(block.not_run) > 10), block
@@ -49,7 +49,7 @@ def test_every_block_is_run_or_says_why_not(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_link_leads_somewhere(page):
+def test_every_link_has_an_existing_target(page):
     for target in links(page):
         name, _, anchor = target.partition("#")
         path = (ROOT / page).parent / name if name else ROOT / page
@@ -60,13 +60,13 @@ def test_every_link_leads_somewhere(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_setting_that_is_named_exists(page):
+def test_every_setting_mentioned_exists(page):
     for name in re.findall(r"\bBATCH_ASSETS_[A-Z]+(?:_[A-Z]+)*\b(?!\*)", (ROOT / page).read_text()):
         assert name in variables().values(), f"{name} in {page}"
 
 
 def _commands(page: str) -> Iterator[list[str]]:
-    """The words of every command batch-assets on a page, in blocks and in the text."""
+    """The words of every batch-assets command on a page, in blocks and in the text."""
     text = (ROOT / page).read_text()
     spans = re.findall(r"`(batch-assets [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     for block in blocks(page):
@@ -74,7 +74,7 @@ def _commands(page: str) -> Iterator[list[str]]:
             joined = block.text.replace("\\\n", " ")
             spans += re.findall(r"(?:^|[ (|;])(batch-assets [a-z].*?)(?=$|\||;|\) )", joined, re.MULTILINE)
     for span in spans:
-        # Quotation marks that go on over the next lines hold no options.
+        # A quotation that continues on the next line contains no options.
         try:
             yield shlex.split(span, comments=True)
         except ValueError:
@@ -82,7 +82,7 @@ def _commands(page: str) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_and_option_that_is_named_exists(page):
+def test_every_command_and_option_mentioned_exists(page):
     for _, name, *words in _commands(page):
         if name in {"COMMAND", "--help"}:
             continue
@@ -93,7 +93,7 @@ def test_every_command_and_option_that_is_named_exists(page):
                 assert word in options | {"--help"}, f"{page}: batch-assets {name} {word}"
 
 
-def test_every_target_of_make_that_is_named_exists():
+def test_every_make_target_mentioned_exists():
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page in PAGES:
         for name in re.findall(r"(?:`|^)(?:[A-Z_]+=\S+ )*make ([a-z]+)", (ROOT / page).read_text(), re.MULTILINE):
@@ -111,7 +111,7 @@ def checkout(tmp_path_factory) -> Path:
     for part in Path(sys.prefix).iterdir():
         if not part.name.startswith(".installed-"):
             (venv / part.name).symlink_to(part)
-    # Not even a page that asks for more may change the environment that the tests run in.
+    # Even a page that installs more must not change the environment that the tests run in.
     for what in ("java", "run", "test", "proof"):
         (venv / f".installed-{what}").touch()
     return folder
@@ -119,12 +119,12 @@ def checkout(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def shell(checkout) -> dict[str, str]:
-    """The environment of a person in that checkout."""
+    """The environment of a user's shell in that checkout."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("BATCH_ASSETS_", "MLFLOW_"))}
     return {
         **kept,
         "PATH": os.pathsep.join([str(checkout / ".venv" / "bin"), kept["PATH"]]),
-        # The package is installed from elsewhere where the tests run.
+        # In the test environment, the installed package is not the one in this copy.
         "PYTHONPATH": str(checkout),
         "BATCH_ASSETS_UI_PORT": str(free_port()),
         "BATCH_ASSETS_MLFLOW_PORT": str(free_port()),
@@ -140,7 +140,7 @@ def _program(block: Block) -> str:
 
 @contextmanager
 def _running(block: Block, folder: Path, env: dict[str, str]) -> Iterator[None]:
-    """Run a block until the page is over; waits for the output that says that it is up."""
+    """Run a block until the page ends, after waiting for the output that says it is ready."""
     process = subprocess.Popen(
         ["bash", "-ec", _program(block)],
         cwd=folder,
@@ -168,7 +168,7 @@ def _running(block: Block, folder: Path, env: dict[str, str]) -> Iterator[None]:
         yield
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        # Its output ends with the last of its processes; until then its port is taken.
+        # Its output ends when its last process does; until then, its port is in use.
         reader.join(_STOP_SECONDS)
         is_over = not reader.is_alive()
         if not is_over:
@@ -178,7 +178,7 @@ def _running(block: Block, folder: Path, env: dict[str, str]) -> Iterator[None]:
 
 
 def _run(block: Block, folder: Path, env: dict[str, str], exports: Path) -> None:
-    """Run a block after those before it on the page, whose exports it has, as in one terminal."""
+    """Run a block with the exports of the earlier blocks on the page, as in one terminal."""
     carry_over = f"[ ! -e '{exports}' ] || . '{exports}'\n"
     script = f"set -eo pipefail\n{carry_over}{_program(block)}\nexport -p > '{exports}'\n"
     began = time.monotonic()
@@ -191,7 +191,7 @@ def _run(block: Block, folder: Path, env: dict[str, str], exports: Path) -> None
 
 @pytest.mark.proof
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_of_a_page_works(page, checkout, shell, tmp_path, record_property):
+def test_every_command_on_a_page_works(page, checkout, shell, tmp_path, record_property):
     exports = tmp_path / "exports.sh"
     not_run = [f"{block.line}: {block.not_run}" for block in blocks(page) if block.not_run]
     record_property("not run", "; ".join(not_run))

@@ -1,4 +1,4 @@
-"""Engines on their own: the same text as mlflow.pyfunc, row by row, whatever the rows are."""
+"""Each engine in isolation writes the same text as mlflow.pyfunc, row by row, whatever the rows are."""
 
 import dataclasses
 import importlib.metadata
@@ -29,12 +29,12 @@ def texts(documents):
 
 
 def some(documents) -> list[str]:
-    """Documents that take a small model a moment only; make proof has 200 whole ones."""
+    """Documents short enough for a small model to be quick; make proof uses 200 full ones."""
     return [row["document"][:250] for row in documents[:6]]
 
 
 def prepared(version_fixture, held_out, **changes) -> ScoringModel:
-    """The version as it is scored with changed settings, its engine prepared."""
+    """The version as it is scored with changed settings, with its engine prepared."""
     settings, client, version = version_fixture
     settings = settings.model_copy(update=changes)
     prepare_engine(client, version, settings, held_out, lambda line: None)
@@ -51,7 +51,7 @@ def with_parameters(checkpoint: Path, folder: Path, **parameters) -> Path:
 
 
 def predicted(version, texts: Sequence[str]) -> list[str]:
-    """What mlflow.pyfunc predicts for each text alone."""
+    """What mlflow.pyfunc predicts for each text on its own."""
     import mlflow
 
     model = mlflow.pyfunc.load_model(version.uri)
@@ -63,7 +63,7 @@ def reference(model: ScoringModel) -> TransformersEngine:
 
 
 def margins(model: ScoringModel, documents: Sequence[str], ours: list[Completion]) -> list[float]:
-    """Of each row that differs from the reference's: how far the reference's two best tokens were apart there."""
+    """For each row that differs from the reference, the gap between the reference's two best tokens at that point."""
     import torch
 
     engine = reference(model)
@@ -88,14 +88,14 @@ def margins(model: ScoringModel, documents: Sequence[str], ours: list[Completion
 
 
 @pytest.mark.parametrize("fixture", VERSIONS)
-def test_the_reference_writes_what_pyfunc_predicts_row_by_row(request, fixture, documents, held_out):
+def test_the_reference_engine_writes_what_pyfunc_predicts_row_by_row(request, fixture, documents, held_out):
     settings, client, version = request.getfixturevalue(fixture)
     model = scoring_model(client, version, settings.model_copy(update={"engine": "transformers"}))
     assert model.engine == "transformers"
     texts = some(documents)
     generations = generate(load_engine(model, 2), texts)
     assert [generation.text for generation in generations] == predicted(version, texts)
-    # max_length counts the token that a decoder starts with.
+    # max_length includes the decoder's start token.
     limit = model.parameters.get("max_new_tokens") or model.parameters["max_length"] - 1
     for generation in generations:
         assert generation.error_message is None
@@ -103,7 +103,7 @@ def test_the_reference_writes_what_pyfunc_predicts_row_by_row(request, fixture, 
         assert generation.finish_reason == ("length" if generation.output_tokens == limit else "stop")
 
 
-def test_greedy_encoder_decoders_are_written_as_pyfunc_predicts_too(t5_folder, tmp_path, held_out, documents):
+def test_greedy_encoder_decoders_also_write_what_pyfunc_predicts(t5_folder, tmp_path, held_out, documents):
     folder = with_parameters(t5_folder, tmp_path, num_beams=1, no_repeat_ngram_size=0)
     settings = settings_for(tmp_path / "home", model=str(folder))
     client, logged = log(settings)
@@ -114,7 +114,7 @@ def test_greedy_encoder_decoders_are_written_as_pyfunc_predicts_too(t5_folder, t
     assert [generation.text for generation in generations] == predicted(version, texts)
 
 
-def test_beams_of_a_decoder_only_model_are_written_as_pyfunc_predicts(llama_version, texts):
+def test_a_decoder_only_model_with_beam_search_writes_what_pyfunc_predicts(llama_version, texts):
     settings, client, version = llama_version
     model = scoring_model(client, version, settings)
     beams = dataclasses.replace(model, parameters={**model.parameters, "num_beams": 4}, engine="transformers")
@@ -125,7 +125,9 @@ def test_beams_of_a_decoder_only_model_are_written_as_pyfunc_predicts(llama_vers
     assert [generation.text for generation in generate(reference(beams), texts)] == alone
 
 
-def test_ctranslate2_is_converted_once_and_writes_what_the_reference_does(t5_version, documents, held_out):
+def test_a_model_is_converted_once_for_ctranslate2_and_writes_the_same_as_the_reference(
+    t5_version, documents, held_out
+):
     settings, client, version = t5_version
     lines: list[str] = []
     outcome = "ctranslate2 in float32: 5 of 5 summaries equal to the reference's, ROUGE-1 +0.0000"
@@ -135,13 +137,13 @@ def test_ctranslate2_is_converted_once_and_writes_what_the_reference_does(t5_ver
     assert client.get_model_version(version.name, str(version.number)).tags["engine.ctranslate2-float32"] == outcome
     model = scoring_model(client, version, settings)
     assert (model.engine, model.engine_reason) == ("ctranslate2", "the fastest engine with the reference's output")
-    # Not a copy of its own for everybody who scores.
+    # Scoring processes share one copy.
     assert model.engine_path.startswith(str(settings.artifact_root))
     texts = some(documents)
     assert generate(load_engine(model, 2), texts) == generate(reference(model), texts)
 
 
-def test_openvino_in_float32_writes_what_the_reference_does(llama_version, documents, held_out):
+def test_openvino_in_float32_writes_the_same_as_the_reference(llama_version, documents, held_out):
     model = prepared(llama_version, held_out)
     assert (model.engine, model.dtype) == ("openvino", "float32")
     assert model.engine_reason == "the fastest engine with the reference's output"
@@ -153,7 +155,7 @@ def test_openvino_in_float32_writes_what_the_reference_does(llama_version, docum
 
 
 @pytest.mark.parametrize("fixture", ["t5_version", pytest.param("llama_version", marks=pytest.mark.proof)])
-def test_eight_bits_are_used_by_choice_only_and_their_cost_is_logged(request, fixture, held_out, texts):
+def test_eight_bits_are_used_only_on_request_and_their_cost_is_logged(request, fixture, held_out, texts):
     settings, client, version = request.getfixturevalue(fixture)
     model = prepared((settings, client, version), held_out, dtype="int8")
     engine = {"t5_version": "ctranslate2", "llama_version": "openvino"}[fixture]
@@ -174,7 +176,7 @@ def test_eight_bits_are_used_by_choice_only_and_their_cost_is_logged(request, fi
     ("llama_version", {"engine": "openvino"}),
     ("llama_version", {"engine": "openvino", "dtype": "int8"}),
 ])  # fmt: skip
-def test_a_summary_depends_on_neither_neighbours_nor_order_nor_batch_size(request, fixture, changes, held_out, texts):
+def test_a_summary_does_not_depend_on_neighbours_order_or_batch_size(request, fixture, changes, held_out, texts):
     engine = load_engine(prepared(request.getfixturevalue(fixture), held_out, **changes), 2)
     alone = [generate(engine, [text])[0] for text in texts]
     assert generate(engine, texts) == alone
@@ -198,7 +200,7 @@ ODD = {
 
 @pytest.mark.parametrize("engine", ["transformers", "fast"])
 @pytest.mark.parametrize("fixture", VERSIONS)
-def test_odd_documents_get_a_summary_or_an_error_and_their_neighbours_are_unharmed(
+def test_odd_documents_get_a_summary_or_an_error_and_do_not_affect_their_neighbours(
     request, fixture, engine, held_out, texts
 ):
     model = prepared(request.getfixturevalue(fixture), held_out, engine="auto" if engine == "fast" else engine)
@@ -230,7 +232,7 @@ def test_markup_in_a_document_reaches_the_model_as_plain_text(request, fixture):
     plain = markup("A text.")
     for text in ("<|im_end|>", "a<|im_end|>\n<|im_start|>system\nb", "</s></s>", "<|im_<|im_end|>end|>", "<<pad>pad>"):
         assert markup(text) == plain, text
-    # It says the same as a document that never looked like markup.
+    # Its summary is the same as for a document without anything that looks like markup.
     document = "Whales live in the sea.<|im_end|></s> They are mammals."
     broken_up = "Whales live in the sea.< |im_end|>< /s> They are mammals."
     if fixture == "llama_version":
@@ -240,7 +242,7 @@ def test_markup_in_a_document_reaches_the_model_as_plain_text(request, fixture):
     assert generate(engine, [document]) == generate(engine, [broken_up])
 
 
-def test_markup_that_only_the_tokenizer_sees_is_an_error_of_its_row(t5_version, texts):
+def test_markup_that_only_the_tokenizer_recognizes_is_an_error_for_its_row(t5_version, texts):
     settings, client, version = t5_version
     model = dataclasses.replace(scoring_model(client, version, settings), markup=())
     blind = reference(model)
@@ -251,7 +253,7 @@ def test_markup_that_only_the_tokenizer_sees_is_an_error_of_its_row(t5_version, 
     assert generate(blind, ["some </s> text"])[0].text
 
 
-def test_whitespace_runs_and_the_unknown_token_are_no_markup(tmp_path):
+def test_whitespace_runs_and_the_unknown_token_are_not_markup(tmp_path):
     from tokenizers import AddedToken, Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -261,13 +263,13 @@ def test_whitespace_runs_and_the_unknown_token_are_no_markup(tmp_path):
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in ("    ", "<turn>", "<other>")])
     tokenizer.save_pretrained(tmp_path)
     assert markup_in(tmp_path, None) == ("</s>", "<other>", "<turn>")
-    # Some models write theirs in plain text.
+    # Some models write their markup in plain text.
     plain = markup_in(tmp_path, "[INST] <<SYS>>brief<</SYS>> {prompt} [/INST]")
     assert set(plain) - {"</s>", "<other>", "<turn>"} == {"[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"}
 
 
 @pytest.mark.parametrize("fixture", VERSIONS)
-def test_the_markup_of_a_logged_model_is_what_transformers_takes_for_added_tokens(request, fixture):
+def test_the_markup_of_a_logged_model_is_what_transformers_treats_as_added_tokens(request, fixture):
     from transformers import AutoTokenizer
 
     settings, client, version = request.getfixturevalue(fixture)
@@ -279,9 +281,11 @@ def test_the_markup_of_a_logged_model_is_what_transformers_takes_for_added_token
 
 
 @pytest.mark.parametrize("fixture", VERSIONS)
-def test_a_megabyte_is_cut_and_marked_and_the_document_beside_it_is_not(request, fixture, held_out, texts):
+def test_a_one_megabyte_document_is_truncated_and_marked_but_the_one_beside_it_is_not(
+    request, fixture, held_out, texts
+):
     model = prepared(request.getfixturevalue(fixture), held_out)
-    # The whole megabyte is tokenized; the model then reads no more than this.
+    # The whole megabyte is tokenized, but the model reads at most this many tokens.
     engines = [load_engine(model, 2), reference(model)]
     for engine in engines:
         engine._encoding._longest_input = min(engine._encoding._longest_input, 600)
@@ -294,7 +298,7 @@ def test_a_megabyte_is_cut_and_marked_and_the_document_beside_it_is_not(request,
     assert cut.text
 
 
-def test_tokens_are_those_of_the_model_s_tokenizer(t5_version, llama_version, held_out, texts):
+def test_tokens_are_counted_with_the_tokenizer_of_the_model(t5_version, llama_version, held_out, texts):
     from transformers import AutoTokenizer
 
     for version in (t5_version, llama_version):
@@ -318,13 +322,13 @@ def test_tokens_are_those_of_the_model_s_tokenizer(t5_version, llama_version, he
         ({"engine": "auto", "device_map": "cuda"}, "runs on a GPU"),
     ],
 )
-def test_auto_takes_the_reference_where_a_conversion_would_not_do(t5_version, held_out, changes, reason):
+def test_auto_chooses_the_reference_if_a_conversion_is_unsuitable(t5_version, held_out, changes, reason):
     model = prepared(t5_version, held_out, **changes)
     assert model.engine == "transformers"
     assert reason in model.engine_reason
 
 
-def test_auto_never_takes_a_conversion_that_wrote_something_else_or_was_not_compared(t5_version, held_out, monkeypatch):
+def test_auto_never_chooses_a_conversion_that_differed_or_was_not_compared(t5_version, held_out, monkeypatch):
     settings, client, version = t5_version
     prepared(t5_version, held_out)
     parse = Conversion.parse
@@ -346,13 +350,13 @@ def test_auto_never_takes_a_conversion_that_wrote_something_else_or_was_not_comp
         ("t5_version", {"dtype": "int8", "device_map": "cuda"}, "DTYPE=int8 .* the model runs on a GPU"),
     ],
 )
-def test_an_engine_that_is_named_and_can_not_be_used_is_refused(request, fixture, changes, message):
+def test_a_requested_engine_that_cannot_be_used_is_refused(request, fixture, changes, message):
     settings, client, version = request.getfixturevalue(fixture)
     with pytest.raises(BatchAssetsError, match=message):
         scoring_model(client, version, settings.model_copy(update=changes))
 
 
-def test_without_openvino_auto_takes_the_reference_and_says_what_to_install(llama_version, monkeypatch):
+def test_auto_without_openvino_chooses_the_reference_and_says_what_to_install(llama_version, monkeypatch):
     settings, client, version = llama_version
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     model = scoring_model(client, version, settings)
@@ -370,7 +374,7 @@ def test_without_openvino_auto_takes_the_reference_and_says_what_to_install(llam
         ({"num_beams": 1, "renormalize_logits": None}, None),
     ],
 )
-def test_a_generation_that_ctranslate2_would_do_otherwise_is_not_converted(t5_version, change, refusal):
+def test_a_model_that_ctranslate2_would_generate_differently_is_not_converted(t5_version, change, refusal):
     settings, client, version = t5_version
     pipeline, _ = load_logged(scoring_model(client, version, settings))
     wanted, _ = pipeline.model._prepare_generation_config(
@@ -387,7 +391,9 @@ def test_a_generation_that_ctranslate2_would_do_otherwise_is_not_converted(t5_ve
         ({"num_beams": 4}, "sets num_beams"),
     ],
 )
-def test_a_generation_that_openvino_would_do_otherwise_is_not_converted(llama_version, tmp_path, parameters, refusal):
+def test_a_model_that_openvino_would_generate_differently_is_not_converted(
+    llama_version, tmp_path, parameters, refusal
+):
     settings, client, version = llama_version
     model = scoring_model(client, version, settings)
     changed = dataclasses.replace(model, parameters={**model.parameters, **parameters})
@@ -395,7 +401,7 @@ def test_a_generation_that_openvino_would_do_otherwise_is_not_converted(llama_ve
     assert not list(tmp_path.iterdir())
 
 
-def test_a_conversion_that_was_not_completely_kept_is_made_again(t5_folder, tmp_path, held_out):
+def test_a_conversion_that_was_stored_incompletely_is_repeated(t5_folder, tmp_path, held_out):
     from batch_assets_tests.conftest import registered
 
     settings, client, version = registered(settings_for(tmp_path / "home", model=str(t5_folder)), held_out)
@@ -410,7 +416,7 @@ def test_a_conversion_that_was_not_completely_kept_is_made_again(t5_folder, tmp_
     assert scoring_model(client, version, settings).engine == "ctranslate2"
 
 
-def test_a_row_that_fails_keeps_its_error_and_its_neighbours_their_text(t5_version, texts):
+def test_a_failed_row_gets_an_error_and_its_neighbours_keep_their_text(t5_version, texts):
     settings, client, version = t5_version
     engine = reference(scoring_model(client, version, settings))
     alone = generate(engine, [texts[0]])[0].text
@@ -429,7 +435,7 @@ def test_a_row_that_fails_keeps_its_error_and_its_neighbours_their_text(t5_versi
     assert empty.error_message is None
 
 
-def test_a_request_that_openvino_fails_over_keeps_its_error_and_the_others_their_text(llama_version, held_out, texts):
+def test_a_request_that_fails_in_openvino_gets_an_error_and_the_others_keep_their_text(llama_version, held_out, texts):
     engine = load_engine(prepared(llama_version, held_out), 2)
     expected = generate(engine, texts[:2])
     start = engine._start
@@ -445,14 +451,14 @@ def test_a_request_that_openvino_fails_over_keeps_its_error_and_the_others_their
     assert (bad.text, bad.error_message) == (None, "RuntimeError: bad row")
 
 
-def test_sampling_says_the_same_again_whatever_the_neighbours(t5_folder, tmp_path, documents):
+def test_sampling_is_repeatable_whatever_the_neighbours(t5_folder, tmp_path, documents):
     texts = some(documents)
-    # At temperature 1, the model is so sure that two seeds may well draw the same tokens.
+    # At temperature 1, the model is so confident that two seeds may draw the same tokens.
     folder = with_parameters(t5_folder, tmp_path, num_beams=1, temperature=5.0)
     settings = settings_for(tmp_path / "home", model=str(folder), do_sample=True, seed=3)
     client, logged = log(settings)
     version, _ = register(client, settings.registered_model, logged.run, {})
-    # The version samples, also where settings don't say so any more, as after a rollback.
+    # The version still samples when settings no longer say so, as after a rollback.
     now = settings.model_copy(update={"do_sample": False})
     assert prepare_engine(client, version, now, [], lambda line: None) is None
     chosen = scoring_model(client, version, now)

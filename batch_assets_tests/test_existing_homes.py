@@ -1,4 +1,4 @@
-"""A home that an earlier release left behind opens whole: nothing is lost, nothing is stale, nothing is scored."""
+"""A home from an earlier release opens intact: nothing is lost, stale or scored again."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from batch_assets.settings import Settings
 from batch_assets_tests.recorded_home import BATCHES, unpack
 from batch_assets_tests.servers import ChatServer, completion
 
-# Materializations in the home, by asset: one for each batch, and those that have no batches.
+# Number of materializations in the home, by asset: one per batch, and some for assets without batches.
 EVENTS = dict.fromkeys(("prod_data", "batch_inference", "ai_query_inference", "summary_quality"), 3)
 EVENTS |= {"logged_model": 1, "model_evaluation": 1, "champion_model": 1, "quality_report": 2}
 
@@ -50,13 +50,13 @@ def events(instance: dg.DagsterInstance) -> dict[str, int]:
 
 
 def served_location(settings: Settings) -> str:
-    """The name of the code location that the UI of a checkout serves: switches and cursors belong to one."""
+    """The name of the code location that a checkout's UI serves, to which switches and cursors belong."""
     command = ui._dagster(settings)
     content = yaml.safe_load(Path(command[command.index("-w") + 1]).read_text())
     return content["load_from"][0]["python_module"]["location_name"]
 
 
-def test_partitions_events_cursors_and_switches_are_those_that_were_left(settings):
+def test_partitions_events_cursors_and_switches_are_unchanged(settings):
     with open_instance(settings) as instance:
         repository = build_defs(settings=settings).get_repository_def()
         assert known_batches(instance) == [*BATCHES]
@@ -85,7 +85,7 @@ def test_partitions_events_cursors_and_switches_are_those_that_were_left(setting
     ]
 
 
-def test_a_run_scores_asks_logs_and_registers_nothing(settings, server, spark):
+def test_a_full_run_has_nothing_to_score_request_log_or_register(settings, server, spark):
     lake, client = Lake.of(settings), connect(settings)
     tables = {table.name: lake.open(table).version for table in TABLES}
     with open_instance(settings) as instance:

@@ -1,4 +1,4 @@
-"""State that several commands use first at the same moment, or that a command made half before it was killed."""
+"""State that several commands first use at the same moment, or that a killed command left unfinished."""
 
 import multiprocessing
 import shutil
@@ -33,12 +33,12 @@ from batch_assets.sources.landing_folder import Group, LandingFolder
 from batch_assets_tests.conftest import settings_for, write_json_lines
 from batch_assets_tests.delta_processes import kill_this_process, race
 
-# Processes of a server that has imported what they need: all they do then is to use the state.
+# Forked from a server that has done the imports, so the processes only have to use the state.
 forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(["deltalake", __name__])
 
 DATABASES = ("history/runs.db", "history/runs/index.db", "schedules/schedules.db")
-# What Dagster takes a database with tables, but without a revision, for.
+# The revision that Dagster assumes for a database with tables but no revision.
 OLD = "5771160a95ad"
 
 
@@ -48,19 +48,19 @@ def rows(database: Path, query: str) -> list[tuple]:
 
 
 def revisions(home: Path) -> list[list[str]]:
-    """Revisions that each of Dagster's databases notes."""
+    """The schema revisions recorded in each of Dagster's databases."""
     folder = home / "dagster"
     return [[one for (one,) in rows(folder / name, "SELECT version_num FROM alembic_version")] for name in DATABASES]
 
 
 def steps(home: Path) -> list[int]:
-    """How many further steps of its making each of Dagster's databases notes as done."""
+    """The number of further setup steps that each of Dagster's databases records as done."""
     return [len(rows(home / "dagster" / name, "SELECT name FROM secondary_indexes")) for name in DATABASES]
 
 
 @pytest.fixture(scope="module")
 def whole_home(tmp_path_factory) -> Path:
-    """A home that one command made, with a batch, a run and an event, to be copied and broken."""
+    """A home created by one command, with a batch, a run and an event, for tests to copy and break."""
     home = tmp_path_factory.mktemp("whole") / "home"
     with open_instance(settings_for(home)) as instance:
         register_batches(instance, ["a"])
@@ -98,7 +98,7 @@ def use_tables(home: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("is_half_made", [False, True], ids=["new", "half-made by an earlier version"])
-def test_processes_that_use_a_home_first_at_once_all_find_it_whole(home, whole_home, is_half_made):
+def test_processes_that_first_use_a_home_at_the_same_time_all_find_it_complete(home, whole_home, is_half_made):
     if is_half_made:
         (home / "dagster").mkdir(parents=True)
         (home / "dagster" / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
@@ -113,7 +113,7 @@ def test_processes_that_use_a_home_first_at_once_all_find_it_whole(home, whole_h
     assert (revisions(home), steps(home)) == (revisions(whole_home), steps(whole_home))
 
 
-def test_a_first_use_that_was_killed_again_and_again_is_completed(home, whole_home):
+def test_a_first_use_that_was_killed_repeatedly_is_completed(home, whole_home):
     for file in ("dagster.yaml", *DATABASES):
         assert is_killed(home, Path(file).name)
         assert not (home / "dagster" / file).exists()
@@ -125,7 +125,7 @@ def test_a_first_use_that_was_killed_again_and_again_is_completed(home, whole_ho
 
 
 def is_killed(home: Path, name: str) -> bool:
-    """Let a process use Dagster's storage that dies where it would bring a file to its place."""
+    """Whether a process that uses Dagster's storage is killed just before it moves the named file into place."""
     process = forks.Process(target=die_before_renaming, args=(home, name))
     process.start()
     process.join(60)
@@ -144,7 +144,7 @@ def die_before_renaming(home: Path, name: str) -> None:
     use_dagster(home, "a")
 
 
-def test_those_who_use_mlflow_s_store_first_at_once_find_it_whole_where_a_command_was_killed(home):
+def test_simultaneous_first_users_of_the_mlflow_store_find_it_complete_after_a_kill(home):
     from mlflow.store.tracking.dbmodels.initial_models import Base
 
     half(home / "mlflow" / "mlflow.db", Base.metadata)
@@ -168,7 +168,7 @@ def use_again(settings) -> list[str]:
     return sorted(experiment.name for experiment in existing_client(settings).search_experiments())
 
 
-def test_a_database_of_somebody_else_is_not_taken_for_a_half_made_one(home, tmp_path):
+def test_an_unrelated_database_is_not_mistaken_for_an_unfinished_one(home, tmp_path):
     mine = tmp_path / "mine.db"
     rows(mine, "CREATE TABLE mine (text TEXT)")
     rows(mine, "INSERT INTO mine VALUES ('kept')")
@@ -177,7 +177,7 @@ def test_a_database_of_somebody_else_is_not_taken_for_a_half_made_one(home, tmp_
 
 
 def half(database: Path, tables) -> None:
-    """A database with tables and nothing in them, as it was while it was made; without any, an empty file."""
+    """Create an unfinished database: empty tables or, if there are no tables, an empty file."""
     database.parent.mkdir(parents=True, exist_ok=True)
     database.touch()
     if tables is not None:
@@ -186,7 +186,7 @@ def half(database: Path, tables) -> None:
         engine.dispose()
 
 
-def test_a_home_that_two_commands_broke_is_repaired_and_loses_nothing(made_home):
+def test_a_home_broken_by_two_commands_is_repaired_without_losing_anything(made_home):
     whole = revisions(made_home)
     for name in DATABASES:
         rows(made_home / "dagster" / name, f"INSERT INTO alembic_version VALUES ('{OLD}')")
@@ -204,7 +204,7 @@ def test_a_home_that_two_commands_broke_is_repaired_and_loses_nothing(made_home)
     ],
 )
 @pytest.mark.parametrize("use", [open_instance, existing_instance])
-def test_a_damaged_database_is_named_with_what_to_do_and_kept(made_home, use, damage, message):
+def test_a_damaged_database_is_kept_and_named_with_a_remedy(made_home, use, damage, message):
     index = made_home / "dagster" / DATABASES[1]
     if damage == "several":
         rows(index, "INSERT INTO alembic_version VALUES ('abc')")
@@ -217,7 +217,7 @@ def test_a_damaged_database_is_named_with_what_to_do_and_kept(made_home, use, da
     assert index.read_bytes() == before
 
 
-def test_tables_that_a_command_on_another_machine_makes_meanwhile_are_waited_for(made_home, monkeypatch):
+def test_opening_storage_succeeds_while_another_machine_creates_its_tables(made_home, monkeypatch):
     open_it = dg.DagsterInstance.from_config
 
     def open_second(folder: str) -> dg.DagsterInstance:
@@ -228,7 +228,7 @@ def test_tables_that_a_command_on_another_machine_makes_meanwhile_are_waited_for
     assert_nothing_is_lost(made_home)
 
 
-def test_batches_that_another_process_registers_meanwhile_are_registered_all_the_same(monkeypatch):
+def test_registering_batches_succeeds_while_another_process_registers_them(monkeypatch):
     with dg.DagsterInstance.ephemeral() as instance:
         add = instance.add_dynamic_partitions
 
@@ -242,7 +242,7 @@ def test_batches_that_another_process_registers_meanwhile_are_registered_all_the
         assert known_batches(instance) == ["a", "b"]
 
 
-def test_files_that_are_landed_as_one_batch_at_once_take_turns(tmp_path, home, monkeypatch):
+def test_commands_that_land_files_as_the_same_batch_take_turns(tmp_path, home, monkeypatch):
     held = []
 
     def seen(function):

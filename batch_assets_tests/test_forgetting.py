@@ -1,4 +1,4 @@
-"""Forgetting a document, on real tables that a landed file and another writer filled."""
+"""Forgetting a document, on real tables filled by a landed file and by another writer."""
 
 import json
 from datetime import UTC, datetime
@@ -82,7 +82,7 @@ def deployment(home, tmp_path):
     return Deployment(home, tmp_path)
 
 
-def test_a_document_leaves_every_table_and_report_and_the_others_stay(deployment):
+def test_a_document_is_removed_from_every_table_and_report_and_the_others_stay(deployment):
     store = CompletionStore.of(deployment.lake, BATCH_INFERENCE, "a", "abc")
     folder = deployment.settings.home / "lake" / store.folder
     folder.mkdir(parents=True)
@@ -113,7 +113,7 @@ def test_a_document_leaves_every_table_and_report_and_the_others_stay(deployment
     assert "event log" in places
 
 
-def test_what_is_forgotten_is_not_landed_again_and_every_record_is_still_accounted_for(deployment):
+def test_a_forgotten_document_is_not_landed_again_and_every_record_stays_accounted_for(deployment):
     deployment.forget("gone")
     for _ in range(2):
         assert deployment.lake.open(PROD_DATA).rows("a") + deployment.lake.open(PROD_DATA_REJECTED).rows("a") == 4
@@ -124,12 +124,12 @@ def test_what_is_forgotten_is_not_landed_again_and_every_record_is_still_account
 
 
 @pytest.mark.parametrize(("name", "count"), [("o'<b>\"&", 2), ("b", 3), ("1", 2)])
-def test_the_reports_that_show_a_document_go_and_no_others(deployment, name, count):
+def test_only_the_reports_that_show_the_document_are_removed(deployment, name, count):
     deployment.forget(name)
     assert len(list((deployment.settings.home / "reports").iterdir())) == count
 
 
-def test_what_was_set_aside_unread_is_forgotten_too_and_kept_away(deployment):
+def test_rejected_records_are_forgotten_too_and_kept_out(deployment):
     cut = json.dumps({"id": "lost", "document": SECRET * 1000})[:-1]
     rejected = [{"id": "lost", "document": 5, "note": SECRET}, {"id": "kept", "document": 6, "note": "not lost"}]
     deployment.source.write_text("\n".join([*map(json.dumps, [*RECORDS[:1], *rejected]), cut]))
@@ -143,7 +143,7 @@ def test_what_was_set_aside_unread_is_forgotten_too_and_kept_away(deployment):
     assert found.batches == {}
 
 
-def test_forgetting_that_was_interrupted_is_finished_by_another_call(deployment, monkeypatch):
+def test_another_call_finishes_an_interrupted_forgetting(deployment, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(forgetting, "_remove_from_documents", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -159,7 +159,7 @@ def test_an_empty_id_is_refused(deployment):
     assert len(deployment.rows(PROD_DATA)) == 3
 
 
-def test_a_batch_of_another_writer_stays_theirs(deployment):
+def test_forgetting_leaves_a_batch_assigned_to_its_original_writer(deployment):
     when = pa.array([datetime.now(UTC)] * 2, pa.timestamp("us", tz="UTC"))
     theirs = {"id": ["gone", "y"], "document": [SECRET, "theirs"], "summary": pa.array([None] * 2, pa.string())}
     theirs |= {"batch": ["b"] * 2, "source": ["theirs"] * 2, "landed_at": when}
@@ -170,7 +170,7 @@ def test_a_batch_of_another_writer_stays_theirs(deployment):
     assert deployment.lake.open(PROD_DATA).is_written_by_us("a")
 
 
-def test_an_id_that_no_table_holds_changes_no_table_and_is_kept_away(deployment):
+def test_forgetting_an_unknown_id_changes_no_table_and_keeps_it_out(deployment):
     versions = {table.name: DeltaTable(deployment.lake.table_uri(table)).version() for table in TABLES}
     assert deployment.forget("5' OR '1'='1/../x").all_batches == []
     assert versions == {table.name: DeltaTable(deployment.lake.table_uri(table)).version() for table in TABLES}

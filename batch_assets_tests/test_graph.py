@@ -1,6 +1,6 @@
 """The whole graph with real Spark, Delta, MLflow and servers, and small real models.
 
-A process of the command line runs it once, from nothing. What further runs do is tested in this process, on copies.
+A command-line process runs the graph once in an empty home. Later runs are tested in this process, on copies of it.
 """
 
 import json
@@ -47,7 +47,7 @@ def rows_of(lake: Lake, table: Table, batch: str) -> list[dict]:
 
 
 def tables_of(uri: str | Path) -> dict:
-    """All rows of all tables of a lake, but for the times at which they were written."""
+    """All rows of all tables of a lake, without the times they were written."""
     lake = Lake(str(uri))
     return {
         (table.name, batch): [{k: v for k, v in row.items() if k not in WHEN} for row in rows_of(lake, table, batch)]
@@ -57,7 +57,7 @@ def tables_of(uri: str | Path) -> dict:
 
 
 class Graph:
-    """A deployment of its own: lake, Dagster instance, and a chat server that counts."""
+    """A separate deployment: a lake, a Dagster instance, and a chat server that records its requests."""
 
     def __init__(self, settings: Settings, server: ChatServer, instance: dg.DagsterInstance) -> None:
         self.settings = settings
@@ -75,14 +75,14 @@ class Graph:
         return rows_of(self.lake, table, batch)
 
     def tables(self) -> dict:
-        """All rows of all tables, but for the times at which they were written."""
+        """All rows of all tables, without the times they were written."""
         return tables_of(self.settings.lake_uri)
 
     def versions(self) -> dict[str, int]:
         return {table.name: self.lake.open(table).version for table in TABLES}
 
     def stale(self, asset: str) -> list[str]:
-        """Batches that the UI marks, as Dagster reckons it for the UI."""
+        """Batches that Dagster marks as stale in the UI."""
         graph = build_defs(settings=self.settings).resolve_asset_graph()
         resolver = CachingStaleStatusResolver(self.instance, graph, LoadingContextForTest(self.instance))
         key = dg.AssetKey(asset)
@@ -98,7 +98,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Finished:
-    """A home after one run of the command line: what the process had, what it printed, what it asked."""
+    """A home after one command-line run: the run's environment, its output, and the requests it sent."""
 
     home: Path
     environment: dict[str, str]
@@ -119,14 +119,14 @@ def module_server():
 
 @pytest.fixture
 def server(module_server):
-    """The chat server that all graphs ask; a test may change its reply."""
+    """The chat server that all graphs call; a test may change its reply."""
     reply = module_server.reply
     yield module_server
     module_server.reply = reply
 
 
 def write_data(folder: Path, documents: list[dict]) -> Path:
-    """Three files of XSum's columns: CSV, JSON Lines with no text and a broken record, and Parquet."""
+    """Write three files with XSum's columns: CSV, JSON Lines with an empty text and a broken record, and Parquet."""
     odd = [documents[4], {"id": "null", "document": None, "summary": "x"}, {**documents[4], "id": "same text"}]
     odd += [{"id": f"no text {n}", "document": text, "summary": "x"} for n, text in enumerate(("", "\u200b \ufeff"))]
     path = write_json_lines(folder / "b.jsonl", odd)
@@ -145,13 +145,13 @@ def write_endpoints(folder: Path, server: ChatServer, more: str) -> Path:
 
 @pytest.fixture
 def data(folder, documents) -> Path:
-    """The files that all graphs read, as they were when the first one did."""
+    """The files that all graphs read, in the state in which the first graph read them."""
     return write_data(folder / "data", documents)
 
 
 @pytest.fixture(scope="module")
 def finished(folder, documents, module_server, t5_folder) -> Finished:
-    """What a user has after the first run."""
+    """A user's home after the first run."""
     home = folder / "home"
     home.mkdir()
     endpoints = write_endpoints(home, module_server, 'api_key_env = "SOME_KEY"')
@@ -164,7 +164,7 @@ def finished(folder, documents, module_server, t5_folder) -> Finished:
 
 
 def settings_of(finished: Finished, server: ChatServer, folder: Path, **values) -> Settings:
-    """The settings of the process, but for the key: Spark's workers have the environment that Spark began with."""
+    """The process's settings without the API key: Spark's workers keep the environment that Spark started with."""
     same = {name: finished.environment[f"{PREFIX}{name.upper()}"] for name in ("model", "dataset", "endpoint")}
     endpoints = write_endpoints(folder, server, "deadline_seconds = 5")
     return settings_for(**{"home": finished.home, **same, "endpoints": endpoints, **values})
@@ -172,7 +172,7 @@ def settings_of(finished: Finished, server: ChatServer, folder: Path, **values) 
 
 @pytest.fixture
 def graph(tmp_path, finished, data, server, spark) -> Iterator[Graph]:
-    """A copy of the tables and of Dagster's storage after the first run, with the same models."""
+    """A copy of the tables and of Dagster's storage after the first run, using the same models."""
     for part in ("lake", "dagster"):
         shutil.copytree(finished.home / part, tmp_path / part)
     with dg.DagsterInstance.from_config(str(tmp_path / "dagster")) as instance:
@@ -181,7 +181,7 @@ def graph(tmp_path, finished, data, server, spark) -> Iterator[Graph]:
 
 @pytest.fixture
 def unasked(graph) -> Iterator[Graph]:
-    """The same documents and scored rows, but no answers of an endpoint, and nothing in Dagster's storage."""
+    """The same documents and scored rows, but without endpoint answers and with an empty Dagster storage."""
     for table in (AI_QUERY_INFERENCE, SUMMARY_QUALITY):
         shutil.rmtree(graph.lake.table_uri(table))
     with dg.DagsterInstance.ephemeral() as instance:
@@ -224,7 +224,7 @@ def test_the_graph_runs_end_to_end_on_local_files_with_a_local_encoder_decoder(g
     assert (made_from.asset_key.to_user_string(), made_from.column_name) == ("prod_data", "document")
     assert len(shown["dagster/column_schema"].columns) == len(BATCH_INFERENCE.columns)
 
-    # the talk's prompt, the first ten rows of each batch by id, one request for each different document
+    # the talk's prompt, the first ten rows of each batch by id, one request per distinct document
     answered = {batch: graph.rows(AI_QUERY_INFERENCE, batch) for batch in ("a", "b", "c")}
     assert {batch: len(rows) for batch, rows in answered.items()} == {"a": 4, "b": 5, "c": 10}
     assert {row["id"] for row in answered["c"]} == set(sorted(row["id"] for row in documents[5:17])[:10])
@@ -276,9 +276,9 @@ def test_the_graph_runs_end_to_end_on_local_files_with_a_local_encoder_decoder(g
     assert {"lead_rouge1", "rouge1"} <= graph.metadata("model_evaluation").keys()
 
 
-def test_a_key_is_sent_and_found_nowhere_else(finished, spark):
+def test_an_api_key_is_sent_but_never_stored_or_printed(finished, spark):
     assert {headers["Authorization"] for _, headers in finished.requests} == {f"Bearer {KEY}"}
-    statement = "EXPLAIN_NOT"  # what Spark says of a plan comes with an error
+    statement = "EXPLAIN_NOT"  # Spark's error message includes the query plan
     query = ["query", f"SELECT {statement}, ai_gen(id) FROM m4_1_prod_data"]
     failed = CliRunner(env=finished.environment).invoke(main, query)
     assert (failed.exit_code, statement in failed.stderr) == (2, True)
@@ -288,7 +288,7 @@ def test_a_key_is_sent_and_found_nowhere_else(finished, spark):
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
 
 
-def test_a_second_run_by_command_has_nothing_to_do_and_shows_the_same_figures(finished, data, server):
+def test_a_second_run_command_does_nothing_and_prints_the_same_metrics(finished, data, server):
     report, tables = finished.home / "reports" / "quality_report.html", tables_of(finished.home / "lake")
     asked, written = len(server.requests), report.stat().st_mtime_ns
     again = CliRunner(env=finished.environment).invoke(main, ["run"])
@@ -312,14 +312,14 @@ def test_a_second_run_scores_logs_and_registers_nothing(graph):
     assert len(graph.server.requests) == asked
     for batch in ("a", "b", "c"):
         assert graph.metadata("batch_inference", batch)["rows_scored"] == 0
-    # What there is to see of a model is still there to be seen.
+    # The model's metadata is still shown.
     assert "generated" in graph.metadata("logged_model")["sample"]
     assert graph.metadata("champion_model")["single_node_inference"].count("\n") == 3
     assert champion(client, graph.settings).number == 1
     assert [run.info.run_id for run in client.search_runs([experiment])] == runs
 
 
-def test_a_run_is_left_out_only_while_nothing_that_it_would_see_has_changed(
+def test_a_run_is_skipped_only_while_its_inputs_and_outputs_are_unchanged(
     graph, data, documents, tmp_path, monkeypatch
 ):
     settings = graph.settings
@@ -343,14 +343,14 @@ def test_a_run_is_left_out_only_while_nothing_that_it_would_see_has_changed(
     assert ended_alike(max_length=99) is None
     assert ended_alike(new_model=True) is None
     assert ended_alike(limit=1) is None
-    # Addresses with passwords are redacted one by one: a greedy match over all settings would hide what is between.
+    # Each address's password is redacted on its own: a greedy match would hide all settings between two addresses.
     uris = {"lake": "s3://bucket/lake", "mlflow_tracking_uri": "http://me:secret@there"}
     digests = {
         digest_of_inputs(settings.model_copy(update={**uris, "max_length": length}), scored_dataset(settings))
         for length in (30, 31)
     }
     assert len(digests) == 2
-    # Another package, but not one that setuptools carries along.
+    # A new package matters, but not one that setuptools vendors.
     for folder, is_same in (("site", False), ("_vendor", True)):
         (tmp_path / folder / "new-1.0.dist-info").mkdir(parents=True)
         (tmp_path / folder / "new-1.0.dist-info" / "METADATA").write_text("Name: new\nVersion: 1.0\n")
@@ -377,10 +377,10 @@ def test_a_run_is_left_out_only_while_nothing_that_it_would_see_has_changed(
     write_csv(data / "a.csv", documents[:3])
     assert ended_alike() is None
     write_csv(data / "a.csv", documents[:4])
-    # A run that failed is repeated, whatever the one before it left.
+    # A failed run is repeated, whatever the run before it recorded.
     add_run(dg.DagsterRunStatus.FAILURE)
     assert ended_alike() is None
-    # A change that another process makes during a run is not taken for the run's own result.
+    # A change made by another process during a run is not mistaken for the run's own result.
     run = add_run(dg.DagsterRunStatus.SUCCESS)
     note_last()
     assert ended_alike() == run
@@ -391,7 +391,7 @@ def test_a_run_is_left_out_only_while_nothing_that_it_would_see_has_changed(
     assert ended_alike() is None
 
 
-def test_only_what_changed_shows_as_stale_and_is_scored_again(graph, data, documents):
+def test_only_changed_batches_are_stale_and_scored_again(graph, data, documents):
     def land() -> None:
         assert materialize(build_defs(settings=graph.settings), graph.instance, "land_batches", ["a", "b", "c"]) == []
 
@@ -412,7 +412,9 @@ def test_only_what_changed_shows_as_stale_and_is_scored_again(graph, data, docum
     assert {key for key in before if before[key] != after[key]} == {(table.name, "a") for table in TABLES}
 
 
-def test_the_graph_goes_on_with_tables_and_landing_folder_in_a_bucket(graph, tmp_path, s3_workers, documents):
+def test_the_graph_keeps_working_after_its_tables_and_landing_folder_move_to_a_bucket(
+    graph, tmp_path, s3_workers, documents
+):
     bucket = boto3.client("s3")
     for file in (tmp_path / "lake").rglob("*"):
         if file.is_file():
@@ -437,7 +439,7 @@ def test_the_graph_goes_on_with_tables_and_landing_folder_in_a_bucket(graph, tmp
 
 
 @pytest.mark.proof
-def test_another_precision_or_engine_rescores_history_only_when_asked_to_and_only_once(graph):
+def test_a_new_precision_or_engine_rescores_history_once_and_only_on_request(graph):
     before = graph.tables()
     assert graph.run(dtype="int8") == []
     assert graph.tables() == before
@@ -456,7 +458,7 @@ def test_another_precision_or_engine_rescores_history_only_when_asked_to_and_onl
     assert engines == ["ctranslate2", "ctranslate2", "transformers"]
 
 
-def test_one_batch_can_be_materialized_alone(graph):
+def test_a_single_batch_can_be_materialized(graph):
     before = graph.versions()
     result = (
         build_defs(settings=graph.settings.model_copy(update={"ai_query_limit": 2}))
@@ -471,8 +473,8 @@ def test_one_batch_can_be_materialized_alone(graph):
     assert graph.versions() == {**before, "ai_query_inference": before["ai_query_inference"] + 1}
 
 
-def test_a_failed_batch_leaves_its_table_as_it_was_and_the_others_are_committed_and_recorded(unasked, documents):
-    """Batch a has one document for which the key is refused, and the endpoint knows nothing of all those of c."""
+def test_a_failed_batch_writes_nothing_while_the_other_batches_are_committed_and_recorded(unasked, documents):
+    """The endpoint rejects the API key for one document of batch a, and returns 404 for every document of batch c."""
     unknown = {row["document"] for row in documents[5:17]}
 
     def reply(body, n):
@@ -494,7 +496,7 @@ def test_a_failed_batch_leaves_its_table_as_it_was_and_the_others_are_committed_
     assert 1 + 10 <= len(unasked.server.requests) - asked <= 4 + 10
 
 
-def test_a_new_champion_rescores_history_only_when_asked_to_and_no_text_is_kept_where_samples_are_off(graph, documents):
+def test_a_new_champion_rescores_history_only_on_request_and_logs_no_text_when_samples_are_off(graph, documents):
     before = graph.tables()
     runs_before = {run.run_id for run in graph.instance.get_runs()}
     files_before = {*graph.settings.artifact_root.rglob("*")}
@@ -507,7 +509,7 @@ def test_a_new_champion_rescores_history_only_when_asked_to_and_no_text_is_kept_
     assert graph.stale("ai_query_inference") == []
     assert graph.run(max_length=30, rescore="all", samples=0) == []
     assert graph.stale("batch_inference") == []
-    # Nothing that Dagster and MLflow keep of these two runs shows the text of a document.
+    # Nothing that Dagster and MLflow store about these two runs contains a document's text.
     runs = [run.run_id for run in graph.instance.get_runs() if run.run_id not in runs_before]
     events = [str(event) for run_id in runs for event in graph.instance.all_logs(run_id)]
     files = {*graph.settings.artifact_root.rglob("*")} - files_before
@@ -520,6 +522,6 @@ def test_a_new_champion_rescores_history_only_when_asked_to_and_no_text_is_kept_
     assert {row["model_version"] for row in rows} == {2}
     versions = {row["model_version"] for row in graph.rows(SUMMARY_QUALITY, "a") if row["model_version"]}
     assert versions == {"1", "2"}
-    # Back to the first model, which other tests go on with: its run and its version are found again.
+    # Return to the first model, which other tests use: its run and its version are found again.
     assert graph.run() == []
     assert champion(client, graph.settings).number == 1

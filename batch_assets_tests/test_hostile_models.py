@@ -1,4 +1,4 @@
-"""A model never runs code of its own, whatever its folder holds and whichever command meets it first."""
+"""A model's own code never runs, whatever its folder contains and whichever command loads it first."""
 
 import ast
 import inspect
@@ -32,13 +32,13 @@ def named(cases):
 
 @pytest.fixture
 def trace(tmp_path) -> Path:
-    """The file that the code of a model makes when it runs."""
+    """The file that a model's code creates when it runs."""
     return tmp_path / "code-ran"
 
 
 @pytest.fixture
 def modules(tmp_path, monkeypatch):
-    """Where transformers puts the code of models: not into the cache of the user."""
+    """Make transformers store model code here instead of in the user's cache."""
     import transformers.dynamic_module_utils as dynamic
 
     monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -51,7 +51,7 @@ def invoke(home: Path, *arguments: str, **settings: str):
 
 
 @pytest.mark.parametrize(("make_hostile", "message"), named(hostile_models.CHECKPOINTS))
-def test_a_hostile_checkpoint_is_refused_by_every_command_before_its_code_runs(
+def test_every_command_refuses_a_hostile_checkpoint_before_its_code_runs(
     t5_folder, tmp_path, home, trace, make_hostile, message
 ):
     folder = shutil.copytree(t5_folder, tmp_path / "hostile")
@@ -67,7 +67,7 @@ def test_a_hostile_checkpoint_is_refused_by_every_command_before_its_code_runs(
     assert not trace.exists()
 
 
-def test_the_hostile_checkpoints_do_run_code_where_nothing_refuses_them(t5_folder, tmp_path, trace, modules):
+def test_the_hostile_checkpoints_run_their_code_when_nothing_checks_them(t5_folder, tmp_path, trace, modules):
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     nested = shutil.copytree(t5_folder, tmp_path / "nested")
@@ -86,7 +86,7 @@ def test_the_hostile_checkpoints_do_run_code_where_nothing_refuses_them(t5_folde
 
 @pytest.fixture(scope="session")
 def logged_folder(logged_t5) -> Path:
-    """The folder of a logged model as it should be."""
+    """The folder of a valid logged model."""
     import mlflow
 
     settings, _, version = logged_t5
@@ -100,7 +100,7 @@ def hostile_version(logged_folder: Path, folder: Path, trace: Path, make_hostile
     return folder
 
 
-def test_hostile_versions_do_run_code_where_nothing_refuses_them(logged_folder, tmp_path, trace, modules):
+def test_the_hostile_versions_run_their_code_when_nothing_checks_them(logged_folder, tmp_path, trace, modules):
     import mlflow
 
     for make_hostile in (
@@ -120,7 +120,7 @@ def test_hostile_versions_do_run_code_where_nothing_refuses_them(logged_folder, 
 
 
 @pytest.mark.parametrize(("make_hostile", "message"), named(hostile_models.VERSIONS))
-def test_a_worker_refuses_a_hostile_version_that_it_fetched(
+def test_a_worker_refuses_a_hostile_version_it_downloaded(
     logged_folder, tmp_path, monkeypatch, trace, make_hostile, message
 ):
     folder = hostile_version(logged_folder, tmp_path / "hostile", trace, make_hostile)
@@ -138,7 +138,7 @@ def scoring(path: str) -> ScoringModel:
 
 @pytest.fixture(scope="module")
 def registry_of_others(logged_folder, tmp_path_factory):
-    """A home with hostile versions in its registry: its settings, and the file that their code makes."""
+    """The settings of a home with hostile versions in its registry, and the file that their code creates."""
     folder = tmp_path_factory.mktemp("registry")
     settings, trace = settings_for(folder / "home"), folder / "code-ran"
     client = connect(settings)
@@ -154,7 +154,7 @@ def registry_of_others(logged_folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("make_hostile", "message"), named(hostile_models.VERSIONS))
-def test_a_version_that_somebody_else_registered_is_neither_promoted_nor_tried(
+def test_promote_and_try_refuse_a_hostile_version_registered_by_another_client(
     registry_of_others, make_hostile, message
 ):
     settings, trace = registry_of_others
@@ -172,7 +172,7 @@ def test_a_version_that_somebody_else_registered_is_neither_promoted_nor_tried(
     assert not trace.exists()
 
 
-def test_versions_that_somebody_else_registered_are_listed_without_loading_them(registry_of_others):
+def test_versions_registered_by_another_client_are_listed_without_loading_them(registry_of_others):
     settings, trace = registry_of_others
     listed = invoke(settings.home, "models", "--json")
     assert len(listed.stdout.splitlines()) == len(hostile_models.VERSIONS)
@@ -189,7 +189,7 @@ def test_the_stock_spark_udf_refuses_a_hostile_version(logged_folder, tmp_path, 
     assert not trace.exists()
 
 
-def test_a_vocabulary_may_have_any_token(t5_folder, tmp_path):
+def test_a_vocabulary_may_contain_any_token(t5_folder, tmp_path):
     folder = shutil.copytree(t5_folder, tmp_path / "model")
     tokens = {"auto_map": 7, "trust_remote_code": 8, "model_type": 9}
     content = json.loads((folder / "tokenizer.json").read_text())
@@ -202,14 +202,14 @@ def test_a_vocabulary_may_have_any_token(t5_folder, tmp_path):
         check_model_folder(folder)
 
 
-def test_what_this_package_logs_is_accepted(logged_folder, llama_version):
+def test_models_logged_by_this_package_are_accepted(logged_folder, llama_version):
     import mlflow
 
     check_mlflow_model(logged_folder)
     check_mlflow_model(Path(mlflow.artifacts.download_artifacts(llama_version[2].uri)))
 
 
-def test_every_listed_model_type_is_one_whose_configuration_loads_no_other():
+def test_no_supported_model_type_has_a_configuration_that_loads_another():
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -225,14 +225,14 @@ def test_every_listed_model_type_is_one_whose_configuration_loads_no_other():
         assert not re.search(r"AutoConfig|CONFIG_MAPPING|trust_remote_code|^[^>]*from_pretrained\(", code, re.M), kind
 
 
-def test_every_listed_tokenizer_is_one_of_transformers_and_unpickles_nothing():
+def test_every_supported_tokenizer_belongs_to_transformers_and_unpickles_nothing():
     import transformers
 
     for name in TOKENIZERS:
         found = [one for one in (name, f"{name}Fast") if hasattr(transformers, one)]
         assert found, name
         for one in found:
-            # Classes that need a package that is not installed are placeholders without code.
+            # Classes that need a missing package are placeholders without code.
             module = Path(inspect.getfile(transformers)).parent / Path(
                 *getattr(transformers, one).__module__.split(".")[1:]
             )
@@ -242,13 +242,13 @@ def test_every_listed_tokenizer_is_one_of_transformers_and_unpickles_nothing():
             ), one
 
 
-# Functions that load what they, or a package that this one installs, wrote themselves a moment before.
+# Functions that load files written moments earlier by themselves or by an installed dependency.
 OWN_FILES = {"smollm2.py:_convert", "openvino_engine.py:_export", "ctranslate2_engine.py:convert"}
-# Functions that are given a Checkpoint, which is checked when it is made.
+# Functions that receive a Checkpoint, which is checked when it is created.
 CHECKED_BEFORE = {"checkpoint.py:check_tokenizer", "pipeline.py:build_pipeline"}
 
 
-def test_no_function_loads_a_model_that_was_not_checked():
+def test_no_function_loads_an_unchecked_model():
     loads = {"from_pretrained", "load_model", "spark_udf", "TransformersConverter"}
     checks = {"check_mlflow_model", "check_model_folder", "_fetch"}
     found = set()

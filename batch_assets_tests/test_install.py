@@ -1,4 +1,4 @@
-"""What make installs: the lock, and the settings that uv gets."""
+"""What make installs: the lock file, and the settings passed to uv."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from batch_assets_tests.docs_pages import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = tomllib.loads((ROOT / "uv.lock").read_text())
-# Prints how it was called. By "uv cache dir" the script finds out whether a uv is new enough.
+# Prints how it was called. The script runs "uv cache dir" to find out whether a uv is recent enough.
 UV = """#!/usr/bin/env bash
 [ "$1" != cache ] || exit {status}
 echo "{name} $*"
@@ -50,7 +50,7 @@ def test_the_lock_is_up_to_date_with_pyproject():
         assert {locked(entry) for entry in entries} == {wanted(one) for one in group(name)}, f"{name}: run uv lock"
 
 
-def test_the_lock_names_no_index_but_pypi():
+def test_the_lock_refers_to_no_index_other_than_pypi():
     for package in LOCK["package"]:
         assert package["source"] in ({"registry": "https://pypi.org/simple"}, {"editable": "."}), package["name"]
         for file in [*package.get("wheels", []), *filter(None, [package.get("sdist")])]:
@@ -59,10 +59,10 @@ def test_the_lock_names_no_index_but_pypi():
 
 @pytest.fixture
 def install(tmp_path):
-    """Runs the script with a uv that installs nothing; returns what it said."""
+    """A function that runs the script with a uv that installs nothing, and returns the output."""
     programs = tmp_path / "programs"
     programs.mkdir()
-    # Beside Python, as in a virtual environment.
+    # Next to Python, as in a virtual environment.
     environment = tmp_path / "environment"
     environment.mkdir()
     (environment / "python").symlink_to(sys.executable)
@@ -86,7 +86,7 @@ def install(tmp_path):
     return run
 
 
-def test_torch_and_its_cuda_packages_are_left_to_the_index(install):
+def test_torch_and_its_cuda_packages_are_not_installed_from_the_lock(install):
     export, everything, package = (line for line in install().splitlines() if line.startswith("programs"))
     left_out = set(re.findall(r"--no-emit-package=(\S+)", export))
     assert {"torch", "triton", "nvidia-cublas", "cuda-bindings"} < left_out
@@ -96,7 +96,7 @@ def test_torch_and_its_cuda_packages_are_left_to_the_index(install):
     assert package.endswith("--editable=.")
 
 
-def test_uv_gets_the_settings_of_pip(install):
+def test_uv_gets_pips_settings(install):
     said = install(
         "[global]\nindex-url = https://pypi.example.org/simple\n"
         "extra-index-url = https://one.example.org\n    https://two.example.org\n"
@@ -110,14 +110,14 @@ def test_uv_gets_the_settings_of_pip(install):
     assert "UV_INDEX_STRATEGY=unsafe-best-match\n" in said
 
 
-def test_an_environment_variable_of_pip_wins_over_its_files(install):
+def test_a_pip_environment_variable_overrides_pips_configuration_files(install):
     files = "[global]\nindex-url = https://global.example.org\n[install]\nindex-url = https://install.example.org\n"
     assert "UV_DEFAULT_INDEX=https://install.example.org\n" in install(files)
     said = install(files, PIP_INDEX_URL="https://environment.example.org")
     assert "UV_DEFAULT_INDEX=https://environment.example.org\n" in said
 
 
-def test_pips_settings_are_ignored_where_uv_has_its_own(install, tmp_path):
+def test_pips_settings_are_ignored_when_uv_has_its_own(install, tmp_path):
     pip_conf = "[global]\nindex-url = https://pip.example.org\nfind-links = /wheels\n"
     said = install(pip_conf, UV_DEFAULT_INDEX="https://uv.example.org")
     assert "UV_DEFAULT_INDEX=https://uv.example.org\n" in said
@@ -128,6 +128,6 @@ def test_pips_settings_are_ignored_where_uv_has_its_own(install, tmp_path):
     assert "pip.example.org" not in install(pip_conf)
 
 
-def test_a_uv_on_the_path_that_is_too_old_is_not_used(install):
+def test_an_outdated_uv_on_the_path_is_not_used(install):
     calls = [line.split()[0] for line in install(uv_status=2).splitlines() if not line.startswith(("UV_", "SSL"))]
     assert calls == ["environment"] * 3

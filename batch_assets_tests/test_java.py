@@ -15,19 +15,19 @@ def java_home(folder, says: str, status: int = 0):
 
 
 @pytest.mark.parametrize("says", ['openjdk version "17.0.15" 2025-04-15', 'java version "21" 2023-09-19'])
-def test_a_new_enough_java_is_taken(tmp_path, monkeypatch, says):
+def test_a_recent_enough_java_is_used(tmp_path, monkeypatch, says):
     monkeypatch.setenv("JAVA_HOME", java_home(tmp_path / "jdk", says))
     check_java()
 
 
 @pytest.mark.parametrize("says", ['java version "1.8.0_392"', 'openjdk version "11.0.2" 2019-01-15'])
-def test_a_java_that_is_too_old_is_refused_with_the_remedy(tmp_path, monkeypatch, says):
+def test_an_outdated_java_is_refused_with_instructions(tmp_path, monkeypatch, says):
     monkeypatch.setenv("JAVA_HOME", java_home(tmp_path / "jdk", says))
     with pytest.raises(BatchAssetsError, match=r"is Java (8|11), but Spark needs 17.*apt-get install"):
         check_java()
 
 
-def test_no_java_at_all_is_refused_with_the_remedy(tmp_path, monkeypatch):
+def test_a_missing_java_is_refused_with_instructions(tmp_path, monkeypatch):
     monkeypatch.delenv("JAVA_HOME", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("sys.prefix", str(tmp_path))
@@ -35,7 +35,7 @@ def test_no_java_at_all_is_refused_with_the_remedy(tmp_path, monkeypatch):
         check_java()
 
 
-def test_a_java_home_without_java_or_with_one_that_does_not_run_is_refused(tmp_path, monkeypatch):
+def test_a_java_home_with_no_java_or_a_broken_one_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     with pytest.raises(BatchAssetsError, match="there is no Java in it"):
         check_java()
@@ -44,7 +44,7 @@ def test_a_java_home_without_java_or_with_one_that_does_not_run_is_refused(tmp_p
         check_java()
 
 
-def test_the_runtime_that_make_unpacked_is_found(tmp_path, monkeypatch):
+def test_the_java_runtime_unpacked_by_make_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("JAVA_HOME", "set, so that it is restored after the test")
     monkeypatch.delenv("JAVA_HOME")
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -47,7 +47,7 @@ def test_a_batch_key_that_could_become_a_path_or_sql_is_refused(batch, lake):
         lake.open(PROD_DATA).replace(batch, [], {})
 
 
-def test_names_of_tables_and_keys_made_of_file_names_are_plain():
+def test_batch_keys_from_file_names_are_simplified_and_invalid_table_names_are_refused():
     assert batch_from("../Größe & Co.jsonl") == "Groe-Co.jsonl"
     with pytest.raises(ValueError, match="is not a valid name"):
         check_name("a.b")
@@ -61,7 +61,7 @@ def test_tables_stay_readable_by_any_delta_reader(lake, table):
     assert lake.difference(table) is None
 
 
-def test_a_replacement_changes_its_batch_and_no_other(lake):
+def test_a_replacement_changes_only_its_own_batch(lake):
     replace(lake, "a", ["old", "older"])
     replace(lake, "b", ["other"])
     replace(lake, "a", ["new"])
@@ -70,7 +70,7 @@ def test_a_replacement_changes_its_batch_and_no_other(lake):
     assert lake.open(PROD_DATA).rows() == 2
 
 
-def test_an_empty_result_empties_the_batch_and_is_on_record(lake):
+def test_an_empty_replacement_empties_the_batch_and_is_recorded(lake):
     replace(lake, "a", ["old"])
     version = replace(lake, "a", [])
     assert lake.open(PROD_DATA).rows("a") == 0
@@ -78,7 +78,7 @@ def test_an_empty_result_empties_the_batch_and_is_on_record(lake):
     assert replace(lake, "empty", []) == lake.open(PROD_DATA).last_commit("empty").version
 
 
-def test_every_add_action_has_statistics_that_hold(lake):
+def test_every_add_action_has_correct_statistics(lake):
     replace(lake, "a", ["b", "a", "c" * 100])
     (action,) = lake.open(PROD_DATA).delta.add_actions().to_pylist()
     assert action["num_records"] == 3
@@ -87,7 +87,7 @@ def test_every_add_action_has_statistics_that_hold(lake):
     assert action["min.landed_at"] <= NOW <= action["max.landed_at"]
 
 
-def test_a_commit_records_what_it_was_made_from(lake):
+def test_a_commit_records_its_run_and_input_version(lake):
     version = replace(lake, "a", ["x"], run_id="r1", input_version=7)
     replace(lake, "b", ["y"])
     commit = lake.open(PROD_DATA).last_commit("a")
@@ -96,7 +96,7 @@ def test_a_commit_records_what_it_was_made_from(lake):
     assert lake.open(PROD_DATA).last_commit("never") is None
 
 
-def test_the_totals_of_a_batch_are_in_its_commit_and_counted_where_another_writer_changed_it(lake, monkeypatch):
+def test_batch_totals_are_read_from_the_commit_or_counted_if_another_writer_changed_the_batch(lake, monkeypatch):
     table = lake.open(BATCH_INFERENCE)
     row = {"document": "d", "scored_at": NOW, "model_name": "m", "model_version": 1}
     rows = [
@@ -132,14 +132,14 @@ def test_a_batch_is_stale_until_a_commit_records_what_a_run_would_record(lake):
     assert is_stale(lake.open(PROD_DATA), "b", {"input_version": 7}, 9)
 
 
-def test_a_run_that_was_overtaken_finds_nothing_to_do_but_a_table_made_anew_is_stale(lake):
+def test_a_batch_made_from_a_newer_input_is_not_stale_unless_the_input_table_was_recreated(lake):
     replace(lake, "a", ["x"], input_version=7)
     assert not is_stale(lake.open(PROD_DATA), "a", {"input_version": 5}, 7)
     assert is_stale(lake.open(PROD_DATA), "a", {"input_version": 5}, 6)
 
 
 @pytest.mark.parametrize("held", [[], ["there"]], ids=["empty", "filled"])
-def test_of_two_replacements_of_one_batch_the_slower_fails_and_names_the_winner(lake, held):
+def test_the_slower_of_two_replacements_of_a_batch_fails_and_names_the_winner(lake, held):
     if held:
         replace(lake, "a", held)
     slow = lake.open(PROD_DATA)
@@ -150,7 +150,7 @@ def test_of_two_replacements_of_one_batch_the_slower_fails_and_names_the_winner(
     assert texts(lake, "a") == ["fast"]
 
 
-def test_work_that_fails_because_somebody_was_faster_says_so_and_other_work_says_its_own(lake):
+def test_an_error_names_the_faster_run_only_if_the_batch_was_superseded(lake):
     slow = lake.open(PROD_DATA)
     with pytest.raises(FileNotFoundError), slow.raise_if_superseded("a"):
         replace(lake, "b", ["fast"], run_id="the-fast-run")
@@ -160,7 +160,7 @@ def test_work_that_fails_because_somebody_was_faster_says_so_and_other_work_says
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_rows_that_another_writer_appended_are_never_removed_unseen(lake, when):
+def test_rows_appended_by_another_writer_are_never_silently_removed(lake, when):
     from deltalake import write_deltalake
 
     if when == "after":
@@ -175,7 +175,7 @@ def test_rows_that_another_writer_appended_are_never_removed_unseen(lake, when):
     assert not lake.open(PROD_DATA).is_written_by_us("a")
 
 
-def test_a_run_replaces_several_filled_batches_from_one_snapshot(lake):
+def test_a_run_can_replace_several_batches_from_one_snapshot(lake):
     for batch in ("a", "b", "c"):
         replace(lake, batch, ["old"])
     snapshot = lake.open(PROD_DATA)
@@ -184,7 +184,7 @@ def test_a_run_replaces_several_filled_batches_from_one_snapshot(lake):
     assert [texts(lake, batch) for batch in ("a", "b", "c")] == [["new"]] * 3
 
 
-def test_a_compaction_by_somebody_else_in_between_is_noticed_not_doubled(lake):
+def test_a_concurrent_compaction_by_another_writer_is_detected_and_duplicates_no_rows(lake):
     first = lake.open(PROD_DATA)
     first.replace("a", stage_rows(first, "a", ["one"]) + stage_rows(first, "a", ["two"]), {})
     snapshot = lake.open(PROD_DATA)
@@ -195,7 +195,7 @@ def test_a_compaction_by_somebody_else_in_between_is_noticed_not_doubled(lake):
     assert sorted(texts(lake, "a")) == ["one", "two"]
 
 
-def test_upkeep_makes_no_batch_stale_and_no_batch_somebody_elses(lake):
+def test_upkeep_neither_makes_a_batch_stale_nor_marks_it_as_written_by_another_writer(lake):
     snapshot = lake.open(PROD_DATA)
     staged = stage_rows(snapshot, "a", ["one"]) + stage_rows(snapshot, "a", ["two"])
     version = snapshot.replace("a", staged, {"input_version": 7})
@@ -208,7 +208,7 @@ def test_upkeep_makes_no_batch_stale_and_no_batch_somebody_elses(lake):
     assert sorted(texts(lake, "a")) == ["one", "two"]
 
 
-def test_replacements_of_different_batches_at_once_all_land(lake):
+def test_concurrent_replacements_of_different_batches_all_succeed(lake):
     for n in range(8):
         replace(lake, f"b{n}", ["old"])
     snapshots = {f"b{n}": lake.open(PROD_DATA) for n in range(8)}
@@ -229,7 +229,7 @@ def test_replacements_of_different_batches_at_once_all_land(lake):
     assert {batch: texts(lake, batch) for batch in snapshots} == {batch: [batch] for batch in snapshots}
 
 
-def test_a_commit_whose_answer_was_lost_is_found_in_the_log(lake, monkeypatch):
+def test_a_commit_is_found_in_the_log_after_its_response_was_lost(lake, monkeypatch):
     snapshot = lake.open(PROD_DATA)
     staged = stage_rows(snapshot, "a", ["x"])
     commit = DeltaTable.create_write_transaction
@@ -244,7 +244,7 @@ def test_a_commit_whose_answer_was_lost_is_found_in_the_log(lake, monkeypatch):
     assert texts(lake, "a") == ["x"]
 
 
-def test_a_storage_fault_at_the_commit_stays_an_error(lake, monkeypatch):
+def test_a_storage_error_during_the_commit_is_raised(lake, monkeypatch):
     replace(lake, "a", ["old"])
     snapshot = lake.open(PROD_DATA)
     staged = stage_rows(snapshot, "a", ["new"])
@@ -266,14 +266,14 @@ def test_a_storage_fault_at_the_commit_stays_an_error(lake, monkeypatch):
         ({"id": ["1"], "document": ["x"], "summary": ["y"], "source": ["s"], "landed_at": ["soon"]}, "don't fit"),
     ],
 )
-def test_rows_that_do_not_fit_are_refused_before_a_file_is_written(lake, tmp_path, rows, message):
+def test_rows_that_do_not_match_the_schema_are_refused_before_a_file_is_written(lake, tmp_path, rows, message):
     snapshot = lake.open(PROD_DATA)
     with pytest.raises(BatchAssetsError, match=message):
         stage([pa.table(rows)], snapshot.staging_area("a"))
     assert not list((tmp_path / "lake").rglob("*.parquet"))
 
 
-def test_a_table_with_other_partitions_is_not_touched(lake):
+def test_a_table_with_different_partition_columns_is_refused(lake):
     from deltalake import write_deltalake
 
     write_deltalake(lake.table_uri(PROD_DATA), pa.table({"id": ["1"], "day": ["x"]}), partition_by=["day"])
@@ -281,7 +281,7 @@ def test_a_table_with_other_partitions_is_not_touched(lake):
         lake.open(PROD_DATA)
 
 
-def test_the_contract_check_fails_where_a_column_has_another_type_and_passes_where_none_has(tmp_path, lake):
+def test_the_contract_check_fails_if_a_column_type_differs_and_passes_otherwise(tmp_path, lake):
     from deltalake import write_deltalake
 
     check = contract_check("prod_data", PROD_DATA)
@@ -295,7 +295,7 @@ def test_the_contract_check_fails_where_a_column_has_another_type_and_passes_whe
     assert "column id is int64, not string" in result.metadata["difference"].value
 
 
-def test_spark_reads_a_version_some_columns_and_one_batch_without_opening_the_others(lake, spark, tmp_path):
+def test_spark_reads_some_columns_of_one_batch_at_a_version_without_opening_other_batches(lake, spark, tmp_path):
     from batch_assets.lake.deltars import read_batch, register_deltars
 
     replace(lake, "a", ["one", "two"])
@@ -313,7 +313,7 @@ def test_spark_reads_a_version_some_columns_and_one_batch_without_opening_the_ot
     assert some.columns == ["document", "batch"]
 
 
-def test_spark_reads_every_row_once_where_a_table_takes_more_tasks_than_there_are_slots(lake, spark, monkeypatch):
+def test_spark_reads_every_row_once_if_a_table_needs_more_tasks_than_there_are_slots(lake, spark, monkeypatch):
     from batch_assets.lake.deltars import read_table, reader
 
     for number in range(8):
@@ -326,7 +326,7 @@ def test_spark_reads_every_row_once_where_a_table_takes_more_tasks_than_there_ar
     assert found == sorted(f"{which} of {number}" for number in range(8) for which in ("first", "second"))
 
 
-def test_spark_refuses_tables_that_it_would_read_wrongly(lake, spark):
+def test_spark_refuses_tables_with_unsupported_features(lake, spark):
     from deltalake import DeltaTable
 
     from batch_assets.lake.deltars import register_deltars

@@ -21,7 +21,7 @@ from batch_assets.models.tracking import connect, experiment_id
 from batch_assets_tests.conftest import log, settings_for
 
 
-def test_a_run_has_all_that_a_user_of_the_version_needs(t5_version):
+def test_a_run_records_everything_needed_to_use_its_version(t5_version):
     import mlflow
 
     _, client, version = t5_version
@@ -42,21 +42,21 @@ def test_a_run_has_all_that_a_user_of_the_version_needs(t5_version):
     assert all("==" in line for line in requirements.split())
 
 
-def test_the_logged_t5_still_knows_its_prefix(t5_version):
+def test_the_logged_t5_keeps_its_prefix(t5_version):
     import mlflow
 
     _, _, version = t5_version
     assert mlflow.transformers.load_model(version.uri).prefix == "summarize: "
 
 
-def test_the_small_t5_says_something(t5_version, documents):
+def test_the_small_t5_repeats_the_start_of_a_document(t5_version, documents):
     _, _, version = t5_version
     for text in [row["document"] for row in documents[:5]]:
         first = text.split()[0]
         assert first.lower()[:3] in predict(version, [text])[0].lower()
 
 
-def test_an_unchanged_model_is_neither_logged_nor_registered_twice_and_a_changed_one_is(t5_version, t5_folder):
+def test_a_model_is_logged_and_registered_again_only_after_it_changed(t5_version, t5_folder):
     settings, client, version = t5_version
     _, again = log(settings)
     assert not again.is_new
@@ -85,7 +85,7 @@ def test_version_numbers_are_compared_as_numbers(t5_version):
     assert [found.number for found in versions(client, name)] == list(range(10, 0, -1))
 
 
-def test_runs_are_found_by_newest_and_by_best_metric_and_unfinished_ones_never(t5_version):
+def test_runs_are_selected_by_age_or_by_metric_and_unfinished_runs_are_ignored(t5_version):
     settings, client, _ = t5_version
     experiment = experiment_id(client, settings)
     made = []
@@ -115,7 +115,7 @@ def test_runs_are_found_by_newest_and_by_best_metric_and_unfinished_ones_never(t
         client.delete_run(run_id)
 
 
-def test_a_logged_model_predicts_with_nothing_of_ours_imported(llama_version, documents):
+def test_a_logged_model_predicts_without_importing_this_package(llama_version, documents):
     settings, _, version = llama_version
     program = f"""
 import sys
@@ -160,7 +160,7 @@ def broken(folder, tmp_path, remove=(), config=None):
         ([], {"auto_map": {"AutoModel": "evil.Model"}}, "its own code"),
     ],
 )
-def test_a_model_folder_that_cannot_be_used_is_refused_before_anything_is_done(
+def test_an_unusable_model_folder_is_refused_before_anything_is_created(
     t5_folder, tmp_path, home, remove, config, message
 ):
     folder = broken(t5_folder, tmp_path, remove, config)
@@ -169,7 +169,7 @@ def test_a_model_folder_that_cannot_be_used_is_refused_before_anything_is_done(
     assert not home.exists()
 
 
-def test_a_damaged_tokenizer_is_noticed_without_transformers(t5_folder, tmp_path, home):
+def test_a_damaged_tokenizer_is_detected_without_transformers(t5_folder, tmp_path, home):
     folder = broken(t5_folder, tmp_path)
     settings = settings_for(home, model=str(folder))
     checkpoint_source(settings).check(quickly=True)
@@ -178,12 +178,12 @@ def test_a_damaged_tokenizer_is_noticed_without_transformers(t5_folder, tmp_path
         checkpoint_source(settings).check(quickly=True)
 
 
-def test_a_model_of_the_hub_that_cannot_be_reached_names_the_embedded_one(home):
+def test_an_unreachable_hub_model_suggests_the_embedded_model(home):
     with pytest.raises(BatchAssetsError, match="BATCH_ASSETS_MODEL=smollm2"):
         checkpoint_source(settings_for(home, model="t5-small")).check()
 
 
-def test_corrupt_weights_leave_no_run_with_a_model(t5_folder, tmp_path, home):
+def test_corrupt_weights_leave_no_finished_run(t5_folder, tmp_path, home):
     folder = broken(t5_folder, tmp_path)
     (folder / "model.safetensors").write_bytes(b"not weights")
     settings = settings_for(home, model=str(folder))

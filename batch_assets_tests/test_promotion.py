@@ -1,4 +1,4 @@
-"""From a candidate to a champion and back: the rule, the registry, the command line, the jobs."""
+"""Promotion and rollback of models: the rule, the registry, the command line, and the jobs."""
 
 import json
 import random
@@ -45,13 +45,13 @@ def test_without_a_champion_a_candidate_is_promoted_unless_it_fails_too_often():
     assert decision(scored([0.9] * 20, failed=2), error_rate=0.1).is_promoted
 
 
-def test_the_baseline_is_asked_for_by_setting_only():
+def test_the_baseline_must_be_beaten_only_if_the_setting_requires_it():
     assert decision(scored([0.2] * 20)).is_promoted
     assert not decision(scored([0.2] * 20), beat_baseline=True).is_promoted
     assert decision(scored([0.4] * 20), beat_baseline=True).is_promoted
 
 
-def test_a_clearly_worse_candidate_is_refused_and_a_clearly_better_one_passes_100_times_of_100():
+def test_a_clearly_worse_candidate_is_always_refused_and_a_clearly_better_one_always_promoted():
     for seed in range(100):
         draw = random.Random(seed)
         champion = [draw.uniform(0.1, 0.6) for _ in range(25)]
@@ -62,7 +62,7 @@ def test_a_clearly_worse_candidate_is_refused_and_a_clearly_better_one_passes_10
         assert decision(scored(champion), scored(champion)).is_promoted
 
 
-def test_a_decision_has_the_figures_of_both_sides():
+def test_a_decision_includes_the_metrics_of_both_candidate_and_champion():
     refused = decision(scored([0.2] * 10), scored([0.4] * 10))
     assert refused.figures["rouge1"] == pytest.approx(0.2)
     assert refused.figures["champion_rouge1"] == pytest.approx(0.4)
@@ -74,7 +74,7 @@ def test_a_decision_has_the_figures_of_both_sides():
 
 @pytest.fixture(scope="module")
 def logged_pair(tmp_path_factory, t5_folder, held_out):
-    """A run that was evaluated, and one of a worse model that was not: it stops after five tokens."""
+    """An evaluated run, and a run that was not evaluated, whose model is worse: it stops after five tokens."""
     settings = settings_for(tmp_path_factory.mktemp("pair") / "home", model=str(t5_folder))
     settings, client, version = registered(settings, held_out)
     _, logged = log(settings.model_copy(update={"min_length": 1, "max_length": 5}))
@@ -83,7 +83,7 @@ def logged_pair(tmp_path_factory, t5_folder, held_out):
 
 @pytest.fixture
 def registry(request, logged_pair):
-    """The two runs as champion and candidate, under a name of the test's own."""
+    """The two runs as champion and candidate, under a model name specific to the test."""
     settings, good, worse = logged_pair
     client = connect(settings)
     settings = settings.model_copy(update={"model_name": request.node.name})
@@ -107,7 +107,9 @@ def invoke(settings: Settings, *arguments: str, monkeypatch):
     return CliRunner().invoke(main, arguments)
 
 
-def test_a_worse_candidate_stays_challenger_and_a_person_may_promote_it_and_go_back(registry, held_out, monkeypatch):
+def test_a_worse_candidate_stays_challenger_and_can_be_promoted_by_hand_and_rolled_back(
+    registry, held_out, monkeypatch
+):
     settings, client, champion, candidate = registry
     said: list[str] = []
     proposal = propose(client, settings, candidate, held_out, said.append)
@@ -117,7 +119,7 @@ def test_a_worse_candidate_stays_challenger_and_a_person_may_promote_it_and_go_b
     tags = {version.number: version.tags for version in versions(client, champion.name)}[2]
     assert (tags["promotion.decision"], tags["promotion.against"]) == ("refused", "1")
     assert float(tags["promotion.rouge1"]) < float(tags["promotion.champion_rouge1"])
-    # Both sides have seen the documents now: the same question again takes no model.
+    # Both models have scored the documents by now, so promoting again loads no model.
     said.clear()
     propose(client, settings, candidate, held_out, said.append)
     assert not any("evaluated" in line for line in said)
@@ -159,13 +161,13 @@ def test_the_jobs_promote_and_roll_back_and_report_the_champion(registry):
         assert aliases(client, champion)["champion"] == 1
 
 
-def test_there_is_nothing_to_go_back_to_before_a_second_champion(registry):
+def test_rollback_fails_before_there_is_a_second_champion(registry):
     settings, client, _, _ = registry
     with pytest.raises(BatchAssetsError, match=r"no version of .* has the alias previous"):
         rollback(client, settings)
 
 
-def test_a_version_that_cannot_be_loaded_is_not_promoted_by_hand_either(registry, held_out):
+def test_a_version_that_cannot_be_loaded_cannot_be_promoted_by_hand(registry, held_out):
     settings, client, champion, candidate = registry
     weights = [
         path
@@ -196,7 +198,7 @@ def test_runs_are_found_by_tag(registry):
 
 
 @pytest.mark.proof
-def test_a_shared_mlflow_server_works_and_when_it_goes_away_half_way_the_alias_stays(
+def test_a_shared_mlflow_server_works_and_the_alias_is_unchanged_if_the_server_dies_midway(
     tmp_path, t5_folder, held_out, monkeypatch
 ):
     port = free_port()
@@ -223,14 +225,14 @@ def test_a_shared_mlflow_server_works_and_when_it_goes_away_half_way_the_alias_s
 
 @pytest.fixture
 def small_disk(t5_folder):
-    """A limit on the size of files stands for the disk: the database is smaller, the weights are not."""
+    """Simulate a full disk with a file size limit: the database fits, the weights do not."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, ((t5_folder / "model.safetensors").stat().st_size - 1, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_while_logging_leaves_no_model(tmp_path, t5_folder, small_disk):
+def test_a_disk_that_fills_up_during_logging_leaves_no_model(tmp_path, t5_folder, small_disk):
     with pytest.raises(Exception, match=r"File too large|error while serializing"):
         log(settings_for(tmp_path / "home", model=str(t5_folder)))
     settings = settings_for(tmp_path / "home", model=str(t5_folder))
@@ -240,7 +242,7 @@ def test_a_full_disk_while_logging_leaves_no_model(tmp_path, t5_folder, small_di
     assert versions(client, settings.registered_model) == []
 
 
-def test_a_checkpoint_that_writes_no_text_is_refused(tmp_path, t5_folder):
+def test_a_checkpoint_that_does_not_generate_text_is_refused(tmp_path, t5_folder):
     from batch_assets.models.checkpoint_sources import checkpoint_source
 
     folder = shutil.copytree(t5_folder, tmp_path / "bert")
@@ -250,7 +252,7 @@ def test_a_checkpoint_that_writes_no_text_is_refused(tmp_path, t5_folder):
         checkpoint_source(settings_for(tmp_path / "home", model=str(folder))).check()
 
 
-def test_a_second_task_works_as_its_page_says(tmp_path, t5_folder, held_out, monkeypatch):
+def test_a_second_task_works_as_documented(tmp_path, t5_folder, held_out, monkeypatch):
     page = (Path(__file__).parent.parent / "docs" / "tasks.md").read_text()
     (tmp_path / "titles.py").write_text(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1])
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,4 +1,4 @@
-"""Full sizes, many kills, a real browser: what `make proof` runs and `make test` leaves out."""
+"""Full-size runs, many kills and a real browser: run by `make proof`, skipped by `make test`."""
 
 import random
 import shutil
@@ -17,13 +17,13 @@ from tools.dagster_ui import graphql
 pytestmark = pytest.mark.proof
 
 KILLS = 4
-# Seconds; a run alone on two cores takes 260.
+# Seconds; on two idle cores, a run takes 260.
 FULL_SIZE = 1500
 
 
 @pytest.fixture(scope="module")
 def full_size(tmp_path_factory, record_testsuite_property) -> Path:
-    """A home after `make run` with nothing set."""
+    """A home after `make run` with default settings."""
     home = tmp_path_factory.mktemp("full") / "home"
     started = time.monotonic()
     run = batch_assets("run", env=environment(home), timeout=FULL_SIZE)
@@ -78,7 +78,7 @@ def test_a_run_killed_at_any_moment_completes_with_the_same_tables(full_size, tm
 
 @pytest.fixture(scope="module")
 def dagster(full_size) -> Iterator[str]:
-    """Address of the Dagster UI on the full-size state."""
+    """Address of a Dagster UI that shows the full-size home."""
     from tools.dagster_ui import served
 
     with served(environment(full_size)) as url:
@@ -100,7 +100,7 @@ EDGES = {
 }
 
 
-def test_a_person_sees_all_assets_and_how_they_hang_together(dagster, tmp_path, record_property):
+def test_the_ui_shows_all_assets_and_their_dependencies(dagster, tmp_path, record_property):
     from playwright.sync_api import expect
 
     from tools.screenshots import edges, opened, show_graph
@@ -115,7 +115,7 @@ def test_a_person_sees_all_assets_and_how_they_hang_together(dagster, tmp_path, 
     record_property("screenshots", str(tmp_path))
 
 
-def test_a_person_materializes_batches_by_clicking_and_sees_their_metadata(dagster, tmp_path, record_property):
+def test_batches_can_be_materialized_in_the_ui_which_shows_their_metadata(dagster, tmp_path, record_property):
     from playwright.sync_api import expect
 
     from tools.screenshots import launch, opened, show_batch, show_text
@@ -140,7 +140,7 @@ def test_a_person_materializes_batches_by_clicking_and_sees_their_metadata(dagst
     record_property("screenshots", str(tmp_path))
 
 
-def test_a_person_sees_the_plot_of_the_quality_report(dagster):
+def test_the_ui_shows_the_plot_of_the_quality_report(dagster):
     from playwright.sync_api import expect
 
     from tools.screenshots import opened
@@ -158,5 +158,5 @@ def test_a_person_sees_the_plot_of_the_quality_report(dagster):
                 page.keyboard.press("Escape")
                 dialog.wait_for(state="hidden")
         expect(image.first).to_be_visible()
-        # It is a picture that the browser could read.
+        # The browser can decode the image.
         assert image.first.evaluate("image => image.decode().then(() => image.naturalWidth)") > 100

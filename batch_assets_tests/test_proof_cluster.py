@@ -1,4 +1,4 @@
-"""Beyond one machine: the same graph on a cluster and on a Spark Connect server, and faults while it scores."""
+"""The graph on a cluster and on a Spark Connect server, and faults during scoring."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ LOOPBACK = {
 }
 
 DOCUMENTS = 400
-# Seconds that a document takes at least: a flush of a worker, every two seconds, holds 40 of them.
+# Minimum seconds per document: a worker flushes every two seconds, so a flush holds 40 documents.
 SECONDS = 0.05
 FLUSH = 40
 
@@ -76,7 +76,7 @@ def on_one_machine(tmp_path_factory, environment_for) -> dict:
 
 
 def comparable(home: Path) -> dict:
-    """The tables, without what differs between two loggings of one model."""
+    """The tables, without the values that differ each time the same model is logged."""
 
     def plain(row: dict) -> str:
         return json.dumps({name: value for name, value in row.items() if name != "request_hash"}, default=str)
@@ -93,7 +93,7 @@ def test_the_graph_on_a_standalone_cluster_writes_the_same_tables(
     assert comparable(tmp_path / "home") == on_one_machine
 
 
-def test_workers_get_a_packed_environment_that_is_nowhere_on_their_hosts(
+def test_workers_use_a_packed_environment_that_is_not_installed_on_their_hosts(
     tmp_path, cluster, workers_python, environment_for, on_one_machine
 ):
     archive = tmp_path / "environment.tar.gz"
@@ -141,7 +141,7 @@ def with_children(process: psutil.Process) -> list[psutil.Process]:
 
 
 class Fault:
-    """Something that goes wrong when a quarter of the documents is done; ``lost`` workers may lose a flush each."""
+    """A fault injected when a quarter of the documents is done; ``lost`` workers may each lose one flush."""
 
     def __init__(self, name: str, lost: int) -> None:
         self.name, self.lost = name, lost
@@ -172,7 +172,7 @@ class Fault:
                         file.write(b"0" * 1024 * 1024)
                 try:
                     run.wait(60)
-                except subprocess.TimeoutExpired:  # what it needs is elsewhere, or it tries again and again
+                except subprocess.TimeoutExpired:  # the run writes elsewhere, or keeps retrying
                     pass
                 finally:
                     filler.unlink()
@@ -190,7 +190,7 @@ FAULTS = [
 
 @pytest.fixture(scope="module")
 def small_disk(tmp_path_factory) -> Iterator[Path]:
-    """A file system of its own, for what workers write beside the lake."""
+    """A separate file system for the files that workers write outside the lake."""
     disk = tmp_path_factory.mktemp("disk")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(disk)], check=True)
     try:
@@ -207,7 +207,7 @@ def faulty_cluster(small_disk):
 
 @pytest.fixture
 def undisturbed(spark, lake, t5, documents):
-    """The rows of batch a, scored on one machine; batch b holds the same documents."""
+    """The rows of batch a, scored on one machine; batch b contains the same documents."""
     texts = [f"{number}. {documents[number % 100]['document'][:200]}" for number in range(DOCUMENTS)]
     land(lake, "a", texts)
     score(spark, lake, "a", t5)
@@ -216,7 +216,7 @@ def undisturbed(spark, lake, t5, documents):
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=repr)
-def test_a_fault_while_400_documents_are_scored_leaves_the_right_table(
+def test_a_fault_during_the_scoring_of_400_documents_leaves_a_correct_table(
     fault, lake, t5, undisturbed, tmp_path, faulty_cluster, small_disk, workers_python, record_property
 ):
     counter = tmp_path / "counter"
@@ -253,5 +253,5 @@ def test_a_fault_while_400_documents_are_scored_leaves_the_right_table(
     record_property("documents scored", scored)
     record_property("runs", 1 + reruns)
     print(f"{fault}: {scored} documents scored, {1 + reruns} runs")
-    # What was being worked on, and what was not written down yet.
+    # A lost worker repeats the document in progress and those not yet flushed.
     assert DOCUMENTS <= scored <= DOCUMENTS + fault.lost * (FLUSH + 1)

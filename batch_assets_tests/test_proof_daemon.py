@@ -1,4 +1,4 @@
-"""Sensors in the real daemon: files are dropped, rows are appended, processes are killed; in the end all is scored."""
+"""Sensors in the real daemon: every dropped file and appended row is scored, even when processes are killed."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from tools.ports import free_port
 
 pytestmark = pytest.mark.proof
 
-# Another writer, which knows nothing of this package: it appends one row at a time to two batches of its own.
+# Another writer that does not use this package: it appends one row at a time to two batches of its own.
 APPENDER = """
 import sys, time
 from datetime import UTC, datetime
@@ -76,7 +76,7 @@ class Deployment:
             self.ui.wait(60)
 
     def processes(self, word: str) -> list[psutil.Process]:
-        """Processes below the UI with a word in their command line."""
+        """Child processes of the UI whose command line contains a word."""
         assert self.ui is not None
         found = []
         for process in psutil.Process(self.ui.pid).children(recursive=True):
@@ -84,16 +84,16 @@ class Deployment:
                 if word in " ".join(process.cmdline()):
                     found.append(process)
             except psutil.Error:
-                continue  # it has ended meanwhile
+                continue  # the process has already ended
         return found
 
     def kill(self, word: str, seconds: float = 180) -> None:
-        """Kill -9 the first process with a word in its command line, once there is one."""
+        """Wait for a process whose command line contains a word, and kill -9 it."""
         wait_until(lambda: bool(self.processes(word)), seconds, f"no process with {word}")
         self.processes(word)[0].kill()
 
     def kill_run(self) -> None:
-        """Kill -9 the process of a run that is under way, once there is one."""
+        """Wait for a run in progress, and kill -9 its process."""
         pids: list[int] = []
 
         def is_found() -> bool:
@@ -118,7 +118,7 @@ class Deployment:
         return [row for part in self.lake.open(table).read(batch) for row in part.to_pylist()]
 
     def is_quiet(self, expected: set[str]) -> bool:
-        """Whether every expected row has its summary, is measured, and no run is under way."""
+        """Whether every expected row has a summary and metrics, and no run is in progress."""
         if {row["id"] for row in self.rows(BATCH_INFERENCE)} != expected:
             return False
         batches = set(self.lake.open(BATCH_INFERENCE).batches())
@@ -134,7 +134,7 @@ def wait_until(condition: Callable[[], bool], seconds: float, otherwise: str) ->
 
 
 def drop_files(folder: Path, count: int, seconds: float) -> set[str]:
-    """Drop files of two documents each; ids of all of them."""
+    """Drop files of two documents each, and return all document ids."""
     ids = set()
     for number in range(count):
         rows = [{"id": f"{number}-{n}", "document": f"Document {n} of file {number}."} for n in (1, 2)]
@@ -145,7 +145,7 @@ def drop_files(folder: Path, count: int, seconds: float) -> set[str]:
 
 
 def check_all(deployment: Deployment, expected: set[str]) -> None:
-    """Every row is scored, by one version a batch, and no batch more often than there was reason to."""
+    """Check that every row is scored, each batch by one version, and no batch more often than necessary."""
     scored = deployment.lake.open(BATCH_INFERENCE)
     documents = deployment.lake.open(PROD_DATA)
     assert Counter(row["id"] for row in deployment.rows(BATCH_INFERENCE)) == Counter(expected)
@@ -183,7 +183,7 @@ def append_rows(deployment: Deployment, count: int, seconds: float) -> subproces
     return subprocess.Popen([sys.executable, "-c", APPENDER, uri, str(count), str(seconds / count)])
 
 
-def test_the_first_ui_after_a_run_starts_no_run(deployment):
+def test_starting_the_ui_after_a_run_starts_no_new_run(deployment):
     deployment.command("run")
     before = len(deployment.runs())
     deployment.start()
@@ -202,7 +202,9 @@ def test_the_first_ui_after_a_run_starts_no_run(deployment):
     assert len(deployment.runs()) == before
 
 
-def test_nothing_is_lost_or_scored_twice_whatever_is_killed(tmp_path, server, t5_folder, documents, record_property):
+def test_no_killed_process_causes_rows_to_be_lost_or_scored_twice(
+    tmp_path, server, t5_folder, documents, record_property
+):
     mlflow = [serve(tmp_path / "mlflow", port := free_port())]
     first = write_json_lines(tmp_path / "data" / "first.jsonl", documents[:2])
     deployment = Deployment(tmp_path / "home", server, MODEL=str(t5_folder), DATASET=str(first))
@@ -219,12 +221,12 @@ def test_nothing_is_lost_or_scored_twice_whatever_is_killed(tmp_path, server, t5
             target=lambda: dropped.update(drop_files(deployment.home / "landing", 20, 60)), daemon=True
         )
         dropping.start()
-        # The daemon: the command ends with it, and is started again.
+        # Kill the daemon: the command ends with it and is restarted.
         deployment.kill("dagster._daemon")
         assert deployment.ui.wait(120) != 0
         deployment.start()
         promote_the_other_version(port)
-        # A run in the middle of its work, then the MLflow server.
+        # Kill a run in progress, then the MLflow server.
         deployment.kill_run()
         stop(mlflow.pop())
         time.sleep(20)
@@ -244,7 +246,7 @@ def test_nothing_is_lost_or_scored_twice_whatever_is_killed(tmp_path, server, t5
             stop(process)
 
 
-def test_a_failing_batch_of_a_backfill_leaves_the_others_done_and_is_told_of_once(
+def test_a_batch_that_fails_in_a_backfill_sends_one_alert_and_does_not_stop_the_others(
     tmp_path, server, t5_folder, documents
 ):
     from playwright.sync_api import expect
@@ -273,12 +275,12 @@ def test_a_failing_batch_of_a_backfill_leaves_the_others_done_and_is_told_of_onc
             expect(page.get_by_text("Materialized (2)")).to_be_visible()
             page.get_by_text("View logs").click()
             expect(page.get_by_text("1 of 3 batches failed (b: the batch b is not in").first).to_be_visible()
-        # The sensor has seen what the others hold now.
+        # The sensor has noticed the new content of the other batches.
         wait_until(lambda: deployment.is_quiet({row["id"] for row in documents[:5]}), 300, "not all was scored")
         failed = {run.run_id: run for run in deployment.runs() if run.status is dg.DagsterRunStatus.FAILURE}
         (last,) = (key for key, run in failed.items() if run.tags.get("dagster/will_retry") != "true")
         assert len(failed) == 2
-        told = json.loads(alerts.read_text())  # of a second alert there would be more than one object
+        told = json.loads(alerts.read_text())  # a second alert would add a second object, and parsing would fail
         assert told["run_id"] == last
         assert "b: the batch b is not in the data set" in told["message"]
         assert [deployment.batch(table, "b") for table in (PROD_DATA, BATCH_INFERENCE)] == before
@@ -287,7 +289,7 @@ def test_a_failing_batch_of_a_backfill_leaves_the_others_done_and_is_told_of_onc
 
 
 def promote_the_other_version(port: int) -> None:
-    """Move the alias in the registry, as a person would who knows nothing of this package."""
+    """Move the alias in the registry, as someone who does not use this package would."""
     program = f"""
 from mlflow import MlflowClient
 client = MlflowClient("http://127.0.0.1:{port}")

@@ -1,4 +1,4 @@
-"""Eight commands of different kinds at once in a home that is not there yet, twenty times."""
+"""Twenty rounds of eight different commands started at once in a home that does not exist yet."""
 
 import sqlite3
 import subprocess
@@ -19,9 +19,9 @@ from batch_assets_tests.servers import ChatServer, completion
 pytestmark = pytest.mark.proof
 
 ROUNDS = 20
-# Seconds; all eight together take 80 to 150 on two cores.
+# Seconds; all eight commands together take 80 to 150 on two cores.
 LIMIT = 600
-# These take turns to be the eighth: what they refuse has to be refused as in a home that is there.
+# Take turns as the eighth command: they must refuse the same input as in an existing home.
 LAST = (
     (["upkeep"], ExitStatus.DONE, "files of abandoned completions"),
     (["promote", "1"], ExitStatus.REFUSED, "main.default.summarizer has no version 1"),
@@ -31,7 +31,7 @@ LAST = (
 
 
 @pytest.mark.parametrize("number", range(ROUNDS))
-def test_eight_commands_at_once_in_a_new_home_all_work(tmp_path, home, t5_folder, documents, number, record_property):
+def test_eight_commands_can_start_at_once_in_a_new_home(tmp_path, home, t5_folder, documents, number, record_property):
     data = write_json_lines(tmp_path / "data" / "scored.jsonl", documents[:2])
     one, other = (write_json_lines(tmp_path / f"{name}.jsonl", documents[2:5]) for name in ("one", "other"))
     with ChatServer(lambda body, number: completion("An answer.")) as chat:

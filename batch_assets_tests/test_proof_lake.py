@@ -1,4 +1,4 @@
-"""The Delta promises over many rounds, with Spark drivers and executors that are killed: part of `make proof`."""
+"""The Delta guarantees over many rounds, while Spark drivers and executors are killed: part of `make proof`."""
 
 import random
 import signal
@@ -34,7 +34,7 @@ def spark_writer(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def test_crash_after_crash_and_rerun_after_rerun_leave_every_partition_whole(uri, record_property):
+def test_repeated_crashes_and_reruns_leave_every_partition_whole(uri, record_property):
     random_crashes = random.Random(2026)
     parts = ["a", "b", "c"]
     for number in range(CRASH_ROUNDS):
@@ -49,7 +49,7 @@ def test_crash_after_crash_and_rerun_after_rerun_leave_every_partition_whole(uri
     record_property("kills", CRASH_ROUNDS * len(CRASHES))
 
 
-def test_races_over_eight_partitions_and_over_one_end_whole_every_time(uri, record_property):
+def test_races_for_eight_partitions_or_for_one_always_leave_whole_partitions(uri, record_property):
     refused = 0
     for number in range(RACE_ROUNDS):
         parts = [f"p{part}" for part in range(8)]
@@ -66,7 +66,7 @@ def test_races_over_eight_partitions_and_over_one_end_whole_every_time(uri, reco
     record_property("refused of the four at one partition", f"{refused} in {RACE_ROUNDS} rounds")
 
 
-def test_hundreds_of_replacements_beside_upkeep_foreign_compactions_and_readers(uri, tmp_path, record_property):
+def test_hundreds_of_replacements_run_alongside_upkeep_other_compactions_and_readers(uri, tmp_path, record_property):
     parts, done = ["a", "b"], str(tmp_path / "done")
     for part in parts:
         replace(uri, part, "first")
@@ -91,7 +91,7 @@ def test_hundreds_of_replacements_beside_upkeep_foreign_compactions_and_readers(
     record_property("looks of the readers", sum(looks))
 
 
-def test_a_spark_driver_killed_at_any_moment_leaves_the_table_as_it_was_or_as_it_should_be(uri, record_property):
+def test_a_spark_driver_killed_at_any_moment_leaves_either_the_old_or_the_new_table(uri, record_property):
     replace(uri, "a", "before")
     replace(uri, "b", "other")
     moments, kills = random.Random(2026), []
@@ -113,7 +113,7 @@ def test_a_spark_driver_killed_at_any_moment_leaves_the_table_as_it_was_or_as_it
     record_property("killed after seconds", str(kills))
 
 
-def test_a_lost_executor_adds_nothing_twice(uri, tmp_path, record_property):
+def test_a_lost_executor_duplicates_no_rows(uri, tmp_path, record_property):
     replace(uri, "a", "before")
     before = {file.path for file in WritableTable.open(uri).files()}
     go = tmp_path / "go"

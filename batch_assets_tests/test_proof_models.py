@@ -1,4 +1,4 @@
-"""Models at full size: a version in an environment of its own, and promotions of planted models."""
+"""Models at full size: a version in a separate environment, and promotions of planted models."""
 
 import json
 import random
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.proof
 _DRAWS, _DOCUMENTS = 100, 25
 
 
-def test_a_version_predicts_in_a_new_environment_made_from_its_own_requirements(t5_version, documents, tmp_path):
+def test_a_version_predicts_in_a_new_environment_built_from_its_requirements(t5_version, documents, tmp_path):
     import mlflow
 
     _, _, version = t5_version
@@ -50,9 +50,7 @@ def test_a_version_predicts_in_a_new_environment_made_from_its_own_requirements(
     assert sys.executable != str(python)
 
 
-def test_of_planted_models_a_worse_one_is_refused_and_a_better_one_promoted_100_times_of_100(
-    t5_version, record_property
-):
+def test_a_planted_worse_model_is_always_refused_and_a_better_one_always_promoted(t5_version, record_property):
     from batch_assets.engines.transformers_engine import TransformersEngine
 
     settings, client, _ = t5_version
@@ -62,7 +60,7 @@ def test_of_planted_models_a_worse_one_is_refused_and_a_better_one_promoted_100_
         for paper in ACLSum("train").documents
     ]
     good = find_run(client, settings)
-    # The same weights, but five tokens are all that it may say.
+    # The same weights, but output is limited to five tokens.
     _, planted = log(settings.model_copy(update={"min_length": 1, "max_length": 5}))
 
     def scored(run):

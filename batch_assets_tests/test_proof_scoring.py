@@ -1,4 +1,4 @@
-"""Scoring at full size: 200 documents through every engine, and a run that is killed at half of them."""
+"""Scoring at full size: 200 documents through every engine, and a run that is killed halfway."""
 
 import re
 import signal
@@ -36,7 +36,7 @@ def many() -> list[str]:
 
 @pytest.fixture(scope="module")
 def full_smollm2(tmp_path_factory, smollm2_checkpoints, held_out):
-    """The embedded model as it comes: 60 new tokens."""
+    """The embedded model with its default length: 60 new tokens."""
     home = tmp_path_factory.mktemp("full") / "home"
     home.mkdir()
     (home / "checkpoints").symlink_to(smollm2_checkpoints)
@@ -44,7 +44,7 @@ def full_smollm2(tmp_path_factory, smollm2_checkpoints, held_out):
 
 
 @pytest.mark.parametrize("fixture", ["logged_t5", "full_smollm2"])
-def test_200_documents_are_written_as_pyfunc_predicts_them_by_the_reference_and_by_the_fast_engine(
+def test_the_reference_and_the_fast_engine_write_what_pyfunc_predicts_for_200_documents(
     request, fixture, many, held_out, record_property
 ):
     from batch_assets.models.tracking import connect
@@ -63,7 +63,7 @@ def test_200_documents_are_written_as_pyfunc_predicts_them_by_the_reference_and_
     assert len(apart) <= 0.02 * ROWS
 
 
-def test_a_run_killed_at_half_of_200_documents_scores_the_other_half(
+def test_a_run_killed_halfway_through_200_documents_scores_only_the_rest(
     tmp_path, smollm2_checkpoints, many, record_property
 ):
     data = write_json_lines(
@@ -94,7 +94,7 @@ def test_a_run_killed_at_half_of_200_documents_scores_the_other_half(
     assert run.returncode == 0, run.stdout + run.stderr
     scored = int(re.search(r"200 rows committed in \d+ s, (\d+) scored", run.stdout)[1])
     record_property("done before the kill, scored after it", f"{done}, {scored}")
-    # What the progress shows is written already; a flush of each of the two workers takes a few rows.
+    # Progress counts only rows that are already written; a flush by each of the two workers adds a few rows.
     assert scored <= ROWS - done
     assert tables_of(killed / "lake") == tables_of(whole / "lake")
     again = batch_assets("run", env=env)

@@ -1,4 +1,4 @@
-"""Two deployments on one lake: tables and artifacts in a bucket, MLflow and Dagster on PostgreSQL, daemons and all."""
+"""Two deployments on one lake: tables and artifacts in a bucket, MLflow and Dagster on PostgreSQL, with daemons."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ OVERTAKEN = "by run "
 
 @pytest.fixture
 def deployments(tmp_path, t5_folder, documents, monkeypatch) -> Iterator[list[Deployment]]:
-    """Two deployments that have homes and Dagster databases of their own, and all else in common."""
+    """Two deployments with separate homes and Dagster databases that share everything else."""
     data = tmp_path / "data"
     for number, batch in enumerate("ab"):
         write_json_lines(data / f"{batch}.jsonl", documents[number * 4 : number * 4 + 4])
@@ -36,7 +36,7 @@ def deployments(tmp_path, t5_folder, documents, monkeypatch) -> Iterator[list[De
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         store = ["--backend-store-uri", f"{postgres}/mlflow"]
-        # Clients write artifacts to the bucket themselves.
+        # Clients write artifacts directly to the bucket.
         store += ["--default-artifact-root", "s3://artifacts/mlflow", "--no-serve-artifacts"]
         mlflow = serve(tmp_path / "mlflow", port := free_port(), *store)
         found = []
@@ -47,7 +47,7 @@ def deployments(tmp_path, t5_folder, documents, monkeypatch) -> Iterator[list[De
                 deployment = Deployment(tmp_path / f"home{number}", chat, **places, **small)
                 folder = deployment.home / "dagster"
                 folder.mkdir()
-                # The name differs, because this process looks into both.
+                # The names differ because this process reads both databases.
                 text = (ROOT / "deploy" / "dagster.yaml").read_text()
                 (folder / "dagster.yaml").write_text(text.replace("DAGSTER_POSTGRES_URL", f"DAGSTER_{number}"))
                 monkeypatch.setenv(f"DAGSTER_{number}", f"{postgres}/dagster{number}")
@@ -62,7 +62,7 @@ def deployments(tmp_path, t5_folder, documents, monkeypatch) -> Iterator[list[De
 
 
 def check(deployment: Deployment, expected: dict[str, list[str]]) -> None:
-    """Every document is there once, scored once, by one version a batch, and measured."""
+    """Check that every document exists once and was scored once, each batch by one version, and has metrics."""
     for table in (PROD_DATA, BATCH_INFERENCE):
         found = {batch: sorted(row["id"] for row in deployment.batch(table, batch)) for batch in expected}
         assert found == {batch: sorted(ids) for batch, ids in expected.items()}
@@ -76,7 +76,7 @@ def check(deployment: Deployment, expected: dict[str, list[str]]) -> None:
 
 
 def failures(deployment: Deployment) -> list[str]:
-    """What failed steps said."""
+    """Error messages of failed steps."""
     with dg.DagsterInstance.from_config(str(deployment.home / "dagster")) as instance:
         events = [
             entry.dagster_event
@@ -86,10 +86,12 @@ def failures(deployment: Deployment) -> list[str]:
     return [f"{event.step_key}: {event.step_failure_data.error_display_string}" for event in events if event]
 
 
-def test_two_deployments_that_run_on_one_lake_at_once_leave_it_as_one_would(deployments, documents, record_property):
+def test_two_deployments_running_at_once_on_one_lake_produce_what_a_single_one_would(
+    deployments, documents, record_property
+):
     expected = {"a": [row["id"] for row in documents[:4]], "b": [row["id"] for row in documents[4:8]]}
     for turn in ("first", "second"):
-        # At the first turn, tables, experiment and registered model are made by whoever comes first.
+        # In the first round, the faster run creates the tables, the experiment and the registered model.
         runs = [
             subprocess.Popen(
                 [*BATCH_ASSETS, "run"], env=deployment.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -101,7 +103,7 @@ def test_two_deployments_that_run_on_one_lake_at_once_leave_it_as_one_would(depl
         for run, lines in zip(runs, said, strict=True):
             print(turn, run.returncode, lines[-3000:])
             assert run.returncode in {0, 1}, lines
-            # The loser of a race names the run that was faster.
+            # The loser of a race names the faster run.
             assert run.returncode == 0 or OVERTAKEN in lines, lines
     for deployment in deployments:
         deployment.command("run")
@@ -113,7 +115,7 @@ def test_two_deployments_that_run_on_one_lake_at_once_leave_it_as_one_would(depl
 
 
 def steps(deployment: Deployment, pool_steps: set[str]) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """When runs began and ended, and when their steps did that have Spark."""
+    """The start and end times of the runs, and of their steps that use Spark."""
     whole, parts = [], []
     with dg.DagsterInstance.from_config(str(deployment.home / "dagster")) as instance:
         for record in instance.get_run_records(dg.RunsFilter(job_name="score_batches")):
@@ -128,7 +130,7 @@ def overlap(spans: list[tuple[float, float]]) -> bool:
     return any(later[0] < earlier[1] for earlier, later in pairwise(spans))
 
 
-def test_two_daemons_with_several_run_workers_each_score_what_lands_once(deployments, documents, record_property):
+def test_two_daemons_with_several_run_workers_score_each_landed_batch_once(deployments, documents, record_property):
     first = deployments[0]
     first.command("run")
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""How the figures of a lake grow with its batches; see tools/size.py."""
+"""How the measurements of a lake grow with the number of batches; see tools/size.py."""
 
 import json
 import os
@@ -7,22 +7,22 @@ import pytest
 
 from tools.size import PER_LAKE, growth, measured, table
 
-# Batches, documents a batch, and how much more than its work a figure may grow.
+# Numbers of batches, documents per batch, and how much faster than the work a measurement may grow.
 SIZES = [int(size) for size in os.environ.get("SIZE_BATCHES", "10 100 1000").split()]
 ROWS = int(os.environ.get("SIZE_ROWS", "1000"))
 SLACK = 1.5
 
 
-def test_a_batch_is_one_commit_and_one_file_in_each_table_however_many_there_are(home):
+def test_each_batch_is_one_commit_and_one_file_per_table_at_any_number_of_batches(home):
     small, large = measured(home, None, [2, 6], rows=5)
     assert [each["documents"] for each in (small, large)] == [10, 30]
-    # Two tables; measuring adds two versions each time, a batch that comes and goes.
+    # Two tables; each measurement adds two versions by adding and removing a batch.
     assert [each["data files"] for each in (small, large)] == [4, 13]
     assert [each["commits"] for each in (small, large)] == [4, 14]
 
 
 @pytest.mark.proof
-def test_no_figure_grows_faster_than_its_work(home, record_property):
+def test_no_measurement_grows_faster_than_the_work(home, record_property):
     from batch_assets.resources.spark import SparkResource
 
     spark = SparkResource(master="local[2,4]")
@@ -36,7 +36,7 @@ def test_no_figure_grows_faster_than_its_work(home, record_property):
     last = figures[-1]
     assert last["seconds a batch, last tenth"] <= SLACK * last["seconds a batch, first tenth"]
     assert last["driver MiB"] <= figures[0]["driver MiB"] + 256
-    # A small lake has no checkpoint yet, and beside nothing any growth is without end.
+    # A small lake has no checkpoint yet, and growth from zero would be infinite.
     grown = [name for name in PER_LAKE if figures[0][name]]
     faster = {name: growth(figures, name) for name in grown if growth(figures, name) > SLACK}
     assert faster == {}

@@ -1,4 +1,4 @@
-"""Whole processes of the command line: killed and started again, the UIs next to a finished run; the embedded model."""
+"""Command-line processes: runs that are killed and restarted, the UIs after a finished run, and the embedded model."""
 
 import signal
 import subprocess
@@ -76,7 +76,7 @@ def undisturbed(tmp_path_factory, environment_for) -> Path:
 
 
 def kill_at(marker: str, env: dict[str, str]) -> bool:
-    """Start a run, kill -9 it when it prints the marker; False where it never did."""
+    """Start a run and kill -9 it when it prints the marker; False if it never prints it."""
     process = subprocess.Popen([*BATCH_ASSETS, "run"], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     for line in process.stdout:
         if marker in line.decode():
@@ -98,7 +98,7 @@ MOMENTS = [
 ]
 
 
-def test_a_run_killed_again_and_again_completes_with_the_same_tables(tmp_path, undisturbed, environment_for, server):
+def test_a_repeatedly_killed_run_completes_with_the_same_tables(tmp_path, undisturbed, environment_for, server):
     home = tmp_path / "home"
     env = environment_for(home)
     asked = len(server.requests)
@@ -107,7 +107,7 @@ def test_a_run_killed_again_and_again_completes_with_the_same_tables(tmp_path, u
     run = batch_assets("run", env=env)
     assert run.returncode == 0, run.stdout + run.stderr
     assert tables_of(home / "lake") == tables_of(undisturbed / "lake")
-    # What was answered before a kill is not asked for again, but for what was in flight.
+    # Requests answered before a kill are not repeated, except those in flight.
     assert len(server.requests) - asked <= 12 + 6
     assert "batch_inference       batch a: up to date" in run.stdout
 
@@ -124,7 +124,7 @@ def append_row(lake: Lake) -> None:
     write_deltalake(lake.table_uri(PROD_DATA), pa.table(row), mode="append")
 
 
-def test_the_uis_show_the_state_a_batch_is_materialized_from_there_and_new_data_is_scored_by_itself(
+def test_the_uis_show_the_state_and_materialize_a_batch_and_new_data_is_scored_automatically(
     undisturbed, environment_for
 ):
     ports = {"UI_PORT": str(free_port()), "MLFLOW_PORT": str(free_port())}
@@ -216,13 +216,13 @@ def test_the_uis_show_the_state_a_batch_is_materialized_from_there_and_new_data_
             httpx.get(url, timeout=2)
 
 
-def test_the_embedded_default_runs_with_one_request_a_row(home, smollm2_checkpoints, spark):
+def test_the_embedded_default_sends_one_request_per_row(home, smollm2_checkpoints, spark):
     home.mkdir()
     (home / "checkpoints").symlink_to(smollm2_checkpoints)
     embedded = EndpointsResource()
     try:
         with passing_on_to(embedded.get("smollm2").base_url) as server:
-            # The conversion, which takes longest, is tested with the engines.
+            # The conversion takes longest and is tested with the engines.
             small = {
                 "limit": 3,
                 "batch_rows": 2,
@@ -230,7 +230,7 @@ def test_the_embedded_default_runs_with_one_request_a_row(home, smollm2_checkpoi
                 "evaluation_rows": 2,
                 "ai_query_limit": 1,
             }
-            # As patient as the embedded endpoint itself, which counts on machines that are busy or stand still.
+            # The same timeouts as the embedded endpoint, which allows for busy or suspended machines.
             patient = "timeout_seconds = 1800\ndeadline_seconds = 1800\nparameters = { max_tokens = 16 }"
             endpoints = write_endpoints(home, server, patient)
             settings = settings_for(home, engine="transformers", endpoints=endpoints, endpoint="counted", **small)

@@ -1,4 +1,4 @@
-"""Ticks of sensors on tables that have become large."""
+"""Sensor ticks on large tables."""
 
 import json
 import time
@@ -17,14 +17,14 @@ BATCHES, UNSEEN, SECONDS = 10_000, 5_000, 2.0
 
 
 def commits(uri: str) -> tuple[Path, list[dict[str, Any]]]:
-    """The folder of a table's log, and the actions of its newest commit."""
+    """The folder of a table's log, and the actions of its latest commit."""
     log = Path(uri) / "_delta_log"
     newest = sorted(log.glob("*.json"))[-1]
     return log, [json.loads(line) for line in newest.read_text().splitlines()]
 
 
 def repeat(deployment: Deployment, table: Table, batches: int, *, input_version: bool) -> None:
-    """Write the newest commit of a table again and again, for other batches: only the log counts for a tick."""
+    """Copy a table's latest commit for many other batches: a tick only reads the log."""
     log, actions = commits(deployment.lake.table_uri(table))
     text = "\n".join(json.dumps(action) for action in actions)
     first = deployment.lake.open(table).version

@@ -14,7 +14,7 @@ from batch_assets.quality.rouge import lead, mean_rouge, rouge
 SCORED = ("id", "document", "summary", "generated_summary", "error_message", "finish_reason", "input_truncated")
 
 
-def test_scores_are_those_of_the_rouge_score_package():
+def test_scores_match_the_rouge_score_package():
     # The example of https://github.com/google-research/google-research/tree/master/rouge
     scores = rouge("The quick brown fox jumps over the lazy dog", "The quick brown dog jumps on the log.")
     assert scores["rouge1"] == pytest.approx(2 * (6 / 8) * (6 / 9) / (6 / 8 + 6 / 9))
@@ -27,17 +27,17 @@ def test_scores_are_those_of_the_rouge_score_package():
     }
 
 
-def test_a_mean_is_over_all_pairs():
+def test_the_mean_covers_all_pairs():
     assert mean_rouge([("a b", "a b"), ("a b", "c d")])["rouge1"] == 0.5
 
 
-def test_the_lead_baseline_is_the_first_sentences():
+def test_the_lead_baseline_consists_of_the_first_sentences():
     assert lead("One. Two! Three? Four.") == "One. Two! Three?"
     assert lead("no end") == "no end"
     assert len(lead("no end " * 1_000_000)) == 10_000
 
 
-def test_reference_free_measures_by_hand():
+def test_reference_free_metrics_match_values_computed_by_hand():
     measured = measure("the cat sat on the mat today", "the cat sat on a mat")
     assert measured.words == 6
     assert measured.compression == pytest.approx(7 / 6)
@@ -49,19 +49,19 @@ def test_reference_free_measures_by_hand():
     assert measure("x", " ... ") is None
 
 
-def test_a_reference_without_text_is_none():
+def test_a_reference_without_text_counts_as_missing():
     figures = per_document("the cat sat", "\u200b ", "the cat")
     assert (figures["rouge1"], figures["lead_rouge1"], figures["words"]) == (None, None, 2)
 
 
-def test_documents_without_text_count_nowhere_and_summaries_without_text_are_empty(spark):
+def test_documents_without_text_are_not_counted_and_summaries_without_text_count_as_empty(spark):
     rows = [
         ("1", "a document", "a document", "a document", None, "stop", "false"),
         ("2", "a document", None, "\u200b ", None, "length", "true"),
         ("3", "a document", None, None, "RuntimeError: x", None, None),
         ("4", None, None, None, "the document has no text", None, None),
-        ("5", None, None, None, None, None, None),  # as earlier releases wrote it
-        ("6", "\ufeff", "x", "invented", None, "length", "true"),  # as earlier releases wrote it
+        ("5", None, None, None, None, None, None),  # written by an earlier release
+        ("6", "\ufeff", "x", "invented", None, "length", "true"),  # written by an earlier release
     ]
     schema = ", ".join(f"{name} string" for name in (*SCORED, "model_name", "model_version"))
     frame = spark.createDataFrame([(*row, "m", "1") for row in rows], schema)
@@ -73,7 +73,7 @@ def test_documents_without_text_count_nowhere_and_summaries_without_text_are_emp
     assert row["rouge1"] == 1
 
 
-def test_figures_of_a_batch_are_the_same_whatever_number_of_tasks_adds_them_up(spark):
+def test_batch_metrics_do_not_depend_on_the_number_of_tasks(spark):
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
     rows = [
         (str(n), "One two three. " * n, "one two three four", " ".join(words[:n]), None, "stop", "false", "m", version)
@@ -89,12 +89,12 @@ def test_figures_of_a_batch_are_the_same_whatever_number_of_tasks_adds_them_up(s
     figures = of_one[1]
     assert (figures["summaries"], figures["words"], figures["compression"]) == (7, 4, 3)
     assert sum(json.loads(figures["words_histogram"])) == 7
-    # F-measures of n words of which the reference has four; of two that are equal, the lower id is first.
+    # F-measures of n words, four of them in the reference; of two equal scores, the lower id comes first.
     assert [one["id"] for one in json.loads(figures["best"])] == ["4", "5", "3", "6", "7"]
     assert [one["id"] for one in json.loads(figures["worst"])] == ["1", "2", "7", "6", "3"]
 
 
-def test_totals_weigh_means_by_what_they_were_taken_over():
+def test_totals_weight_each_mean_by_its_sample_size():
     row = {
         "table_name": "t",
         "model_name": "m",
@@ -119,15 +119,15 @@ def test_totals_weigh_means_by_what_they_were_taken_over():
     assert "| t | m | 1 | 2 | 8 |" in markdown([total])
 
 
-def test_any_text_of_a_sample_is_shown_as_it_is():
+def test_any_sample_text_is_displayed_verbatim():
     text = r"f(x) = [a|b] * {c}_d #1 + `e` ~ \ ! &amp; <b>bold</b>"
     row = markdown_sample([{"document": text}], ["document"]).md_str.splitlines()[-1]
     assert not set("()[]*{}_`<>!~\\") & set(row)
-    # What a reader of Markdown does, once, with character references.
+    # A Markdown renderer resolves character references once.
     assert html.unescape(row) == f"| {text} |"
 
 
-def test_a_name_that_somebody_else_chose_is_no_markup_in_figures_and_plots():
+def test_model_names_and_plot_titles_are_escaped_in_markdown():
     row = dict.fromkeys(("table_name", "model_version", "batches", "documents", "summaries", "errors", "rouge1"))
     row |= dict.fromkeys(("rouge2", "rougeL", "lead_rouge1", "words", "compression", "novel_bigrams"))
     shown = markdown([{**row, "model_name": "a|b <img src=x>"}]).splitlines()[-1]
@@ -137,6 +137,6 @@ def test_a_name_that_somebody_else_chose_is_no_markup_in_figures_and_plots():
     assert plots.image(figure, "](http://x) ![").count("](") == 1
 
 
-def test_a_plot_over_batches_has_them_in_their_order_whichever_line_has_them():
+def test_a_plot_over_batches_keeps_their_order_even_if_some_lines_lack_a_batch():
     figure = plots.over_batches({"1": {"c": 1.0}, "2": {"a": 1.0, "b": 2.0}}, "y", ["a", "b", "c", "d"])
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["a", "b", "c"]

@@ -1,4 +1,4 @@
-"""The Spark scorer: real Spark, real Delta tables, workers that die."""
+"""The Spark scorer, with real Spark, real Delta tables and workers that die."""
 
 import multiprocessing
 import os
@@ -30,7 +30,7 @@ WHEN = {"landed_at", "scored_at"}
 
 
 def land(lake, batch, documents):
-    """Put documents into m4_1_prod_data."""
+    """Write documents to m4_1_prod_data."""
     snapshot = lake.open(PROD_DATA)
     rows = [
         {"id": f"{number:04}", "document": text, "summary": None, "source": "test", "landed_at": datetime.now(UTC)}
@@ -53,7 +53,7 @@ def rows(lake, batch):
 
 
 def but_for_the_model(found):
-    """Rows without what differs between a model and its copy."""
+    """Rows without the values that differ between a model and its copy."""
     return [{k: v for k, v in row.items() if k not in {"request_hash", "batch"}} for row in found]
 
 
@@ -64,7 +64,7 @@ def texts(documents, count):
 NO_TEXT = [None, "", " \t\n", "\u200b\u200d", "\ufeff", "\u2800"]
 
 
-def test_equal_documents_are_scored_once_and_documents_without_text_never(spark, lake, t5, documents):
+def test_equal_documents_are_scored_once_and_documents_without_text_are_not_scored(spark, lake, t5, documents):
     first, second = texts(documents, 2)
     land(lake, "a", [first, None, second, first, ".", first])
     scored = score(spark, lake, "a", t5)
@@ -82,14 +82,14 @@ def test_equal_documents_are_scored_once_and_documents_without_text_never(spark,
     assert not list((Path(lake.uri) / "_completions").rglob("*.parquet"))
 
 
-def test_a_document_without_text_reaches_no_engine_and_gets_its_error_whatever_was_written_before(
+def test_a_document_without_text_gets_an_error_without_reaching_an_engine_even_if_it_was_scored_before(
     spark, lake, t5, tmp_path
 ):
     model, given = score_model_of_its_own(t5), tmp_path / "given"
     given.mkdir()
 
     class Recording:
-        """Leaves a file for each document that it is given."""
+        """An engine that writes a file for each document it receives."""
 
         def __init__(self, model, threads):
             pass
@@ -99,7 +99,7 @@ def test_a_document_without_text_reaches_no_engine_and_gets_its_error_whatever_w
                 (given / uuid.uuid4().hex).write_text(document)
                 yield place, Completion(text=f"about {document}", finish_reason="stop")
 
-    # Earlier releases scored an empty document too: one summary is committed, others wait from a run that was killed.
+    # Earlier releases scored empty documents: one summary is committed, and others are left over from a killed run.
     land(lake, "a", [*NO_TEXT, ".", "0"])
     now = datetime.now(UTC)
     old = [{"id": "0000", "landed_at": now}]
@@ -139,7 +139,7 @@ def test_rows_with_neither_a_summary_nor_an_error_are_not_committed(spark, lake,
     assert rows(lake, "a") == []
 
 
-def test_a_second_time_nothing_is_scored_and_only_what_is_new_after_a_change(spark, lake, t5, documents):
+def test_a_second_run_scores_nothing_and_a_run_after_a_change_scores_only_new_documents(spark, lake, t5, documents):
     land(lake, "a", texts(documents, 6))
     assert score(spark, lake, "a", t5).scored == 6
     before = rows(lake, "a")
@@ -151,7 +151,9 @@ def test_a_second_time_nothing_is_scored_and_only_what_is_new_after_a_change(spa
     assert rows(lake, "a")[:6] == before
 
 
-def test_neither_the_number_of_tasks_nor_the_order_changes_a_table(spark, lake, t5, documents, monkeypatch):
+def test_summaries_do_not_depend_on_the_number_of_tasks_or_the_order_of_documents(
+    spark, lake, t5, documents, monkeypatch
+):
     some = texts(documents, 12)
     land(lake, "a", some)
     score(spark, lake, "a", t5)
@@ -163,8 +165,8 @@ def test_neither_the_number_of_tasks_nor_the_order_changes_a_table(spark, lake, 
         assert {row["document"]: row["generated_summary"] for row in rows(lake, f"b{number}")} == summaries
 
 
-def test_a_model_is_loaded_once_by_each_worker_for_all_batches(spark, lake, t5, documents):
-    # With another digest it is a model that no worker has loaded yet.
+def test_each_worker_loads_the_model_once_for_all_batches(spark, lake, t5, documents):
+    # The new digest makes it a model that no worker has loaded yet.
     fresh = score_model_of_its_own(t5)
     loads, processes = 0, 0
     for start in range(3):
@@ -182,7 +184,7 @@ def score_model_of_its_own(model):
 
 
 class Deadly:
-    """An engine whose process dies over some documents."""
+    """An engine whose process dies on some documents."""
 
     def __init__(self, model, threads):
         self._engine = load_engine(model, threads)
@@ -194,7 +196,7 @@ class Deadly:
 
 
 @pytest.mark.parametrize("deadly", [1, 5])
-def test_rows_that_kill_their_worker_are_found_and_the_rest_completes(spark, lake, t5, documents, deadly):
+def test_rows_that_kill_their_worker_are_isolated_and_the_rest_completes(spark, lake, t5, documents, deadly):
     some = texts(documents, 8)
     land(lake, "a", [*some, *[f"deadly {number}" for number in range(deadly)]])
     scored = score(spark, lake, "a", score_model_of_its_own(t5), load=by_value(Deadly))
@@ -208,14 +210,14 @@ def test_rows_that_kill_their_worker_are_found_and_the_rest_completes(spark, lak
 
 
 def by_value(thing):
-    """Spark's workers can't import the tests."""
+    """Pickle a test's class by value, because Spark's workers can't import the tests."""
     from pyspark import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[thing.__module__])
     return thing
 
 
-def test_an_engine_that_does_not_load_ends_the_run_and_commits_nothing(spark, lake, t5, documents):
+def test_an_engine_that_fails_to_load_fails_the_run_and_commits_nothing(spark, lake, t5, documents):
     def broken(model, threads):
         raise RuntimeError("no such weights")
 
@@ -225,7 +227,7 @@ def test_an_engine_that_does_not_load_ends_the_run_and_commits_nothing(spark, la
     assert rows(lake, "a") == []
 
 
-def test_a_batch_in_which_everything_fails_is_not_committed(spark, lake, t5, documents):
+def test_a_batch_is_not_committed_if_every_request_fails(spark, lake, t5, documents):
     class Failing:
         def __init__(self, model, threads):
             pass
@@ -240,7 +242,7 @@ def test_a_batch_in_which_everything_fails_is_not_committed(spark, lake, t5, doc
     assert rows(lake, "a") == []
 
 
-def test_bytes_that_are_no_text_are_summarized_with_replacement_characters(spark, lake, t5, documents):
+def test_invalid_utf8_is_summarized_with_replacement_characters(spark, lake, t5, documents):
     land(lake, "a", texts(documents, 2))
     snapshot = lake.open(PROD_DATA)
     raw = pa.array([b"Half an emoji: \xed\xa0\xbd. Whales live in the sea."], pa.binary()).view(pa.string())
@@ -266,7 +268,7 @@ def die_over(store, job, request_hash):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_finished_completions_are_not_made_again_and_old_signs_accuse_nobody(spark, lake, t5, documents):
+def test_finished_completions_are_reused_and_attempts_of_an_earlier_job_are_ignored(spark, lake, t5, documents):
     some = texts(documents, 4)
     land(lake, "a", some)
     store = CompletionStore.of(lake, BATCH_INFERENCE, "a", t5.fingerprint)
@@ -284,7 +286,7 @@ def test_finished_completions_are_not_made_again_and_old_signs_accuse_nobody(spa
             )
         ]
     )
-    # A killed run was at this row, going row by row.
+    # A killed run was scoring this row, one row at a time.
     old = multiprocessing.get_context("spawn").Process(
         target=die_over, args=(store, "oldjob", t5.request_hash(some[1]))
     )
@@ -297,7 +299,7 @@ def test_finished_completions_are_not_made_again_and_old_signs_accuse_nobody(spa
     assert store._all_paths(store._files()) == []
 
 
-def test_a_run_killed_at_half_scores_no_more_than_the_other_half_and_a_flush_of_each_worker(
+def test_a_run_killed_halfway_scores_only_the_rest_plus_at_most_one_flush_per_worker(
     spark, lake, t5, documents, tmp_path
 ):
     some = [f"{number}. {documents[number % 100]['document'][:200]}" for number in range(60)]
@@ -308,20 +310,20 @@ def test_a_run_killed_at_half_scores_no_more_than_the_other_half_and_a_flush_of_
     model = score_model_of_its_own(t5)
 
     arguments = tmp_path / "arguments"
-    # A flush comes every two seconds.
+    # Workers flush every two seconds.
     work = {"lake": lake, "model": model, "batch": "b", "seconds": 0.15, "deadline": 15}
     arguments.write_bytes(pickle.dumps({**work, "resource": {"master": "local[2,4]"}}))
     command = [sys.executable, "-m", "batch_assets_tests.scoring_process", str(arguments)]
     assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
     assert rows(lake, "b") == []
     scored = score(spark, lake, "b", model).scored
-    # 15 of each worker were done, and no more than those since the last flush, 14 at most, are done again.
+    # Each worker finished 15 documents; only those since its last flush, at most 14, are scored again.
     assert 30 <= scored <= 30 + 2 * 14
 
     assert but_for_the_model(rows(lake, "b")) == but_for_the_model(undisturbed)
 
 
-def test_a_sign_is_taken_back_unless_the_process_dies(lake):
+def test_an_attempt_is_cleared_unless_the_process_dies(lake):
     store = CompletionStore.of(lake, BATCH_INFERENCE, "a", "ab" * 32)
     with pytest.raises(RuntimeError), store.attempting("job", 7, "hash"):
         assert store.attempts("job") == {"hash": 1}
@@ -329,7 +331,7 @@ def test_a_sign_is_taken_back_unless_the_process_dies(lake):
     assert store.attempts("job") == {}
 
 
-def test_the_stock_spark_udf_is_an_engine_and_writes_the_same(spark, lake, t5_version, documents):
+def test_the_stock_spark_udf_engine_writes_the_same_summaries(spark, lake, t5_version, documents):
     settings, client, version = t5_version
     stock = scoring_model(client, version, settings.model_copy(update={"engine": "mlflow"}))
     land(lake, "a", [*texts(documents, 4), None, "", "\ufeff", documents[0]["document"]])
@@ -348,9 +350,7 @@ def test_the_stock_spark_udf_is_an_engine_and_writes_the_same(spark, lake, t5_ve
     ("device_map", "gpus", "expected"),
     [("auto", 0, (2, 0)), ("auto", 1, (1, 1)), ("auto", 8, (2, 8)), ("cuda:1", 8, (1, 0)), ("cpu", 8, (2, 0))],
 )
-def test_workers_share_cores_and_gpus_and_take_no_more_than_there_are(
-    spark, t5, monkeypatch, device_map, gpus, expected
-):
+def test_workers_share_the_available_cores_and_gpus(spark, t5, monkeypatch, device_map, gpus, expected):
     monkeypatch.setattr(scorer, "_gpus", lambda: gpus)
     slots, threads, shared = scorer._resources(spark, replace(t5, device_map=device_map))
     assert (slots, shared) == expected
@@ -368,7 +368,7 @@ def take(queue, done):
     done.wait()
 
 
-def test_workers_take_gpus_that_no_other_one_has_out_of_those_that_they_may_see(monkeypatch, tmp_path):
+def test_each_worker_takes_visible_gpus_that_no_other_worker_uses(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,GPU-aa,GPU-bb")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     spawn = multiprocessing.get_context("spawn")
@@ -384,7 +384,7 @@ def test_workers_take_gpus_that_no_other_one_has_out_of_those_that_they_may_see(
     assert said[2].startswith("all GPUs on this machine")
 
 
-def test_rows_that_always_fail_do_not_keep_others_from_being_committed(spark, lake, t5, documents):
+def test_rows_that_always_fail_do_not_prevent_others_from_being_committed(spark, lake, t5, documents):
     @by_value
     class Picky:
         def __init__(self, model, threads):
@@ -404,7 +404,7 @@ def test_rows_that_always_fail_do_not_keep_others_from_being_committed(spark, la
     assert (again.rows, again.scored, again.counts.errors) == (9, 6, 6)
 
 
-def test_progress_says_what_is_left_and_who_works(spark, lake, t5, documents):
+def test_progress_reports_the_remaining_documents_and_the_workers(spark, lake, t5, documents):
     land(lake, "a", [*texts(documents, 9), None])
     lines: list[str] = []
     score(spark, lake, "a", score_model_of_its_own(t5), lines)
@@ -413,7 +413,7 @@ def test_progress_says_what_is_left_and_who_works(spark, lake, t5, documents):
     assert "MiB at most, model loaded in " in lines[-1]
 
 
-def test_progress_is_drawn_as_a_bar_from_what_workers_have_written():
+def test_the_progress_bar_shows_how_much_the_workers_have_written():
     import threading
 
     from batch_assets.scoring.progress import is_progress, progress
@@ -434,7 +434,7 @@ def test_progress_is_drawn_as_a_bar_from_what_workers_have_written():
     assert not is_progress("batch a: 120 rows committed")
 
 
-def test_completions_that_nobody_came_back_for_are_swept_and_younger_ones_stay(lake, tmp_path):
+def test_abandoned_completions_are_removed_and_recent_ones_are_kept(lake, tmp_path):
     for digest in ("a" * 16, "b" * 16):
         CompletionStore.of(lake, BATCH_INFERENCE, "a", digest).write(
             [Completion("text", request_hash=digest, completed_at=datetime.now(UTC))]

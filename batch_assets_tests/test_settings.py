@@ -4,7 +4,7 @@ from batch_assets.errors import BatchAssetsError
 from batch_assets.settings import load_settings, redacted
 
 
-def test_defaults_need_no_variable(tmp_path, monkeypatch):
+def test_settings_have_defaults_without_any_variable(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = load_settings()
     assert settings.model == "smollm2"
@@ -13,7 +13,7 @@ def test_defaults_need_no_variable(tmp_path, monkeypatch):
     assert not settings.do_sample
 
 
-def test_an_unknown_setting_is_named_with_the_one_that_was_meant(monkeypatch):
+def test_an_unknown_setting_is_reported_with_the_closest_match(monkeypatch):
     monkeypatch.setenv("BATCH_ASSETS_MODLE", "t5-small")
     with pytest.raises(BatchAssetsError, match=r"BATCH_ASSETS_MODLE.*BATCH_ASSETS_MODEL"):
         load_settings()
@@ -35,20 +35,20 @@ def test_an_unknown_setting_is_named_with_the_one_that_was_meant(monkeypatch):
         ("DATASET", " "),
     ],
 )
-def test_a_value_that_cannot_be_used_is_named_with_its_variable(monkeypatch, variable, value):
+def test_an_invalid_value_is_reported_with_its_variable(monkeypatch, variable, value):
     monkeypatch.setenv(f"BATCH_ASSETS_{variable}", value)
     with pytest.raises(BatchAssetsError, match=f"BATCH_ASSETS_{variable}="):
         load_settings()
 
 
-def test_lengths_that_exclude_each_other_are_refused(monkeypatch):
+def test_contradictory_lengths_are_refused(monkeypatch):
     monkeypatch.setenv("BATCH_ASSETS_MIN_LENGTH", "50")
     monkeypatch.setenv("BATCH_ASSETS_MAX_LENGTH", "40")
     with pytest.raises(BatchAssetsError, match="MIN_LENGTH"):
         load_settings()
 
 
-def test_links_lead_to_the_ui_of_the_store_that_holds_what_they_show(monkeypatch):
+def test_links_point_to_the_ui_of_the_store_that_holds_the_linked_object(monkeypatch):
     local = load_settings()
     assert (local.mlflow_pages, local.registry_pages) == ("http://127.0.0.1:5000",) * 2
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow:5000/")
@@ -61,7 +61,7 @@ def test_links_lead_to_the_ui_of_the_store_that_holds_what_they_show(monkeypatch
     assert load_settings().registry_pages is None
 
 
-def test_neither_a_password_nor_a_token_in_an_address_is_shown():
+def test_passwords_and_tokens_in_addresses_are_hidden():
     shown = redacted("at sc://server:443/;token=secret;user_id=me and http://me:secret@host/x; mend it")
     assert shown == "at sc://server:443/ and http://host/x; mend it"
     assert redacted("postgresql://me:a/b@c?d#e@host/x?sslmode=require") == "postgresql://host/x?sslmode=require"

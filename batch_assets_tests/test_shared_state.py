@@ -1,4 +1,4 @@
-"""State that others share: lake, landing folder and MLflow's artifacts in a bucket, compose.yaml."""
+"""Shared state: a lake, landing folder and MLflow artifacts in a bucket, and compose.yaml."""
 
 import re
 import subprocess
@@ -37,8 +37,8 @@ def keys(bucket: str) -> list[str]:
     return [found["Key"] for page in pages for found in page.get("Contents", [])]
 
 
-def test_of_many_who_put_a_key_only_where_there_is_none_one_succeeds(s3):
-    """What Delta commits stand on; without it, the other tests on this server would prove nothing."""
+def test_only_one_of_many_concurrent_conditional_puts_of_a_key_succeeds(s3):
+    """Delta commits rely on conditional puts; without them, the other tests on this server would prove nothing."""
     rounds, contenders = 30, 12
     clients = [boto3.client("s3") for _ in range(contenders)]
     barrier, outcomes = threading.Barrier(contenders), Counter()
@@ -61,7 +61,7 @@ def test_of_many_who_put_a_key_only_where_there_is_none_one_succeeds(s3):
     assert outcomes == {(number, code): count for number in range(rounds) for code, count in expected.items()}
 
 
-def test_of_processes_that_replace_partitions_in_a_bucket_at_once_none_is_lost_or_mixed(s3):
+def test_concurrent_replacements_of_partitions_in_a_bucket_are_neither_lost_nor_mixed(s3):
     uri = "s3://lake/table"
     writers.make_table(uri)
     replace(uri, "a", "old")
@@ -115,7 +115,7 @@ def compose() -> dict:
     return yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 
 
-def test_the_configuration_for_postgresql_is_ours_but_for_the_storage(home, monkeypatch):
+def test_the_postgresql_configuration_differs_from_the_default_only_in_its_storage(home, monkeypatch):
     monkeypatch.setenv("DAGSTER_HOME", "")
     prepare_dagster_home(settings_for(home))
     ours = yaml.safe_load((home / "dagster" / "dagster.yaml").read_text())
@@ -124,7 +124,7 @@ def test_the_configuration_for_postgresql_is_ours_but_for_the_storage(home, monk
 
 
 @pytest.mark.parametrize("missing", ["dagster_postgres", "psycopg"])
-def test_postgresql_without_its_libraries_is_one_line_that_names_the_extra(home, monkeypatch, missing):
+def test_postgresql_without_its_libraries_fails_with_one_line_naming_the_extra(home, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.setenv("BATCH_ASSETS_HOME", str(home))
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql://me:open-sesame@127.0.0.1:9/dagster")
@@ -137,7 +137,7 @@ def test_postgresql_without_its_libraries_is_one_line_that_names_the_extra(home,
     assert "open-sesame" not in result.output
 
 
-def test_every_file_that_compose_names_is_there_and_no_secret_is(compose):
+def test_compose_refers_only_to_existing_files_and_contains_no_secret(compose):
     for service in compose["services"].values():
         if "build" in service:
             assert (DEPLOY / service["build"]["context"]).resolve() == ROOT
@@ -156,7 +156,7 @@ def test_every_file_that_compose_names_is_there_and_no_secret_is(compose):
         assert secret["file"].startswith("./secrets/")
 
 
-def test_the_image_takes_files_that_are_there_and_is_not_run_by_root():
+def test_the_image_copies_only_existing_files_and_does_not_run_as_root():
     lines = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
     let_in = {line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().split() if line[0] == "!"}
     copied = [
@@ -174,13 +174,13 @@ def test_the_image_takes_files_that_are_there_and_is_not_run_by_root():
         assert f"\n{name} = [" in (ROOT / "pyproject.toml").read_text()
 
 
-def test_ports_are_published_on_loopback_alone(compose):
+def test_ports_are_published_only_on_loopback(compose):
     published = [port for service in compose["services"].values() for port in service.get("ports", [])]
     assert published
     assert all(port.startswith("127.0.0.1:") for port in published)
 
 
-def test_every_command_in_compose_is_one_with_its_options(compose):
+def test_every_command_in_compose_exists_and_accepts_its_options(compose):
     programs = {
         "mlflow": mlflow.cli.cli,
         "dagster": dagster_cli,
@@ -209,7 +209,7 @@ def parse(command: click.Command, arguments: list[str]) -> None:
         parse(subcommand, rest)
 
 
-def test_the_password_in_a_file_gets_into_the_addresses_and_nowhere_else(tmp_path):
+def test_the_password_from_a_file_appears_only_in_the_addresses(tmp_path):
     (tmp_path / "password").write_text("open-sesame\n")
     env = {"PATH": "/usr/bin:/bin", "POSTGRES_PASSWORD_FILE": str(tmp_path / "password")}
     said = subprocess.run([DEPLOY / "entrypoint.sh", "env"], env=env, capture_output=True, text=True, check=True).stdout

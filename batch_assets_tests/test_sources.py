@@ -25,7 +25,7 @@ def records(*fields):
     return [Record("file", place, item, str(item)) for place, item in enumerate(fields)]
 
 
-def test_the_embedded_data_set_is_four_batches_of_25_with_joined_expert_summaries(home):
+def test_the_embedded_data_set_has_four_batches_of_25_with_joined_expert_summaries(home):
     dataset = scored_dataset(settings_for(home))
     assert dataset.batches() == [f"aclsum-test-000{number}" for number in (1, 2, 3, 4)]
     found = [item for batch in dataset.batches() for item in validate(dataset.records(batch))]
@@ -39,7 +39,7 @@ def test_the_embedded_data_set_is_four_batches_of_25_with_joined_expert_summarie
         assert paper.summaries[aspect].strip() in found[30].summary
 
 
-def test_evaluated_documents_are_never_scored_ones(home):
+def test_evaluation_documents_are_never_among_the_scored_ones(home):
     for split in ("test", "validation", "train"):
         settings = settings_for(home, split=split)
         scored = {
@@ -48,14 +48,14 @@ def test_evaluated_documents_are_never_scored_ones(home):
         assert not scored & {document.id for document in evaluation_dataset(settings).held_out(25)}
 
 
-def test_a_held_out_document_has_a_text_and_a_summary(tmp_path):
+def test_every_held_out_document_has_a_text_and_a_summary(tmp_path):
     texts = [("", "s"), (None, "s"), ("\u200b\ufeff", "s"), ("d", " \u200b"), ("d", ""), ("d", None), (".", "s")]
     rows = [{"id": str(n), "document": text, "summary": summary} for n, (text, summary) in enumerate(texts)]
     dataset = FileDataset(str(write_json_lines(tmp_path / "a.jsonl", rows)), batch_rows=10)
     assert [item.id for item in dataset.held_out(10)] == ["6"]
 
 
-def test_a_limit_takes_the_first_records_over_all_batches():
+def test_a_limit_applies_to_the_first_records_across_all_batches():
     dataset = ACLSumDataset("test", 25, limit=30)
     assert [len(list(dataset.records(batch))) for batch in dataset.batches()] == [25, 5]
 
@@ -70,13 +70,13 @@ def test_a_limit_takes_the_first_records_over_all_batches():
         ({"id": "a", "document": "lone \ud800 surrogate"}, "not valid UTF-8"),
     ],
 )
-def test_a_record_that_cannot_be_used_is_set_aside_with_the_reason(fields, reason):
+def test_an_invalid_record_is_rejected_with_the_reason(fields, reason):
     (item,) = validate(records(fields))
     assert isinstance(item, Rejected)
     assert reason in item.reason
 
 
-def test_ids_are_unique_within_a_batch_and_missing_ones_are_made_the_same_every_time():
+def test_ids_are_unique_within_a_batch_and_missing_ids_are_generated_deterministically():
     rows = records({"id": 5, "document": "x"}, {"id": "5", "document": "y"}, {"document": "z"}, {"document": "z"})
     first, second = list(validate(rows)), list(validate(rows))
     assert first == second
@@ -102,7 +102,7 @@ def test_json_lines_csv_and_parquet_plain_and_compressed_give_the_same_documents
         assert documents == [(row["id"], row["document"], row["summary"]) for row in rows]
 
 
-def test_a_file_that_is_larger_than_a_batch_is_split(tmp_path):
+def test_a_file_larger_than_a_batch_is_split(tmp_path):
     rows = [{"id": str(n), "document": "x"} for n in range(7)]
     dataset = FileDataset(str(write_json_lines(tmp_path / "é big.jsonl", rows)), batch_rows=3)
     assert dataset.batches() == ["e-big-0001", "e-big-0002", "e-big-0003"]
@@ -123,7 +123,7 @@ def test_a_file_that_is_larger_than_a_batch_is_split(tmp_path):
         ("a.xlsx", b"x", "files end in"),
     ],
 )
-def test_a_file_without_usable_records_is_refused_before_anything_is_done(tmp_path, name, content, message):
+def test_a_file_without_usable_records_is_refused_by_the_check(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BatchAssetsError, match=message):
         FileDataset(str(tmp_path / name), batch_rows=10).check()
@@ -134,19 +134,19 @@ def test_a_pattern_that_matches_nothing_is_refused(tmp_path):
         FileDataset(str(tmp_path / "*.csv"), batch_rows=10)
 
 
-def test_two_files_that_would_become_one_batch_are_refused(tmp_path):
+def test_two_files_that_map_to_the_same_batch_are_refused(tmp_path):
     write_json_lines(tmp_path / "a.jsonl", [{"document": "x"}])
     write_json_lines(tmp_path / "a.json", [{"document": "y"}])
     with pytest.raises(BatchAssetsError, match="both become the batch a"):
         FileDataset(str(tmp_path), batch_rows=10).batches()
 
 
-def test_a_hub_data_set_that_cannot_be_reached_names_the_embedded_one(tmp_path):
+def test_an_unreachable_hub_data_set_suggests_the_embedded_data_set(tmp_path):
     with pytest.raises(BatchAssetsError, match="BATCH_ASSETS_DATASET=aclsum"):
         HubDataset("EdinburghNLP/xsum", "test", tmp_path, 10).check()
 
 
-def test_a_hub_data_set_that_ships_a_script_is_read_from_its_converted_copy(tmp_path, monkeypatch):
+def test_a_hub_data_set_with_a_loading_script_is_read_from_its_converted_copy(tmp_path, monkeypatch):
     import datasets
 
     asked = []
@@ -168,7 +168,7 @@ def test_a_hub_data_set_that_ships_a_script_is_read_from_its_converted_copy(tmp_
     ]
 
 
-def test_every_record_lands_or_is_set_aside_and_a_second_time_nothing_is_written(tmp_path, lake):
+def test_every_record_is_landed_or_rejected_and_landing_again_writes_nothing(tmp_path, lake):
     path = write_json_lines(tmp_path / "a.jsonl", [{"id": "1", "document": "x"}, {"id": "1", "document": "y"}])
     with path.open("a") as file:
         file.write("{broken\n" + json.dumps({"id": "2", "document": None}) + "\n")
@@ -182,7 +182,7 @@ def test_every_record_lands_or_is_set_aside_and_a_second_time_nothing_is_written
     assert lake.open(PROD_DATA).version == before
 
 
-def test_a_source_that_changed_replaces_its_batch_and_one_that_is_gone_is_an_error(tmp_path, lake):
+def test_a_changed_source_replaces_its_batch_and_a_missing_source_is_an_error(tmp_path, lake):
     path = write_json_lines(tmp_path / "a.jsonl", [{"id": "1", "document": "x"}])
     land_batch(FileDataset(str(path), 10), lake, "a", "run")
     write_json_lines(path, [{"id": "1", "document": "new"}, {"id": "2", "document": "y"}])
@@ -193,7 +193,7 @@ def test_a_source_that_changed_replaces_its_batch_and_one_that_is_gone_is_an_err
     assert lake.open(PROD_DATA).rows("a") == 2
 
 
-def test_a_source_is_read_once_for_all_its_batches_and_not_at_all_where_it_has_not_changed(tmp_path, lake):
+def test_a_source_is_read_once_for_all_its_batches_and_not_at_all_if_unchanged(tmp_path, lake):
     opened = []
 
     class Counted(FileDataset):
@@ -214,9 +214,7 @@ def test_a_source_is_read_once_for_all_its_batches_and_not_at_all_where_it_has_n
         assert sorted(int(row["document"]) - offset for row in stored) == list(range(7))
 
 
-def test_a_batch_comes_back_whole_where_another_writer_deleted_its_rows_or_a_document_is_no_longer_forgotten(
-    tmp_path, lake
-):
+def test_a_batch_is_landed_whole_again_after_its_rows_were_deleted_or_a_document_is_no_longer_forgotten(tmp_path, lake):
     path = write_json_lines(tmp_path / "a.jsonl", [{"id": str(n), "document": "text"} for n in range(3)])
 
     def land() -> tuple[int, bool]:
@@ -232,7 +230,7 @@ def test_a_batch_comes_back_whole_where_another_writer_deleted_its_rows_or_a_doc
     assert (land(), land()) == ((3, True), (3, False))
 
 
-def test_a_batch_is_never_replaced_from_another_file_of_the_same_name(tmp_path, lake):
+def test_a_batch_is_never_replaced_from_another_file_with_the_same_name(tmp_path, lake):
     january = write_json_lines(tmp_path / "jan" / "data.jsonl", [{"id": "1", "document": "january"}])
     february = write_json_lines(tmp_path / "feb" / "data.jsonl", [{"id": "1", "document": "february"}])
     land_batch(FileDataset(str(january), 10), lake, "data", "run")
@@ -241,7 +239,7 @@ def test_a_batch_is_never_replaced_from_another_file_of_the_same_name(tmp_path, 
     assert [row["document"] for part in lake.open(PROD_DATA).read("data") for row in part.to_pylist()] == ["january"]
 
 
-def test_batches_that_other_settings_would_not_make_are_named(tmp_path, lake):
+def test_batches_that_the_current_settings_would_not_create_are_listed(tmp_path, lake):
     rows = [{"id": str(n), "document": "x"} for n in range(4)]
     path = str(write_json_lines(tmp_path / "a.jsonl", rows))
     for batch in FileDataset(path, 2).batches():
@@ -250,13 +248,13 @@ def test_batches_that_other_settings_would_not_make_are_named(tmp_path, lake):
     assert obsolete_batches(FileDataset(path, 10), lake) == ["a-0001", "a-0002"]
 
 
-def test_a_csv_row_with_other_fields_than_columns_is_set_aside(tmp_path):
+def test_a_csv_row_with_too_few_or_too_many_fields_is_rejected(tmp_path):
     (tmp_path / "a.csv").write_text("id,document\n1,x\n2\n3,y,z\n")
     items = list(validate(FileDataset(str(tmp_path / "a.csv"), 10).records("a")))
     assert [type(item) for item in items] == [Document, Rejected, Rejected]
 
 
-def test_a_batch_with_rows_of_another_writer_is_only_observed(tmp_path, lake):
+def test_a_batch_with_rows_from_another_writer_is_only_observed(tmp_path, lake):
     from deltalake import write_deltalake
 
     path = write_json_lines(tmp_path / "a.jsonl", [{"id": "1", "document": "x"}])

@@ -1,4 +1,4 @@
-"""What the command line refuses, and how it says so."""
+"""What the command line refuses, and the messages it prints."""
 
 import socket
 import subprocess
@@ -17,7 +17,7 @@ from tools.ports import free_port
 
 @pytest.fixture
 def command(home, t5_folder, monkeypatch):
-    """Runs a command in this process, with settings; what it prints is in the result."""
+    """A function that runs a command in this process with settings; the result includes the output."""
 
     def run(*words: str, **settings: str) -> Result:
         for key, value in {"HOME": str(home), "MODEL": str(t5_folder), **settings}.items():
@@ -28,7 +28,7 @@ def command(home, t5_folder, monkeypatch):
 
 
 def refused(run: Result) -> str:
-    """The one line of a command that was refused."""
+    """The single error line of a refused command."""
     assert run.exit_code == 2, run.output
     (line,) = run.stderr.splitlines()
     assert line.startswith("batch-assets: ")
@@ -52,7 +52,9 @@ def refused(run: Result) -> str:
         ({"DTYPE": "int8", "ENGINE": "transformers"}, "DTYPE int8 needs the engine ctranslate2 or openvino"),
     ],
 )
-def test_bad_input_is_one_clear_line_and_status_2_before_any_asset_is_touched(command, home, values, message):
+def test_bad_input_is_refused_with_one_clear_line_and_status_2_before_any_asset_is_touched(
+    command, home, values, message
+):
     assert message in refused(command("run", **values))
     assert not (home / "lake").exists()
     assert not (home / "dagster").exists()
@@ -63,14 +65,16 @@ def test_bad_input_is_one_clear_line_and_status_2_before_any_asset_is_touched(co
     [
         ({"MODEL": "t5-small"}, "BATCH_ASSETS_MODEL=smollm2, which needs no hub"),
         ({"MODEL": "not a/name"}, "BATCH_ASSETS_MODEL=smollm2, which needs no hub"),
-        # The library asks the hub again for half a minute.
+        # The library retries the hub for half a minute.
         pytest.param(
             {"DATASET": "EdinburghNLP/xsum"}, "BATCH_ASSETS_DATASET=aclsum, which needs no hub", marks=pytest.mark.proof
         ),
     ],
 )
-def test_a_hub_that_is_out_of_reach_is_one_clear_line_that_names_what_needs_none(home, t5_folder, values, message):
-    # A process of its own: the library reads the address of the hub when it is imported.
+def test_an_unreachable_hub_is_reported_in_one_clear_line_that_names_an_offline_alternative(
+    home, t5_folder, values, message
+):
+    # A separate process, because the library reads the hub's address at import.
     env = {**environment(home, **{"MODEL": str(t5_folder), **values}), "HF_HUB_OFFLINE": "0"}
     env["HF_ENDPOINT"] = "http://127.0.0.1:9"
     run = subprocess.run([*BATCH_ASSETS, "run"], env=env, capture_output=True, text=True, check=False)
@@ -80,7 +84,7 @@ def test_a_hub_that_is_out_of_reach_is_one_clear_line_that_names_what_needs_none
     assert not (home / "lake").exists()
 
 
-def test_a_data_set_without_documents_is_refused_with_the_columns_it_has(tmp_path, command):
+def test_a_data_set_without_a_document_column_is_refused_with_a_list_of_its_columns(tmp_path, command):
     path = write_json_lines(tmp_path / "a.jsonl", [{"id": "1", "article": "x", "highlights": "y"}])
     line = refused(command("run", DATASET=str(path)))
     assert "has no column 'document' (columns: article, highlights, id)" in line
@@ -92,7 +96,7 @@ def test_missing_java_is_refused(command, monkeypatch):
 
 
 @pytest.mark.parametrize("setting", ["UI_PORT", "MLFLOW_PORT"])
-def test_a_port_that_is_taken_is_refused(command, setting):
+def test_a_port_in_use_is_refused(command, setting):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -102,12 +106,12 @@ def test_a_port_that_is_taken_is_refused(command, setting):
     assert f"port {port} is in use" in line
 
 
-def test_a_second_run_at_the_same_time_is_refused(command, home):
+def test_a_second_concurrent_run_is_refused(command, home):
     with locked(home / ".run.lock"):
         assert "another 'batch-assets run' is running" in refused(command("run"))
 
 
-def test_upkeep_says_what_it_did_to_each_table(command, home):
+def test_upkeep_reports_what_it_did_to_each_table(command, home):
     from batch_assets_tests.test_lake import stage_rows
 
     assert "no tables" in command("upkeep").stdout

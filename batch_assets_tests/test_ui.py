@@ -1,4 +1,4 @@
-"""How the UIs are stopped, with two small servers in their place."""
+"""Stopping the UIs, using two small servers in their place."""
 
 import signal
 import socket
@@ -52,7 +52,7 @@ def _is_free(port: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_second_signal_while_the_uis_stop_leaves_no_server_behind(home, number):
+def test_a_second_signal_during_shutdown_leaves_no_server_running(home, number):
     ports = (free_port(), free_port())
     env = environment(home, UI_PORT=str(ports[0]), MLFLOW_PORT=str(ports[1]))
     process = subprocess.Popen([sys.executable, "-c", _PROGRAM], env=env, stdout=subprocess.PIPE, text=True)
