@@ -144,6 +144,8 @@ def svg(figure: Any) -> str:
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "batch_assets"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
+    # The layout is computed once, which takes as long as the drawing: another rendering keeps it.
+    figure.set_layout_engine("none")
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 
