@@ -5,10 +5,16 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from batch_assets.engines.catalog import ENGINES, FASTER_ENGINES, REFERENCE
+from batch_assets.engines.choice import choose
+from batch_assets.engines.contract import ScoringModel
+from batch_assets.errors import BatchAssetsError
+from batch_assets_tests.conftest import settings_for
 from batch_assets_tests.docs_pages import ROOT, Block, blocks
 
 PROGRAM = """
@@ -33,6 +39,19 @@ assert "has_model_card" in {key.name for key in checks}
 source = checkpoint_source(settings)
 assert isinstance(source, HubCheckpoint) and source.name == "google/flan-t5-small"
 """
+
+
+def test_auto_takes_no_engine_whose_output_is_not_compared_with_the_reference():
+    with pytest.raises(ValueError, match="auto uses only engines whose conversion is compared"):
+        replace(REFERENCE, auto_order=0)
+    assert all(engine.convert is not None for engine in FASTER_ENGINES)
+
+
+def test_an_engine_without_a_conversion_is_refused_for_8_bit_weights(monkeypatch, home):
+    monkeypatch.setitem(ENGINES, "openvino", replace(REFERENCE, name="openvino"))
+    model = ScoringModel("m", 1, "", "", {}, "{prompt}", "transformers", "float32", 0)
+    with pytest.raises(BatchAssetsError, match=r"BATCH_ASSETS_ENGINE=openvino .* it has no 8-bit weights"):
+        choose(None, None, model, settings_for(home, engine="openvino", dtype="int8"))
 
 
 def insert(path: Path, before: str, text: str) -> None:
