@@ -1,17 +1,18 @@
-"""Every BATCH_ASSETS_* variable, in one place."""
+"""Every setting of a deployment and of its pipelines, in one place."""
 
 import difflib
 import os
 import pkgutil
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.names import check_name
+from batch_assets.text_template import TextTemplate
 
 PREFIX = "BATCH_ASSETS_"
 
@@ -28,11 +29,81 @@ EMBEDDED_MODEL = "smollm2"
 EMBEDDED_DATASET = "aclsum"
 EMBEDDED_ENDPOINT = "smollm2"
 
-SUMMARIZATION = "summarization"
+SUMMARIZATION, CLASSIFICATION, EXTRACTION, GENERATION = TASKS = (
+    "summarization",
+    "classification",
+    "extraction",
+    "generation",
+)
+
+# The pipeline that ships, which the environment configures.
+DEFAULT_PIPELINE = "summaries"
+
+# Assets beside those of a pipeline have or will have these names.
+_RESERVED_NAMES = {"external", "grounding", "shadow", "long_documents"}
+_FEWEST_LABELS = 2
+
+# The default pipeline has the tables of the talk, so the environment doesn't set what other tables would need.
+_ONLY_IN_FILES = {"pipeline", "labels", "answer_schema", "output_table", "output_column", "carry"}
+
+# Settings of a pipeline, with their place in its file. All others belong to the deployment.
+IN_PIPELINE_FILES = {
+    "pipeline": "name",
+    "dataset": "source.dataset",
+    "dataset_config": "source.config",
+    "split": "source.split",
+    "limit": "source.limit",
+    "batch_rows": "source.batch_rows",
+    "landing": "source.landing",
+    "landed_files": "source.landed_files",
+    "id_column": "columns.id",
+    "text": "columns.text",
+    "reference": "columns.reference",
+    "carry": "columns.carry",
+    "task": "task.kind",
+    "labels": "task.labels",
+    "answer_schema": "task.schema",
+    "prompt": "task.prompt",
+    "model": "model.checkpoint",
+    "model_name": "model.name",
+    "min_length": "model.min_length",
+    "max_length": "model.max_length",
+    "do_sample": "model.do_sample",
+    "seed": "model.seed",
+    "device_map": "model.device_map",
+    "dtype": "model.dtype",
+    "engine": "model.engine",
+    "batch_tokens": "model.batch_tokens",
+    "select_by": "model.select_by",
+    "select_tag": "model.select_tag",
+    "promotion_margin": "model.promotion_margin",
+    "beat_baseline": "model.beat_baseline",
+    "rescore": "model.rescore",
+    "endpoint": "ai_query.endpoint",
+    "ai_query_limit": "ai_query.limit",
+    "evaluation_dataset": "evaluation.dataset",
+    "evaluation_split": "evaluation.split",
+    "evaluation_rows": "evaluation.rows",
+    "output_table": "output.table",
+    "output_column": "output.column",
+    "error_rate": "checks.error_rate",
+    "empty_rate": "checks.empty_rate",
+    "cut_rate": "checks.cut_rate",
+    "truncated_rate": "checks.truncated_rate",
+    "repetition": "checks.repetition",
+    "drift": "checks.drift",
+    "fresh_hours": "checks.fresh_hours",
+    "schedule": "schedule",
+    "owners": "owners",
+}
 
 _SECRET_PARAMETER = re.compile(
     r"([?&;][^=&;\s]*(?:pass|pwd|token|secret|key|odbc_connect)[^=&;\s]*=)[^&;\s]*", re.IGNORECASE
 )
+
+
+def _as_list(value: object) -> list[object]:
+    return list(value) if isinstance(value, list) else []
 
 
 def _absolute(path: Path) -> Path:
@@ -43,7 +114,11 @@ def _absolute(path: Path) -> Path:
 
 
 class Settings(BaseSettings):
-    """The settings of one deployment, read from the environment; docs/reference/settings.md lists them."""
+    """The settings of one pipeline and of its deployment; docs/reference/settings.md lists them.
+
+    The environment sets those of the deployment and of the default pipeline, files set those of other pipelines.
+    ``IN_PIPELINE_FILES`` says where in a file a setting is.
+    """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, populate_by_name=True)
 
@@ -56,23 +131,46 @@ class Settings(BaseSettings):
         description="Second part of table and model names.",
     )
 
-    dataset: str = Field(
+    pipelines: Path = Field(Path("pipelines"), description="Folder with one YAML file per pipeline.")
+    pipeline: str = Field(DEFAULT_PIPELINE, description="Name of the pipeline.")
+
+    dataset: str | None = Field(
         EMBEDDED_DATASET,
         description="Documents to score: aclsum, a Hugging Face hub data set, or a local file, folder or glob.",
     )
+    dataset_config: str | None = Field(None, description="Configuration of a hub data set to score.")
     split: str = Field("test", description="Split of a hub data set to score.")
     limit: int | None = Field(None, ge=1, description="Read at most this many records of the data set.")
     batch_rows: int | None = Field(
         None, ge=1, description="Maximum rows per batch; default 25 for aclsum, otherwise 1,000."
     )
+    id_column: str = Field("id", description="Column with the id of a record.")
+    text: str = Field(
+        "document",
+        description="The text of a record: the name of a column, or a template with several, {subject}: {body}.",
+    )
+    reference: str = Field("summary", description="Column with the answer that a person gave, if there is one.")
+    carry: tuple[str, ...] = Field((), description="Columns to copy to the output table, as text; a JSON list.")
+
     evaluation_dataset: str | None = Field(
         None,
-        description="Held-out documents with summaries; default: the validation split of a hub data set or of aclsum.",
+        description="Held-out documents with reference answers; default: the validation split of a hub data set or of "
+        "aclsum.",
+    )
+    evaluation_split: str | None = Field(
+        None, description="Split of a hub data set to evaluate on; default validation, or test if that is scored."
     )
     evaluation_rows: int = Field(25, ge=1, description="Number of held-out documents to evaluate a model on.")
 
     model: str = Field(EMBEDDED_MODEL, description="Model: smollm2, a Hugging Face hub model, or a local folder.")
-    task: str = Field(SUMMARIZATION, description="Task: summarization, or module:Class for your own task.")
+    task: str = Field(SUMMARIZATION, description=f"Task: {', '.join(TASKS)}, or module:Class for your own task.")
+    labels: tuple[tuple[str, str | None], ...] | None = Field(
+        None,
+        description="Labels of a classification: a list, or a mapping to descriptions for the prompt.",
+    )
+    answer_schema: str | None = Field(
+        None, description="What an extraction returns: fields in Spark's syntax, such as name STRING, amount DOUBLE."
+    )
     prompt: str | None = Field(
         None, description="Prompt for a decoder-only model; {document} stands for the text. Default: the task's prompt."
     )
@@ -89,6 +187,8 @@ class Settings(BaseSettings):
         "float32",
         description="Precision of the model; int8 scores with 8-bit weights on CPU but logs the model in float32.",
     )
+    output_table: str | None = Field(None, description="Table of the answers; default <pipeline>_predictions.")
+    output_column: str | None = Field(None, description="Column of the answers; default: the task's.")
     experiment: str = Field("batch_assets", min_length=1, description="Name of the MLflow experiment.")
     model_name: str = Field("summarizer", description="Third part of the registered model's name.")
     select_by: str = Field(
@@ -145,7 +245,7 @@ class Settings(BaseSettings):
     )
 
     endpoints: Path | None = Field(None, description="TOML file with the endpoints for ai_query.")
-    endpoint: str = Field(EMBEDDED_ENDPOINT, description="Endpoint that ai_query_inference calls.")
+    endpoint: str | None = Field(EMBEDDED_ENDPOINT, description="Endpoint that ai_query_inference calls.")
     ai_query_limit: int = Field(10, ge=0, description="Maximum rows of each batch to send to ai_query; 0 = all.")
 
     landing: str | None = Field(None, description="Folder or URI to watch for new files; default <home>/landing.")
@@ -155,6 +255,7 @@ class Settings(BaseSettings):
     settle_seconds: float = Field(
         10, ge=0, description="Seconds without a change after which a file in the landing folder is complete."
     )
+    schedule: str | None = Field("0 2 * * *", description="When to score stale batches: a cron expression, in UTC.")
     sensor_seconds: int = Field(15, ge=1, description="Seconds between two evaluations of a sensor.")
     sensors: bool = Field(True, description="Turn on sensors and schedules when Dagster first loads them.")
     alert: str | None = Field(
@@ -185,10 +286,53 @@ class Settings(BaseSettings):
     def _home(cls, home: Path) -> Path:
         return _absolute(home)
 
-    @field_validator("catalog", "schema_name", "model_name")
+    @field_validator("pipelines")
     @classmethod
-    def _names(cls, name: str) -> str:
-        return check_name(name)
+    def _folder(cls, folder: Path) -> Path:
+        return _absolute(folder)
+
+    @field_validator("catalog", "schema_name", "model_name", "output_table", "output_column")
+    @classmethod
+    def _names(cls, name: str | None) -> str | None:
+        return None if name is None else check_name(name)
+
+    @field_validator("pipeline")
+    @classmethod
+    def _pipeline_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[a-z][a-z0-9_]{0,49}", name):
+            raise ValueError("use 1 to 50 characters of a-z, 0-9 and _, a letter first")
+        if name in _RESERVED_NAMES:
+            raise ValueError("this name is reserved")
+        return name
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _labels(cls, labels: object) -> object:
+        if labels is None or isinstance(labels, tuple):
+            return labels
+        described = labels.items() if isinstance(labels, dict) else ((label, None) for label in _as_list(labels))
+        found = tuple(described)
+        if len(found) < _FEWEST_LABELS or not all(isinstance(label, str) and label.strip() for label, _ in found):
+            raise ValueError("use a list of at least two texts in quotation marks, or a mapping to descriptions")
+        if len({label.strip().casefold() for label, _ in found}) < len(found):
+            raise ValueError("two labels differ at most in case or surrounding blanks")
+        return found
+
+    @field_validator("text")
+    @classmethod
+    def _text(cls, text: str) -> str:
+        TextTemplate(text)
+        return text
+
+    @field_validator("schedule")
+    @classmethod
+    def _schedule(cls, schedule: str | None) -> str | None:
+        # Dagster checks the rest.
+        if schedule is not None and not re.fullmatch(
+            r"@(hourly|daily|weekly|monthly)|[\w*/,-]+( [\w*/,-]+){4}", schedule
+        ):
+            raise ValueError("use a cron expression such as 0 2 * * *")
+        return schedule
 
     @field_validator("owners")
     @classmethod
@@ -252,8 +396,8 @@ class Settings(BaseSettings):
     @field_validator("task")
     @classmethod
     def _task(cls, task: str) -> str:
-        if task != SUMMARIZATION and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", task):
-            raise ValueError("use summarization, or module:Class")
+        if task not in TASKS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", task):
+            raise ValueError(f"use {', '.join(TASKS)}, or module:Class")
         return task
 
     @field_validator("select_tag")
@@ -278,6 +422,19 @@ class Settings(BaseSettings):
             raise ValueError(f"DTYPE int8 needs the engine ctranslate2 or openvino, not {self.engine}")
         if self.spark_environment and (self.spark_remote or self.spark_master.startswith("local")):
             raise ValueError("SPARK_ENVIRONMENT needs a SPARK_MASTER that is a cluster")
+        if self.is_default and self.task in (CLASSIFICATION, EXTRACTION):
+            raise ValueError(
+                f"the tables of the default pipeline are for texts: write a file in {self.pipelines} for the task "
+                f"{self.task}, see docs/pipelines.md"
+            )
+        if (self.task == CLASSIFICATION) != (self.labels is not None):
+            raise ValueError(f"LABELS and the task {CLASSIFICATION} need each other")
+        if (self.task == EXTRACTION) != (self.answer_schema is not None):
+            raise ValueError(f"ANSWER_SCHEMA and the task {EXTRACTION} need each other")
+        if self.task == GENERATION and self.prompt is None:
+            raise ValueError(f"the task {GENERATION} needs a PROMPT")
+        if self.reference in TextTemplate(self.text).columns:
+            raise ValueError(f"the model must not see the reference: remove {{{self.reference}}} from the TEXT")
         if self.ui_port == self.mlflow_port:
             raise ValueError(f"UI_PORT and MLFLOW_PORT are both {self.ui_port}")
         return self
@@ -286,6 +443,16 @@ class Settings(BaseSettings):
     def lake_uri(self) -> str:
         """Folder or URI of the lake."""
         return self.lake or str(self.home / "lake")
+
+    @property
+    def is_default(self) -> bool:
+        """Whether these are the settings of the default pipeline, whose names have no prefix."""
+        return self.pipeline == DEFAULT_PIPELINE
+
+    @property
+    def is_landing(self) -> bool:
+        """Whether files that are dropped into a folder become batches of this pipeline."""
+        return self.is_default or self.landing is not None
 
     @property
     def landing_folder(self) -> str:
@@ -356,7 +523,8 @@ class Settings(BaseSettings):
     @property
     def report_file(self) -> Path:
         """The newest quality report; earlier reports are in the same folder."""
-        return self.home / "reports" / "quality_report.html"
+        folder = self.home / "reports"
+        return (folder if self.is_default else folder / self.pipeline) / "quality_report.html"
 
     @property
     def dagster_home(self) -> Path:
@@ -367,12 +535,17 @@ class Settings(BaseSettings):
 def variables() -> dict[str, str]:
     """Environment variables of all settings, by field name."""
     return {
-        name: str(field.validation_alias or f"{PREFIX}{name.upper()}") for name, field in Settings.model_fields.items()
+        name: str(field.validation_alias or f"{PREFIX}{name.upper()}")
+        for name, field in Settings.model_fields.items()
+        if name not in _ONLY_IN_FILES
     }
 
 
-def load_settings() -> Settings:
+def load_settings(**others: Any) -> Settings:
     """Read the settings from the environment.
+
+    Args:
+        others: settings whose variables are not set.
 
     Raises:
         BatchAssetsError: a BATCH_ASSETS_* variable is unknown, or a value is invalid.
@@ -387,7 +560,7 @@ def load_settings() -> Settings:
             hint = f" Did you mean {near[0]}?" if near else " See docs/reference/settings.md."
             raise BatchAssetsError(f"Unknown setting {variable}.{hint}")
     try:
-        return Settings()
+        return Settings(**others)
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")

@@ -18,7 +18,7 @@ def input_version(table: BatchSnapshot, batch: str) -> int:
     commit = table.last_commit(batch)
     if commit is None:
         raise BatchAssetsError(
-            f"batch {batch} is not in {table.table.name} at version {table.version}; materialize prod_data for this "
+            f"batch {batch} is not in {table.table.name} at version {table.version}; materialize the documents of this "
             "batch first"
         )
     return commit.version
@@ -67,8 +67,8 @@ def stale_batches(
     """Batches whose last output commit does not match the current input, in order.
 
     Args:
-        documents: current snapshot of ``m4_1_prod_data``.
-        output: current snapshot of ``m4_1_batch_inference``.
+        documents: current snapshot of the documents.
+        output: current snapshot of the answers.
         busy: batches of runs that are queued or running.
         rescored: batches that a new champion makes stale.
         champion: version number of the champion.
@@ -86,17 +86,17 @@ def stale_batches(
 def unfinished_batches(
     documents: BatchSnapshot,
     scored: BatchSnapshot,
-    answered: BatchSnapshot,
+    answered: BatchSnapshot | None,
     quality: BatchSnapshot,
     busy: Set[str],
 ) -> list[str]:
     """Scored batches whose ``ai_query`` answers or quality metrics are outdated because a run failed after scoring.
 
     Args:
-        documents: ``m4_1_prod_data``.
-        scored: ``m4_1_batch_inference``.
-        answered: ``ai_query_inference``.
-        quality: ``summary_quality``.
+        documents: the documents.
+        scored: the answers of the registered model.
+        answered: the answers of ``ai_query``, None if the pipeline has no endpoint.
+        quality: the measures.
         busy: batches of runs that are queued or running.
     """
     return [
@@ -104,19 +104,20 @@ def unfinished_batches(
         for batch in _batches(documents, scored, busy)
         if scored.last_commit(batch) is not None
         and (
-            is_stale(answered, batch, input_metadata(documents, batch), documents.version)
+            (answered is not None and is_stale(answered, batch, input_metadata(documents, batch), documents.version))
             or is_stale(quality, batch, quality_input_metadata(scored, answered, batch), scored.version)
         )
     ]
 
 
-def quality_input_metadata(scored: BatchSnapshot, answered: BatchSnapshot, batch: str) -> dict[str, Any]:
-    """Commit metadata that identifies the two inputs of ``summary_quality``.
+def quality_input_metadata(scored: BatchSnapshot, answered: BatchSnapshot | None, batch: str) -> dict[str, Any]:
+    """Commit metadata that identifies the inputs of the measures.
 
     Raises:
         BatchAssetsError: the batch is not in one of the tables.
     """
-    return {**input_metadata(scored, batch), "ai_query_version": input_version(answered, batch)}
+    by_endpoint = {} if answered is None else {"ai_query_version": input_version(answered, batch)}
+    return {**input_metadata(scored, batch), **by_endpoint}
 
 
 def _batches(documents: BatchSnapshot, output: BatchSnapshot, busy: Set[str]) -> list[str]:

@@ -102,9 +102,9 @@ def log(settings: Settings, example: str = "Some text to summarize."):
 def registered(settings: Settings, held_out: list):
     """A champion evaluated on held-out documents: settings, client, version."""
     from batch_assets.engines.transformers_engine import TransformersEngine
-    from batch_assets.models.configured_task import task_of
     from batch_assets.models.evaluation import evaluate
     from batch_assets.models.registry import promote, register, run_model
+    from batch_assets.tasks.configured_task import task_of
 
     client, logged = log(settings, held_out[0].document)
     run = logged.run

@@ -26,7 +26,7 @@ def build(folder: Path) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from batch_assets.models.summarization import Summarization
+    from batch_assets.tasks.summarization import Summarization
     from batch_assets_tests.small_t5 import training_texts
 
     texts = training_texts()

@@ -24,10 +24,11 @@ from batch_assets.ai_functions.endpoints import Endpoint
 from batch_assets.ai_functions.execution import answer_batch
 from batch_assets.ai_functions.planner import ai_sql, endpoints_of
 from batch_assets.ai_functions.requests import AiFunctionError, Request
-from batch_assets.graph.ai_query_inference import STATEMENT
+from batch_assets.graph.ai_query_inference import statement_of
 from batch_assets.lake.contracts import AI_QUERY_INFERENCE, PROD_DATA
 from batch_assets.lake.counts import Counts
 from batch_assets.lake.staging import stage
+from batch_assets.settings import Settings
 from batch_assets_tests.conftest import BATCH_ASSETS, environment
 from batch_assets_tests.servers import ChatServer, Reply, completion
 
@@ -262,13 +263,13 @@ def test_a_batch_sends_no_request_for_documents_without_text_even_if_answered_be
     now = datetime.now(UTC)
     write(PROD_DATA, [{"id": str(n), "document": text, "landed_at": now} for n, text in documents.items()])
     # An earlier release sent requests for empty documents too.
-    prompt = STATEMENT.split("CONCAT('")[1].split("'")[0]
+    statement = statement_of(Settings(endpoint="e", ai_query_limit=9), "a")
+    prompt = statement.split("CONCAT('")[1].split("'")[0]
     old = [{"id": "0", "endpoint": "e"}]
     for number, said in ((1, "invented"), (3, "0")):
         request_hash = Request(prompt + documents[number]).hash(endpoint(server))
         old.append({"id": str(number), "endpoint": "e", "generated_summary": said, "request_hash": request_hash})
     write(AI_QUERY_INFERENCE, old)
-    statement = STATEMENT.format(endpoint="e", batch="a", limit="\n  LIMIT 9")
     output, one = lake.open(AI_QUERY_INFERENCE), endpoint(server)
     answered = answer_batch(spark, lake, lake.open(PROD_DATA), output, "a", one, statement, 9, {}, print)
     assert answered.counts == Counts(summaries=3, errors=0, no_text=6)

@@ -29,6 +29,7 @@ from batch_assets.graph.partitions import busy_batches, range_tags, register_bat
 from batch_assets.lake.contracts import (
     AI_QUERY_INFERENCE,
     BATCH_INFERENCE,
+    DEFAULT_TABLES,
     PROD_DATA,
     PROD_DATA_REJECTED,
     SUMMARY_QUALITY,
@@ -38,6 +39,7 @@ from batch_assets.lake.staging import stage
 from batch_assets.operations.local_runs import close_dead_runs, close_orphaned_runs
 from batch_assets.operations.rescore import describe_cost, select_batches
 from batch_assets.resources.registry import ModelRegistry
+from batch_assets.settings import DEFAULT_PIPELINE
 from batch_assets.sources.landing import land_batch
 from batch_assets.sources.landing_folder import LandingFolder
 from batch_assets.staleness import input_metadata, quality_input_metadata
@@ -150,7 +152,7 @@ def kept_deployment(deployment):
 def test_the_nightly_schedule_requests_stale_batches_and_those_left_unfinished_after_scoring(kept_deployment):
     for batch in ("done", "new", "unanswered", "unmeasured"):
         kept_deployment.land(batch)
-    register_batches(kept_deployment.instance, kept_deployment.lake.open(PROD_DATA).batches())
+    register_batches(kept_deployment.instance, DEFAULT_PIPELINE, kept_deployment.lake.open(PROD_DATA).batches())
     for batch in ("done", "unanswered", "unmeasured"):
         kept_deployment.score(batch, rows=2)
     for batch in ("done", "unmeasured"):
@@ -168,10 +170,10 @@ def test_the_nightly_schedule_requests_stale_batches_and_those_left_unfinished_a
 def test_batches_of_queued_or_running_runs_are_skipped(deployment):
     for batch in ("a", "b", "c"):
         deployment.land(batch)
-    register_batches(deployment.instance, ["a", "b", "c"])
+    register_batches(deployment.instance, DEFAULT_PIPELINE, ["a", "b", "c"])
     run = dg.DagsterRun("score_batches", status=dg.DagsterRunStatus.STARTED, tags=range_tags(["a", "b"]))
     deployment.instance.add_run(run)
-    assert busy_batches(deployment.instance) == {"a", "b"}
+    assert busy_batches(deployment.instance, DEFAULT_PIPELINE) == {"a", "b"}
     assert batches_of(deployment.tick("prod_data_sensor")) == [("c", "c")]
 
 
@@ -467,7 +469,7 @@ def test_every_record_is_landed_or_rejected_whatever_the_file_contains(tmp_path,
     take_all(folder)
     (batch,) = (batch for name in folder.pending() for batch in folder.keys_of(name))
     dataset = folder.dataset_of(batch)
-    done = land_batch(dataset, lake, batch, "run")
+    done = land_batch(dataset, lake, DEFAULT_TABLES, batch, "run")
     rejected = [row for part in lake.open(PROD_DATA_REJECTED).read(batch) for row in part.to_pylist()]
     documents = [row for part in lake.open(PROD_DATA).read(batch) for row in part.to_pylist()]
     assert (done.rows, done.rejected) == (len(documents), len(rejected))
@@ -478,7 +480,7 @@ def test_every_record_is_landed_or_rejected_whatever_the_file_contains(tmp_path,
         "broken.jsonl": 3, "latin.csv": 1, "latin.jsonl": 1, "odd.jsonl": 1, "half.jsonl.gz": 1, "cut.parquet": 1,
         "other.parquet": 1,
     }  # fmt: skip
-    assert land_batch(dataset, lake, batch, "run").changed is False
+    assert land_batch(dataset, lake, DEFAULT_TABLES, batch, "run").changed is False
 
 
 def test_an_endless_line_and_a_gzip_bomb_are_rejected_in_bounded_memory(tmp_path):
@@ -589,7 +591,7 @@ def test_a_manual_run_closes_only_the_dead_runs_of_its_own_home(deployment):
     for run_id, tags in {"dead": here, **others}.items():
         run = dg.DagsterRun("materialize_all", run_id=run_id, status=dg.DagsterRunStatus.STARTED, tags=tags)
         deployment.instance.add_run(run)
-    assert close_dead_runs(deployment.instance) == ["dead"]
+    assert close_dead_runs(deployment.instance, DEFAULT_PIPELINE) == ["dead"]
     statuses = {run.run_id: run.status for run in deployment.instance.get_runs()}
     assert statuses == {
         "dead": dg.DagsterRunStatus.FAILURE,
@@ -627,20 +629,20 @@ def test_files_can_be_landed_manually_and_a_changed_one_replaces_its_batch(tmp_p
 def test_the_cost_of_rescoring_is_estimated_from_earlier_runs(deployment):
     for batch in ("a", "b"):
         deployment.land(batch, rows=120)
-    assert describe_cost(deployment.instance, deployment.lake, ["a", "b"]) == (
+    assert describe_cost(deployment.instance, deployment.lake, deployment.settings, ["a", "b"]) == (
         "240 documents in 2 batches; the duration is not known yet"
     )
     event = dg.AssetMaterialization("batch_inference", partition="a", metadata={"documents_per_second": 2.0})
     deployment.instance.report_runless_asset_event(event)
-    assert describe_cost(deployment.instance, deployment.lake, ["a", "b"]) == (
+    assert describe_cost(deployment.instance, deployment.lake, deployment.settings, ["a", "b"]) == (
         "240 documents in 2 batches; about 2 minutes at 2.0 documents a second"
     )
-    assert describe_cost(deployment.instance, deployment.lake, ["a"]) == (
+    assert describe_cost(deployment.instance, deployment.lake, deployment.settings, ["a"]) == (
         "120 documents in 1 batch; about 60 seconds at 2.0 documents a second"
     )
     deployment.score("a")
-    assert select_batches(deployment.lake, None, datetime(2026, 1, 31)) == ["a"]
-    assert select_batches(deployment.lake, None, None) == ["a", "b"]
+    assert select_batches(deployment.lake, DEFAULT_TABLES, None, datetime(2026, 1, 31)) == ["a"]
+    assert select_batches(deployment.lake, DEFAULT_TABLES, None, None) == ["a", "b"]
 
 
 def test_sensors_and_schedules_are_on_unless_a_setting_turns_them_off(home, monkeypatch):

@@ -13,7 +13,7 @@ from batch_assets.lake.contracts import AI_QUERY_INFERENCE, BATCH_INFERENCE, PRO
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.staging import stage
 from batch_assets.quality.drift import drift
-from batch_assets.quality.histograms import bin_of, edges, histogram
+from batch_assets.quality.histograms import TEXT_BINS
 from batch_assets_tests.conftest import settings_for
 
 NOW = datetime.now(UTC)
@@ -35,12 +35,12 @@ class Tables:
     def measured(self, batch: str, table=BATCH_INFERENCE, lengths=LENGTHS, **figures) -> None:
         counts: dict[int, int] = {}
         for length in lengths:
-            place = bin_of("words", length)
+            place = TEXT_BINS["words"].place(length)
             counts[place] = counts.get(place, 0) + 1
-        same = {name: histogram(name, {5: len(lengths)}) for name in ("compression", "coverage")}
+        same = {name: TEXT_BINS[name].histogram({5: len(lengths)}) for name in ("compression", "coverage")}
         row = {"table_name": table.name, "model_name": "m", "model_version": "1", "measured_at": NOW}
         row |= {"documents": 10, "summaries": 10, "errors": 0, "empty": 0, "cut": 0, "truncated": 0, "repetition": 0.0}
-        row |= {"words_histogram": histogram("words", counts)}
+        row |= {"words_histogram": TEXT_BINS["words"].histogram(counts)}
         row |= {f"{name}_histogram": value for name, value in same.items()} | figures
         kept = [old for part in self.lake.open(SUMMARY_QUALITY).read(batch) for old in part.to_pylist()]
         self.write(SUMMARY_QUALITY, batch, [*kept, row])
@@ -152,11 +152,12 @@ def test_the_stability_index_follows_its_definition_and_small_samples_may_differ
 
 def test_each_bin_holds_the_values_from_its_lower_edge():
     for name in ("words", "compression", "coverage"):
-        begins = edges(name)
-        assert [bin_of(name, begin * 1.0001 + 1e-9) for begin in begins] == list(range(len(begins)))
-        assert bin_of(name, 0.0) == 0
-        assert bin_of(name, 1e9) == len(begins) - 1
-        assert len(json.loads(histogram(name, {}))) == len(begins)
+        bins = TEXT_BINS[name]
+        begins = bins.edges
+        assert [bins.place(begin * 1.0001 + 1e-9) for begin in begins] == list(range(len(begins)))
+        assert bins.place(0.0) == 0
+        assert bins.place(1e9) == len(begins) - 1
+        assert len(json.loads(bins.histogram({}))) == len(begins)
 
 
 def test_a_batch_that_waits_too_long_for_its_summaries_is_named(home):

@@ -28,7 +28,7 @@ from batch_assets.models.tracking import connect
 from batch_assets.operations import doctor
 from batch_assets.operations.local_runs import held_pools
 from batch_assets.resources.dagster_storage import prepare_dagster_home
-from batch_assets.settings import PREFIX
+from batch_assets.settings import DEFAULT_PIPELINE, PREFIX
 from batch_assets_tests.conftest import BATCH_ASSETS, environment, settings_for, write_json_lines
 from batch_assets_tests.test_automation import Deployment
 
@@ -96,7 +96,7 @@ def test_the_doctor_finds_no_problem_in_a_new_home_and_creates_nothing(home, inv
 
 def test_the_doctor_finds_no_problem_in_existing_state_and_changes_no_file(home, deployment, invoke):
     deployment.land("a")
-    register_batches(deployment.instance, ["a"])
+    register_batches(deployment.instance, DEFAULT_PIPELINE, ["a"])
     before = files(home)
     result = invoke("doctor", "--json")
     assert (result.exit_code, files(home) == before) == (0, True), result.stdout
@@ -288,7 +288,7 @@ def test_status_shows_the_state_of_every_batch(home, deployment, invoke):
     instance = deployment.instance
     for batch in ("bad", "done", "half", "late", "mended", "new", "old", "queued", "worked"):
         deployment.land(batch)
-    register_batches(instance, [*deployment.lake.open(PROD_DATA).batches(), "awaited", "emptied"])
+    register_batches(instance, DEFAULT_PIPELINE, [*deployment.lake.open(PROD_DATA).batches(), "awaited", "emptied"])
     for batch in ("done", "late"):
         deployment.score(batch, rows=2)
     deployment.score("old", rows=1, no_text=1)

@@ -364,8 +364,8 @@ def test_a_batch_whose_materialization_was_not_recorded_is_not_written_twice(tmp
 
 
 def _land(home: str, data: str) -> None:
-    from batch_assets.graph.partitions import BATCHES
-    from batch_assets.graph.prod_data import prod_data
+    from batch_assets.graph.partitions import register_batches
+    from batch_assets.graph.prod_data import build_prod_data
     from batch_assets.lake.lake import Lake
     from batch_assets_tests.conftest import settings_for
 
@@ -373,9 +373,9 @@ def _land(home: str, data: str) -> None:
     storage = Path(home) / "dagster"
     storage.mkdir(parents=True, exist_ok=True)
     with dg.DagsterInstance.local_temp(str(storage)) as instance:
-        instance.add_dynamic_partitions(str(BATCHES.name), ["d"])
-        resources = {"settings": settings, "lake": Lake(settings.lake_uri)}
-        result = dg.materialize([prod_data], partition_key="d", instance=instance, resources=resources)
+        register_batches(instance, settings.pipeline, ["d"])
+        resources = {"lake": Lake(settings.lake_uri)}
+        result = dg.materialize([build_prod_data(settings)], partition_key="d", instance=instance, resources=resources)
         assert result.success
         assert instance.get_latest_materialization_event(dg.AssetKey("prod_data")) is not None
 

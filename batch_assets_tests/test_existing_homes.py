@@ -9,6 +9,7 @@ import yaml
 
 from batch_assets.definitions import build_defs
 from batch_assets.graph.partitions import known_batches
+from batch_assets.graph.pipeline_names import MATERIALIZE_ALL
 from batch_assets.lake.contracts import TABLES
 from batch_assets.lake.lake import Lake
 from batch_assets.models.registry import CHAMPION, versions, with_alias
@@ -18,7 +19,7 @@ from batch_assets.operations.local_runs import materialize
 from batch_assets.operations.status import status_of
 from batch_assets.resources.dagster_storage import open_instance
 from batch_assets.resources.registry import ModelRegistry
-from batch_assets.settings import Settings
+from batch_assets.settings import DEFAULT_PIPELINE, Settings
 from batch_assets_tests.recorded_home import BATCHES, unpack
 from batch_assets_tests.servers import ChatServer, completion
 
@@ -59,7 +60,7 @@ def served_location(settings: Settings) -> str:
 def test_partitions_events_cursors_and_switches_are_unchanged(settings):
     with open_instance(settings) as instance:
         repository = build_defs(settings=settings).get_repository_def()
-        assert known_batches(instance) == [*BATCHES]
+        assert known_batches(instance, DEFAULT_PIPELINE) == [*BATCHES]
         assert events(instance) == EVENTS
         assert [run.status for run in instance.get_runs()] == [dg.DagsterRunStatus.SUCCESS] * 3
         location = served_location(settings)
@@ -89,7 +90,9 @@ def test_a_full_run_has_nothing_to_score_request_log_or_register(settings, serve
     lake, client = Lake.of(settings), connect(settings)
     tables = {table.name: lake.open(table).version for table in TABLES}
     with open_instance(settings) as instance:
-        failures = materialize(build_defs(settings=settings), instance, "materialize_all", list(BATCHES))
+        failures = materialize(
+            build_defs(settings=settings), instance, DEFAULT_PIPELINE, MATERIALIZE_ALL, list(BATCHES)
+        )
         assert failures == []
     assert {table.name: lake.open(table).version for table in TABLES} == tables
     assert server.requests == []

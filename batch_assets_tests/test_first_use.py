@@ -28,6 +28,7 @@ from batch_assets.models import tracking
 from batch_assets.models.tracking import connect, existing_client
 from batch_assets.operations import local_runs as launch
 from batch_assets.resources.dagster_storage import existing_instance, open_instance
+from batch_assets.settings import DEFAULT_PIPELINE
 from batch_assets.sources.configured import landing_folder
 from batch_assets.sources.landing_folder import Group, LandingFolder
 from batch_assets_tests.conftest import settings_for, write_json_lines
@@ -63,7 +64,7 @@ def whole_home(tmp_path_factory) -> Path:
     """A home created by one command, with a batch, a run and an event, for tests to copy and break."""
     home = tmp_path_factory.mktemp("whole") / "home"
     with open_instance(settings_for(home)) as instance:
-        register_batches(instance, ["a"])
+        register_batches(instance, DEFAULT_PIPELINE, ["a"])
         instance.add_run(dg.DagsterRun(job_name="land_batches", run_id="r"))
         instance.report_runless_asset_event(dg.AssetMaterialization("prod_data", partition="a"))
     return home
@@ -76,20 +77,20 @@ def made_home(home, whole_home) -> Path:
 
 def assert_nothing_is_lost(home: Path) -> None:
     with existing_instance(settings_for(home)) as instance:
-        assert known_batches(instance) == ["a"]
+        assert known_batches(instance, DEFAULT_PIPELINE) == ["a"]
         assert [run.run_id for run in instance.get_runs()] == ["r"]
         assert instance.get_latest_materialization_event(dg.AssetKey("prod_data")) is not None
 
 
 def use_dagster(home: Path, batch: str) -> list[str]:
     with open_instance(settings_for(home)) as instance:
-        register_batches(instance, ["common", batch])
-        return known_batches(instance)
+        register_batches(instance, DEFAULT_PIPELINE, ["common", batch])
+        return known_batches(instance, DEFAULT_PIPELINE)
 
 
 def look_at_dagster(home: Path) -> bool:
     with existing_instance(settings_for(home)) or dg.DagsterInstance.ephemeral() as instance:
-        return known_batches(instance) is not None
+        return known_batches(instance, DEFAULT_PIPELINE) is not None
 
 
 def use_tables(home: Path) -> list[str]:
@@ -238,8 +239,8 @@ def test_registering_batches_succeeds_while_another_process_registers_them(monke
             raise IntegrityError("INSERT", {}, Exception("UNIQUE constraint failed"))
 
         monkeypatch.setattr(instance, "add_dynamic_partitions", add_second)
-        register_batches(instance, ["a", "b", "a"])
-        assert known_batches(instance) == ["a", "b"]
+        register_batches(instance, DEFAULT_PIPELINE, ["a", "b", "a"])
+        assert known_batches(instance, DEFAULT_PIPELINE) == ["a", "b"]
 
 
 def test_commands_that_land_files_as_the_same_batch_take_turns(tmp_path, home, monkeypatch):

@@ -11,6 +11,7 @@ from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.contracts import (
     AI_QUERY_INFERENCE,
     BATCH_INFERENCE,
+    DEFAULT_TABLES,
     PROD_DATA,
     PROD_DATA_REJECTED,
     SUMMARY_QUALITY,
@@ -26,6 +27,7 @@ from batch_assets.scoring.completions import CompletionStore
 from batch_assets.sources.files import FileDataset
 from batch_assets.sources.landing import land_batch
 from batch_assets.staleness import input_metadata
+from batch_assets.tasks.summarization import Summarization
 from batch_assets_tests.conftest import settings_for, write_json_lines
 
 SECRET = "the text of somebody"
@@ -38,8 +40,8 @@ RECORDS = [
 
 
 def report_of(document_id: str) -> str:
-    one = {"batch": "a", "id": document_id, "rouge1": 1.0, "document": "d", "summary": "s", "generated_summary": "g"}
-    facts = Facts("m", [], [], {}, "rouge1", {}, None, None, [], {}, {})
+    one = {"batch": "a", "id": document_id, "score": 1.0, "document": "d", "reference": "s", "answer": "g"}
+    facts = Facts("m", Summarization(), Summarization.words, [], {}, {}, [], {}, "rouge1", {}, None, None, [], {}, {})
     return page(facts, {}, {"Farthest": [one]}, datetime.now(UTC))
 
 
@@ -63,7 +65,7 @@ class Deployment:
             (reports / f"{name}.html").write_text(report_of(shown))
 
     def land(self):
-        return land_batch(FileDataset(str(self.source), 10), self.lake, "a", "run")
+        return land_batch(FileDataset(str(self.source), 10), self.lake, DEFAULT_TABLES, "a", "run")
 
     def write(self, table, rows, metadata) -> None:
         snapshot = self.lake.open(table)

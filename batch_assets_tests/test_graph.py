@@ -22,13 +22,14 @@ from dagster._core.loader import LoadingContextForTest
 from batch_assets.cli import main
 from batch_assets.definitions import build_defs
 from batch_assets.graph.partitions import register_batches
+from batch_assets.graph.pipeline_names import LAND_BATCHES, MATERIALIZE_ALL, SCORE_BATCHES
 from batch_assets.lake.contracts import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY, Table
 from batch_assets.lake.lake import Lake
 from batch_assets.models.registry import champion, with_alias
 from batch_assets.models.tracking import connect
 from batch_assets.operations.local_runs import launch_tags, materialize
 from batch_assets.operations.unchanged_run import digest_of_inputs, last_run_with_same_state, record_state
-from batch_assets.settings import PREFIX, Settings
+from batch_assets.settings import DEFAULT_PIPELINE, PREFIX, Settings
 from batch_assets.sources.configured import evaluation_dataset, scored_dataset
 from batch_assets_tests.conftest import batch_assets, environment, settings_for, write_csv, write_json_lines
 from batch_assets_tests.servers import ChatServer, completion
@@ -68,8 +69,12 @@ class Graph:
     def run(self, **changes) -> list[str]:
         settings = self.settings.model_copy(update=changes)
         batches = scored_dataset(settings).batches()
-        register_batches(self.instance, batches)
-        return materialize(build_defs(settings=settings), self.instance, "materialize_all", batches)
+        register_batches(self.instance, DEFAULT_PIPELINE, batches)
+        return self.materialize(MATERIALIZE_ALL, batches, settings)
+
+    def materialize(self, job: str, batches: list[str], settings: Settings | None = None) -> list[str]:
+        definitions = build_defs(settings=settings or self.settings)
+        return materialize(definitions, self.instance, DEFAULT_PIPELINE, job, batches)
 
     def rows(self, table, batch) -> list[dict]:
         return rows_of(self.lake, table, batch)
@@ -393,7 +398,12 @@ def test_a_run_is_skipped_only_while_its_inputs_and_outputs_are_unchanged(
 
 def test_only_changed_batches_are_stale_and_scored_again(graph, data, documents):
     def land() -> None:
-        assert materialize(build_defs(settings=graph.settings), graph.instance, "land_batches", ["a", "b", "c"]) == []
+        assert (
+            materialize(
+                build_defs(settings=graph.settings), graph.instance, DEFAULT_PIPELINE, LAND_BATCHES, ["a", "b", "c"]
+            )
+            == []
+        )
 
     followers = ("batch_inference", "ai_query_inference")
     before, asked = graph.tables(), len(graph.server.requests)
@@ -403,7 +413,7 @@ def test_only_changed_batches_are_stale_and_scored_again(graph, data, documents)
     write_csv(data / "a.csv", changed)
     land()
     assert [graph.stale(asset) for asset in followers] == [["a"], ["a"]]
-    assert materialize(build_defs(settings=graph.settings), graph.instance, "score_batches", ["a"]) == []
+    assert graph.materialize(SCORE_BATCHES, ["a"]) == []
     assert [graph.stale(asset) for asset in (*followers, "summary_quality")] == [[], [], []]
     assert graph.metadata("batch_inference", "a")["rows_scored"] == 1
     assert graph.metadata("batch_inference", "a")["rows_reused"] == 3
@@ -427,8 +437,8 @@ def test_the_graph_keeps_working_after_its_tables_and_landing_folder_move_to_a_b
     environment = {f"{PREFIX}{name.upper()}": str(value) for name, value in {**places, "home": tmp_path}.items()}
     landed = CliRunner(env=environment).invoke(main, ["land", str(dropped)])
     assert landed.exit_code == 0, landed.output
-    register_batches(graph.instance, ["dropped"])
-    assert materialize(build_defs(settings=graph.settings), graph.instance, "score_batches", ["dropped"]) == []
+    register_batches(graph.instance, DEFAULT_PIPELINE, ["dropped"])
+    assert graph.materialize(SCORE_BATCHES, ["dropped"]) == []
     assert graph.metadata("batch_inference", "dropped")["rows_scored"] == 2
     assert len(graph.rows(SUMMARY_QUALITY, "dropped")) == 2
     assert {key: rows for key, rows in graph.tables().items() if key[1] != "dropped"} == before

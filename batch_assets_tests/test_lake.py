@@ -3,6 +3,7 @@ import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
+import dagster as dg
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
@@ -284,7 +285,7 @@ def test_a_table_with_different_partition_columns_is_refused(lake):
 def test_the_contract_check_fails_if_a_column_type_differs_and_passes_otherwise(tmp_path, lake):
     from deltalake import write_deltalake
 
-    check = contract_check("prod_data", PROD_DATA)
+    check = contract_check(dg.AssetKey("prod_data"), PROD_DATA)
     lake.open(PROD_DATA)
     assert check(lake=lake).passed
     other = Lake(str(tmp_path / "other"))

@@ -13,13 +13,13 @@ from click.testing import CliRunner
 
 from batch_assets.cli import main
 from batch_assets.errors import BatchAssetsError
-from batch_assets.models.configured_task import task_of
 from batch_assets.models.evaluation import DocumentResult
 from batch_assets.models.model_runs import find_run, run_of
 from batch_assets.models.promotion import decide, promote_by_hand, propose, rollback
 from batch_assets.models.registry import promote, register, versions
 from batch_assets.models.tracking import connect
 from batch_assets.settings import Settings
+from batch_assets.tasks.configured_task import task_of
 from batch_assets_tests.conftest import log, registered, settings_for
 from batch_assets_tests.servers import free_port, serve, stop
 

@@ -13,6 +13,7 @@ from batch_assets.graph.partitions import known_batches
 from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA
 from batch_assets.lake.lake import Lake
 from batch_assets.resources.dagster_storage import existing_instance
+from batch_assets.settings import DEFAULT_PIPELINE
 from batch_assets_tests.conftest import BATCH_ASSETS, environment, settings_for, write_json_lines
 from batch_assets_tests.servers import ChatServer, completion
 
@@ -71,7 +72,7 @@ def test_eight_commands_can_start_at_once_in_a_new_home(tmp_path, home, t5_folde
     assert sorted(ids) == sorted(document["id"] for document in documents[2:5])
     assert Lake(str(home / "lake")).open(BATCH_INFERENCE).rows("scored") == 2
     with existing_instance(settings_for(home)) as instance:
-        assert sorted(known_batches(instance)) == ["one", "other", "scored"]
+        assert sorted(known_batches(instance, DEFAULT_PIPELINE)) == ["one", "other", "scored"]
         jobs = sorted(run.job_name for run in instance.get_runs() if run.is_success)
         assert jobs == ["land_batches"] * 3 + ["materialize_all"]
     for database in ("history/runs.db", "history/runs/index.db", "schedules/schedules.db"):

@@ -9,12 +9,12 @@ import venv
 import pytest
 from aclsum import ACLSum
 
-from batch_assets.models.configured_task import task_of
 from batch_assets.models.evaluation import results_on
 from batch_assets.models.model_runs import find_run
 from batch_assets.models.promotion import decide
 from batch_assets.models.registry import run_model
 from batch_assets.sources.records import Document
+from batch_assets.tasks.configured_task import task_of
 from batch_assets_tests.conftest import log
 
 pytestmark = pytest.mark.proof

@@ -10,9 +10,10 @@ import pytest
 from deltalake import DeltaTable
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.contracts import PROD_DATA, PROD_DATA_REJECTED
+from batch_assets.lake.contracts import DEFAULT_TABLES, PROD_DATA, PROD_DATA_REJECTED
 from batch_assets.lake.forgotten import remember
 from batch_assets.sources.aclsum import ACLSumDataset
+from batch_assets.sources.column_mapping import XSUM_COLUMNS
 from batch_assets.sources.configured import evaluation_dataset, scored_dataset
 from batch_assets.sources.files import FileDataset
 from batch_assets.sources.hub import HubDataset
@@ -28,15 +29,15 @@ def records(*fields):
 def test_the_embedded_data_set_has_four_batches_of_25_with_joined_expert_summaries(home):
     dataset = scored_dataset(settings_for(home))
     assert dataset.batches() == [f"aclsum-test-000{number}" for number in (1, 2, 3, 4)]
-    found = [item for batch in dataset.batches() for item in validate(dataset.records(batch))]
+    found = [item for batch in dataset.batches() for item in validate(dataset.records(batch), XSUM_COLUMNS)]
     assert len(found) == 100
-    assert all(isinstance(item, Document) and item.document and item.summary for item in found)
+    assert all(isinstance(item, Document) and item.document and item.reference for item in found)
     from aclsum import ACLSum
 
     paper = ACLSum("test").documents[30]
     assert found[30].id == paper.id
     for aspect in ("challenge", "approach", "outcome"):
-        assert paper.summaries[aspect].strip() in found[30].summary
+        assert paper.summaries[aspect].strip() in found[30].reference
 
 
 def test_evaluation_documents_are_never_among_the_scored_ones(home):
@@ -71,14 +72,14 @@ def test_a_limit_applies_to_the_first_records_across_all_batches():
     ],
 )
 def test_an_invalid_record_is_rejected_with_the_reason(fields, reason):
-    (item,) = validate(records(fields))
+    (item,) = validate(records(fields), XSUM_COLUMNS)
     assert isinstance(item, Rejected)
     assert reason in item.reason
 
 
 def test_ids_are_unique_within_a_batch_and_missing_ids_are_generated_deterministically():
     rows = records({"id": 5, "document": "x"}, {"id": "5", "document": "y"}, {"document": "z"}, {"document": "z"})
-    first, second = list(validate(rows)), list(validate(rows))
+    first, second = list(validate(rows, XSUM_COLUMNS)), list(validate(rows, XSUM_COLUMNS))
     assert first == second
     assert [type(item) for item in first] == [Document, Rejected, Document, Document]
     assert first[0].id == "5"
@@ -98,7 +99,7 @@ def test_json_lines_csv_and_parquet_plain_and_compressed_give_the_same_documents
     dataset.check()
     assert dataset.batches() == ["columns", "lines", "packed", "table"]
     for batch in dataset.batches():
-        documents = [(d.id, d.document, d.summary) for d in validate(dataset.records(batch))]
+        documents = [(d.id, d.document, d.reference) for d in validate(dataset.records(batch), XSUM_COLUMNS)]
         assert documents == [(row["id"], row["document"], row["summary"]) for row in rows]
 
 
@@ -151,7 +152,7 @@ def test_a_hub_data_set_with_a_loading_script_is_read_from_its_converted_copy(tm
 
     asked = []
 
-    def load_dataset(name, *, split, revision, cache_dir):
+    def load_dataset(name, config, *, split, revision, cache_dir):
         asked.append((name, split, revision))
         if revision is None:
             raise RuntimeError("Dataset scripts are no longer supported, but found xsum.py")
@@ -161,7 +162,7 @@ def test_a_hub_data_set_with_a_loading_script_is_read_from_its_converted_copy(tm
     dataset = HubDataset("EdinburghNLP/xsum", "test", tmp_path, 10)
     dataset.check()
     assert dataset.batches() == ["EdinburghNLP-xsum-test"]
-    assert [item.document for item in validate(dataset.records("EdinburghNLP-xsum-test"))] == ["text"]
+    assert [item.document for item in validate(dataset.records("EdinburghNLP-xsum-test"), XSUM_COLUMNS)] == ["text"]
     assert asked == [
         ("EdinburghNLP/xsum", "test", None),
         ("EdinburghNLP/xsum", "test", "refs/convert/parquet"),
@@ -172,24 +173,24 @@ def test_every_record_is_landed_or_rejected_and_landing_again_writes_nothing(tmp
     path = write_json_lines(tmp_path / "a.jsonl", [{"id": "1", "document": "x"}, {"id": "1", "document": "y"}])
     with path.open("a") as file:
         file.write("{broken\n" + json.dumps({"id": "2", "document": None}) + "\n")
-    landed = land_batch(FileDataset(str(path), 10), lake, "a", "run")
+    landed = land_batch(FileDataset(str(path), 10), lake, DEFAULT_TABLES, "a", "run")
     assert (landed.rows, landed.rejected, landed.changed) == (2, 2, True)
     rejected = [row for part in lake.open(PROD_DATA_REJECTED).read("a") for row in part.to_pylist()]
     assert [(row["position"], row["source"]) for row in rejected] == [(1, "a.jsonl"), (2, "a.jsonl")]
     assert "line 3 is not JSON" in rejected[1]["reason"]
     before = lake.open(PROD_DATA).version
-    assert not land_batch(FileDataset(str(path), 10), lake, "a", "run").changed
+    assert not land_batch(FileDataset(str(path), 10), lake, DEFAULT_TABLES, "a", "run").changed
     assert lake.open(PROD_DATA).version == before
 
 
 def test_a_changed_source_replaces_its_batch_and_a_missing_source_is_an_error(tmp_path, lake):
     path = write_json_lines(tmp_path / "a.jsonl", [{"id": "1", "document": "x"}])
-    land_batch(FileDataset(str(path), 10), lake, "a", "run")
+    land_batch(FileDataset(str(path), 10), lake, DEFAULT_TABLES, "a", "run")
     write_json_lines(path, [{"id": "1", "document": "new"}, {"id": "2", "document": "y"}])
-    assert land_batch(FileDataset(str(path), 10), lake, "a", "run").rows == 2
+    assert land_batch(FileDataset(str(path), 10), lake, DEFAULT_TABLES, "a", "run").rows == 2
     other = write_json_lines(tmp_path / "b.jsonl", [{"id": "1", "document": "x"}])
     with pytest.raises(BatchAssetsError, match="not in the data set"):
-        land_batch(FileDataset(str(other), 10), lake, "a", "run")
+        land_batch(FileDataset(str(other), 10), lake, DEFAULT_TABLES, "a", "run")
     assert lake.open(PROD_DATA).rows("a") == 2
 
 
@@ -206,7 +207,7 @@ def test_a_source_is_read_once_for_all_its_batches_and_not_at_all_if_unchanged(t
         write_json_lines(path, [{"id": str(n), "document": str(n + offset)} for n in range(7)])
         opened.clear()
         dataset = Counted(str(path), 2)
-        assert sum(land_batch(dataset, lake, batch, "run").rows for batch in dataset.batches()) == 7
+        assert sum(land_batch(dataset, lake, DEFAULT_TABLES, batch, "run").rows for batch in dataset.batches()) == 7
         assert len(opened) == times
         stored = [
             row for batch in dataset.batches() for part in lake.open(PROD_DATA).read(batch) for row in part.to_pylist()
@@ -218,7 +219,7 @@ def test_a_batch_is_landed_whole_again_after_its_rows_were_deleted_or_a_document
     path = write_json_lines(tmp_path / "a.jsonl", [{"id": str(n), "document": "text"} for n in range(3)])
 
     def land() -> tuple[int, bool]:
-        landed = land_batch(FileDataset(str(path), 10), lake, "a", "run")
+        landed = land_batch(FileDataset(str(path), 10), lake, DEFAULT_TABLES, "a", "run")
         return landed.rows, landed.changed
 
     assert (land(), land()) == ((3, True), (3, False))
@@ -233,9 +234,9 @@ def test_a_batch_is_landed_whole_again_after_its_rows_were_deleted_or_a_document
 def test_a_batch_is_never_replaced_from_another_file_with_the_same_name(tmp_path, lake):
     january = write_json_lines(tmp_path / "jan" / "data.jsonl", [{"id": "1", "document": "january"}])
     february = write_json_lines(tmp_path / "feb" / "data.jsonl", [{"id": "1", "document": "february"}])
-    land_batch(FileDataset(str(january), 10), lake, "data", "run")
+    land_batch(FileDataset(str(january), 10), lake, DEFAULT_TABLES, "data", "run")
     with pytest.raises(BatchAssetsError, match=r"jan/data.jsonl.*rename"):
-        land_batch(FileDataset(str(february), 10), lake, "data", "run")
+        land_batch(FileDataset(str(february), 10), lake, DEFAULT_TABLES, "data", "run")
     assert [row["document"] for part in lake.open(PROD_DATA).read("data") for row in part.to_pylist()] == ["january"]
 
 
@@ -243,14 +244,14 @@ def test_batches_that_the_current_settings_would_not_create_are_listed(tmp_path,
     rows = [{"id": str(n), "document": "x"} for n in range(4)]
     path = str(write_json_lines(tmp_path / "a.jsonl", rows))
     for batch in FileDataset(path, 2).batches():
-        land_batch(FileDataset(path, 2), lake, batch, "run")
-    assert obsolete_batches(FileDataset(path, 2), lake) == []
-    assert obsolete_batches(FileDataset(path, 10), lake) == ["a-0001", "a-0002"]
+        land_batch(FileDataset(path, 2), lake, DEFAULT_TABLES, batch, "run")
+    assert obsolete_batches(FileDataset(path, 2), lake, PROD_DATA) == []
+    assert obsolete_batches(FileDataset(path, 10), lake, PROD_DATA) == ["a-0001", "a-0002"]
 
 
 def test_a_csv_row_with_too_few_or_too_many_fields_is_rejected(tmp_path):
     (tmp_path / "a.csv").write_text("id,document\n1,x\n2\n3,y,z\n")
-    items = list(validate(FileDataset(str(tmp_path / "a.csv"), 10).records("a")))
+    items = list(validate(FileDataset(str(tmp_path / "a.csv"), 10).records("a"), XSUM_COLUMNS))
     assert [type(item) for item in items] == [Document, Rejected, Rejected]
 
 
@@ -258,12 +259,12 @@ def test_a_batch_with_rows_from_another_writer_is_only_observed(tmp_path, lake):
     from deltalake import write_deltalake
 
     path = write_json_lines(tmp_path / "a.jsonl", [{"id": "1", "document": "x"}])
-    land_batch(FileDataset(str(path), 10), lake, "a", "run")
+    land_batch(FileDataset(str(path), 10), lake, DEFAULT_TABLES, "a", "run")
     (ours,) = list(lake.open(PROD_DATA).read("a"))
     write_deltalake(
         lake.table_uri(PROD_DATA), pa.Table.from_batches([ours]).select(PROD_DATA.column_names), mode="append"
     )
     write_json_lines(path, [{"id": "9", "document": "new"}])
-    landed = land_batch(FileDataset(str(path), 10), lake, "a", "run")
+    landed = land_batch(FileDataset(str(path), 10), lake, DEFAULT_TABLES, "a", "run")
     assert landed.observed
     assert lake.open(PROD_DATA).rows("a") == 2

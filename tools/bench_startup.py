@@ -102,7 +102,7 @@ def _documents(path: Path, count: int) -> None:
     from batch_assets.sources.aclsum import ACLSumDataset
 
     some = ACLSumDataset("validation", 25).held_out(count)
-    rows = [{"id": item.id, "document": item.document, "summary": item.summary} for item in some]
+    rows = [{"id": item.id, "document": item.document, "summary": item.reference} for item in some]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 

@@ -13,7 +13,7 @@ from batch_assets.engines.contract import RowError
 from batch_assets.engines.model_files import DECODERS, ENCODER_DECODERS, TOKENIZERS
 from batch_assets.errors import BatchAssetsError, ExitStatus
 from batch_assets.lake.contracts import PARTITION, TABLES
-from batch_assets.settings import Settings, variables
+from batch_assets.settings import IN_PIPELINE_FILES, Settings, variables
 from batch_assets.sources.reasons import Reason
 
 _ROOT = Path(__file__).parent.parent
@@ -33,6 +33,8 @@ _AREAS = {
     "scoring": "Scoring",
     "ai_functions": "Statements, `ai_query`, endpoints",
     "automation": "Runs",
+    "pipelines": "Pipelines",
+    "tasks": "Pipelines",
     "graph": "Runs",
 }
 
@@ -68,17 +70,33 @@ def _models() -> str:
 def _settings() -> str:
     lines = [
         "# Settings\n",
-        "Settings are environment variables. `make run`, `make ui`, the command `batch-assets` and the Dagster code",
-        "location read them. A `BATCH_ASSETS_` variable that is not in this table is refused.\n",
+        "A setting belongs to the deployment, which environment variables set, or to a [pipeline](../pipelines.md),",
+        "whose file sets it. For the pipeline `summaries`, which ships, a variable sets it too: it takes precedence over",
+        "`pipelines/summaries.yaml`, and that over the default. `make run`, `make ui`, the command `batch-assets` and the",
+        "Dagster code location read them. A `BATCH_ASSETS_` variable that is not on this page is refused.\n",
         _MADE,
-        "| variable | default | meaning |",
-        "|---|---|---|",
+        "## Of a pipeline\n",
+        "| in its file | variable, for `summaries` only | default | meaning |",
+        "|---|---|---|---|",
     ]
-    for name, variable in variables().items():
-        field = Settings.model_fields[name]
-        default = "" if field.default is None else f"`{str(field.default)!r}`".replace("'", "")
-        lines.append(f"| `{variable}` | {default} | {_cell(field.description or '')} |")
+    known = variables()
+    for name, path in IN_PIPELINE_FILES.items():
+        variable = f"`{known[name]}`" if name in known else ""
+        lines.append(f"| `{path}` | {variable} | {_default(name)} | {_cell(_meaning(name))} |")
+    lines += ["", "## Of the deployment\n", "| variable | default | meaning |", "|---|---|---|"]
+    for name, variable in known.items():
+        if name not in IN_PIPELINE_FILES:
+            lines.append(f"| `{variable}` | {_default(name)} | {_cell(_meaning(name))} |")
     return _joined(lines)
+
+
+def _default(name: str) -> str:
+    default = Settings.model_fields[name].default
+    return "" if default in (None, ()) else f"`{str(default)!r}`".replace("'", "")
+
+
+def _meaning(name: str) -> str:
+    return Settings.model_fields[name].description or ""
 
 
 def _tables() -> str:

@@ -24,13 +24,15 @@ import dagster as dg
 import psutil
 import pyarrow as pa
 
-from batch_assets.automation.sensors import sensors
+from batch_assets.automation.jobs import pipeline_jobs
+from batch_assets.automation.sensors import pipeline_sensors
 from batch_assets.engines.contract import Completion, ScoringModel
 from batch_assets.graph import observation
-from batch_assets.graph.batch_inference import batch_inference
-from batch_assets.graph.champion_model import champion_model
+from batch_assets.graph.batch_inference import build_batch_inference
+from batch_assets.graph.champion_model import build_champion_model
 from batch_assets.graph.partitions import range_tags, register_batches
-from batch_assets.graph.prod_data import prod_data
+from batch_assets.graph.pipeline_names import AssetKeys
+from batch_assets.graph.prod_data import build_prod_data
 from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.staging import stage
@@ -39,11 +41,12 @@ from batch_assets.operations.status import status_of
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.resources.spark import SparkResource
 from batch_assets.scoring.scorer import score_batch
-from batch_assets.settings import Settings
+from batch_assets.settings import DEFAULT_PIPELINE, Settings
 from batch_assets.staleness import input_metadata, stale_batches
 from tools.dagster_ui import asset_page, graphql, webserver
 
 ROWS, BYTES = 1000, 2048
+_SCORED = AssetKeys(DEFAULT_PIPELINE).scored
 _MODEL = ScoringModel("echo", 1, "0" * 64, "", {}, None, "echo", "none", 0, device_map="cpu")
 _WORDS = [f"word{number}" for number in range(1000)]
 
@@ -119,13 +122,13 @@ class Deployment:
             self._commit(batches)
             self.seconds.append((time.monotonic() - began) / len(batches))
             return
+        scored = build_batch_inference(self.settings)
         result = dg.materialize(
-            [prod_data, champion_model, batch_inference],
-            selection=[batch_inference],
+            [build_prod_data(self.settings), build_champion_model(self.settings), scored],
+            selection=[scored],
             tags=range_tags(batches),
             instance=self._instance,
             resources={
-                "settings": self.settings,
                 "lake": self.lake,
                 "registry": ModelRegistry(self.settings),
                 "spark": self._spark,
@@ -148,7 +151,7 @@ class Deployment:
             metadata = {"rows": self.lake.open(BATCH_INFERENCE).rows(batch)}
             tags = {"dagster/data_version": str(version)}
             self._instance.report_runless_asset_event(
-                dg.AssetMaterialization(batch_inference.key, partition=batch, metadata=metadata, tags=tags)
+                dg.AssetMaterialization(_SCORED, partition=batch, metadata=metadata, tags=tags)
             )
 
     def grow(self, size: int) -> None:
@@ -161,12 +164,13 @@ class Deployment:
             some = keys[first : first + each]
             for key in some:
                 self.land(key)
-            register_batches(self._instance, some)
+            register_batches(self._instance, DEFAULT_PIPELINE, some)
             self.score(some)
 
     def tick(self) -> float:
         """Evaluate ``prod_data_sensor`` once. Returns the seconds."""
-        sensor = next(one for one in sensors(self.settings) if one.name == "prod_data_sensor")
+        jobs = {job.name: job for job in pipeline_jobs(self.settings)}
+        sensor = next(one for one in pipeline_sensors(self.settings, jobs) if one.name == "prod_data_sensor")
         resources = {"lake": self.lake, "registry": ModelRegistry(self.settings)}
 
         def evaluate() -> None:
@@ -177,7 +181,7 @@ class Deployment:
 
     def asset_page(self) -> dict[str, float]:
         """Load the page of ``batch_inference`` twice. Returns the seconds of both."""
-        key, batches = batch_inference.key.path[-1], self.lake.open(BATCH_INFERENCE).batches()
+        key, batches = _SCORED.path[-1], self.lake.open(BATCH_INFERENCE).batches()
         with webserver(self.settings) as url:
             graphql(url, "{ assetNodes { id } }")  # loads the code, which is not part of the measurement
             pages: list[int] = []

@@ -17,7 +17,7 @@ from batch_assets.ai_functions.requests import AiFunctionError
 from batch_assets.engines.contract import RowError
 from batch_assets.engines.encoding import texts_of
 from batch_assets.errors import BatchAssetsError, reason
-from batch_assets.lake.contracts import AI_QUERY_INFERENCE, PROD_DATA
+from batch_assets.lake.contracts import Table
 from batch_assets.lake.counts import Counts, check_rows, counts_of
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.scoring.completions import CompletionStore, FinishedWork, refuse_if_all_failed
@@ -78,14 +78,15 @@ def answer_batch(
     limit: int,
     metadata: Mapping[str, Any],
     report: Callable[[str], None],
+    read: Callable[[str], str] | None = None,
 ) -> AnsweredBatch:
-    """Run the statement and replace the batch of ``ai_query_inference`` with its rows.
+    """Run the statement and replace the batch of the output table with its rows.
 
     Args:
-        spark: the session. The batch of ``m4_1_prod_data`` becomes a view in it, with null for documents without text.
+        spark: the session. The batch of documents becomes a view in it, with null for documents without text.
         lake: stores finished answers until the commit.
-        documents: ``m4_1_prod_data`` at the version to read.
-        output: ``ai_query_inference``, opened before the input's version was resolved.
+        documents: the documents, at the version to read.
+        output: the table of the answers, opened before the input's version was resolved.
         batch: key of the batch.
         endpoint: the endpoint that the statement names.
         statement: query with the columns ``id``, ``batch`` and ``answer``, the last from
@@ -93,6 +94,7 @@ def answer_batch(
         limit: maximum number of rows of the statement, 0 for all.
         metadata: metadata of the commit.
         report: called with each progress message.
+        read: the answer in a text that the endpoint wrote; raises a ValueError if there is none.
 
     Raises:
         BatchAssetsError: the endpoint is unreachable, rows are missing, or rows have neither an answer nor an error.
@@ -103,7 +105,7 @@ def answer_batch(
 
     started = time.monotonic()
     digest = hashlib.sha256(json.dumps([endpoint.identity, statement]).encode()).hexdigest()
-    store = CompletionStore.of(lake, AI_QUERY_INFERENCE, batch, digest)
+    store = CompletionStore.of(lake, output.table, batch, digest)
     finished = FinishedWork.of(store, output, batch)
     functions = register_ai_functions(spark, {endpoint.name: endpoint})
     inputs = _null_without_text(read_batch(spark, documents, batch))
@@ -112,13 +114,13 @@ def answer_batch(
         with (
             progress(f"batch {batch}", rows, store.count, report),
             _raise_stop_reason(store),
-            _temporary_view(inputs, PROD_DATA.name),
+            _temporary_view(inputs, documents.table.name),
         ):
             answered = run(spark, functions, statement, finished, details=True)
-            staged = stage_frame(_to_ai_query_inference(answered, endpoint), output, batch)
+            staged = stage_frame(_to_output(answered, output.table, endpoint, read), output, batch)
         counts = counts_of(staged)
         refuse_if_all_failed(store, batch, counts.summaries)
-        check_rows(batch, staged, rows)
+        check_rows(batch, staged, rows, output.table.output_column)
     version = output.replace(batch, staged, {**metadata, "errors": counts.errors})
     usage = Usage.of(store)
     store.clear_batch()
@@ -146,17 +148,47 @@ def _null_without_text(documents: "DataFrame") -> "DataFrame":
     return documents.withColumn("document", arrow_udf(text_or_null, "string")(F.col("document")))
 
 
-def _to_ai_query_inference(answered: "DataFrame", endpoint: Endpoint) -> "DataFrame":
+def _to_output(
+    answered: "DataFrame", table: Table, endpoint: Endpoint, read: Callable[[str], str] | None
+) -> "DataFrame":
     from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's documentation
 
     from batch_assets.ai_functions.functions import DETAILS
 
     columns = {"id": F.col("id"), "batch": F.col("batch"), "endpoint": F.lit(endpoint.name)}
     names = {"text": "result", "error_message": "errorMessage", **{field: item.name for field, item in DETAILS.items()}}
-    columns |= {name: F.col(f"answer.{names[field]}") for name, field in AI_QUERY_INFERENCE.completion_fields.items()}
+    columns |= {name: F.col(f"answer.{names[field]}") for name, field in table.completion_fields.items()}
     no_request = F.col("answer").isNull()  # the prompt was null, see _null_without_text
     columns["error_message"] = F.when(no_request, RowError.NO_TEXT.value).otherwise(columns["error_message"])
-    return answered.select(*(columns[name].alias(name) for name in AI_QUERY_INFERENCE.column_names))
+    found = answered.select(*(columns[name].alias(name) for name in table.column_names))
+    if read is not None:
+        found = found.mapInArrow(_with_answers(read, table.output_column), found.schema)
+    if table.has_typed_output:
+        found = found.withColumn(table.output_column, F.from_json(table.output_column, table.output_type))
+    return found
+
+
+def _with_answers(
+    read: Callable[[str], str], output: str
+) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """Replace each text by the answer in it, or by an error if it is none."""
+
+    def replace_texts(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for rows in batches:
+            texts, errors = rows.column(output).to_pylist(), rows.column("error_message").to_pylist()
+            for place, text in enumerate(texts):
+                if text is not None:
+                    try:
+                        texts[place] = read(text)
+                    except ValueError as error:
+                        texts[place], errors[place] = None, str(error)
+            found = {output: texts, "error_message": errors}
+            columns = [
+                pa.array(found[name], pa.string()) if name in found else rows.column(name) for name in rows.schema.names
+            ]
+            yield pa.RecordBatch.from_arrays(columns, names=rows.schema.names)
+
+    return replace_texts
 
 
 def run_for_user(

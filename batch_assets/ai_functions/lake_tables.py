@@ -5,8 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from batch_assets.ai_functions.requests import AiFunctionError
-from batch_assets.lake.contracts import TABLES
-from batch_assets.lake.lake import Lake
+from batch_assets.lake.lake import Lake, is_owned
 from batch_assets.lake.snapshot import Snapshot
 from batch_assets.names import check_name
 
@@ -90,11 +89,11 @@ def create_table_as(spark: "SparkSession", create: Any, rows: "Callable[[], Data
     target = create.this
     partitioned = _partition_columns(create)
     name, uri = _full_name(lake, target), _uri(lake, target)
-    if name.lower() in {lake.full_name(table).lower() for table in TABLES}:
+    exists = DeltaTable.is_deltatable(uri, dict(lake.storage_options))
+    if is_owned(lake, name, DeltaTable(uri, storage_options=dict(lake.storage_options)) if exists else None):
         raise AiFunctionError(
             f"{name} belongs to an asset and can't be replaced: give your table another name or schema"
         )
-    exists = DeltaTable.is_deltatable(uri, dict(lake.storage_options))
     if exists and create.args.get("exists"):
         return _read(spark, lake, uri)
     if exists and not create.args.get("replace"):

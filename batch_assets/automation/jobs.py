@@ -1,35 +1,58 @@
 """Jobs that users, sensors and schedules launch."""
 
+from collections.abc import Sequence
+from typing import TypeAlias
+
 import dagster as dg
 
-from batch_assets.graph.partitions import BATCHES
+from batch_assets.graph.partitions import batch_partitions
+from batch_assets.graph.pipeline_names import (
+    LAND_BATCHES,
+    MATERIALIZE_ALL,
+    SCORE_BATCHES,
+    TAKE_FILES,
+    TAKE_OP,
+    AssetKeys,
+    prefixed,
+)
 from batch_assets.lake.lake import Lake
+from batch_assets.resources.dagster_internals import UnresolvedAssetJobDefinition
 from batch_assets.settings import Settings
+from batch_assets.tasks.output_tables import tables_of
 
-# One process, so that all assets of a run share one Spark session and one embedded endpoint.
-materialize_all = dg.define_asset_job(
-    "materialize_all",
-    selection=dg.AssetSelection.all(),
-    partitions_def=BATCHES,
-    executor_def=dg.in_process_executor,
-    description="Materialize all assets, from the source data set to the quality report, for the selected batches.",
-)
+ExecutableJob: TypeAlias = dg.JobDefinition | UnresolvedAssetJobDefinition
 
-land_batches = dg.define_asset_job(
-    "land_batches",
-    selection=dg.AssetSelection.assets("prod_data"),
-    partitions_def=BATCHES,
-    executor_def=dg.in_process_executor,
-    description="Land the selected batches in m4_1_prod_data.",
-)
 
-score_batches = dg.define_asset_job(
-    "score_batches",
-    selection=dg.AssetSelection.assets("batch_inference", "ai_query_inference", "summary_quality", "quality_report"),
-    partitions_def=BATCHES,
-    executor_def=dg.in_process_executor,
-    description="Summarize the selected batches with the current champion and ai_query, and measure the quality.",
-)
+def pipeline_jobs(settings: Settings) -> list[ExecutableJob]:
+    """The jobs of a pipeline."""
+    keys, documents = AssetKeys(settings.pipeline), tables_of(settings).documents
+    model = [keys.logged_model, keys.evaluation, keys.champion]
+    answers = [keys.scored, *([] if settings.endpoint is None else [keys.answered]), keys.quality, keys.report]
+
+    def asset_job(name: str, selected: list[dg.AssetKey], description: str) -> ExecutableJob:
+        return dg.define_asset_job(
+            prefixed(settings.pipeline, name),
+            selection=dg.AssetSelection.assets(*selected),
+            partitions_def=batch_partitions(settings.pipeline),
+            # One process, so that all assets of a run share one Spark session and one embedded endpoint.
+            executor_def=dg.in_process_executor,
+            description=description,
+        )
+
+    jobs: list[ExecutableJob] = [
+        asset_job(
+            MATERIALIZE_ALL,
+            [keys.documents, *model, *answers],
+            "Materialize all assets of the pipeline, from the source to the quality report, for the selected batches.",
+        ),
+        asset_job(LAND_BATCHES, [keys.documents], f"Land the selected batches in {documents.name}."),
+        asset_job(
+            SCORE_BATCHES,
+            answers,
+            "Score the selected batches with the current champion and ai_query, and measure the quality.",
+        ),
+    ]
+    return [*jobs, _take_files(settings)] if settings.is_landing else jobs
 
 
 class LargeFiles(dg.Config):
@@ -39,41 +62,49 @@ class LargeFiles(dg.Config):
     files: list[str]
 
 
-@dg.op(description="Take files from the landing folder that are too large for a sensor tick.")
-def take(context: dg.OpExecutionContext, config: LargeFiles, settings: dg.ResourceParam[Settings]) -> None:
-    """Take the files of one batch."""
-    from batch_assets.sources.configured import landing_folder
-    from batch_assets.sources.landing_folder import Group
+def _take_files(settings: Settings) -> dg.JobDefinition:
+    @dg.op(
+        name=prefixed(settings.pipeline, TAKE_OP),
+        description="Take files from the landing folder that are too large for a sensor tick.",
+    )
+    def take(context: dg.OpExecutionContext, config: LargeFiles) -> None:
+        """Take the files of one batch."""
+        from batch_assets.sources.configured import landing_folder
+        from batch_assets.sources.landing_folder import Group
 
-    is_new = landing_folder(settings).take(Group(config.batch, tuple(config.files), 0))
-    context.log.info(f"batch {config.batch}: {'files taken' if is_new else 'files were already taken'}")
+        is_new = landing_folder(settings).take(Group(config.batch, tuple(config.files), 0))
+        context.log.info(f"batch {config.batch}: {'files taken' if is_new else 'files were already taken'}")
 
+    @dg.job(
+        name=prefixed(settings.pipeline, TAKE_FILES),
+        executor_def=dg.in_process_executor,
+        description="Take large files from the landing folder.",
+    )
+    def take_files() -> None:
+        """Take large files from the landing folder."""
+        take()
 
-@dg.job(executor_def=dg.in_process_executor, description="Take large files from the landing folder.")
-def take_files() -> None:
-    """Take large files from the landing folder."""
-    take()
-
-
-@dg.op(description="Compact small files, write checkpoints, and remove unused files.")
-def keep_tables_up(
-    context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings], lake: dg.ResourceParam[Lake]
-) -> None:
-    """Maintain all tables and remove abandoned completions."""
-    from batch_assets.lake.contracts import TABLES
-    from batch_assets.lake.upkeep import maintain
-    from batch_assets.scoring.completions import remove_abandoned
-
-    for table in TABLES:
-        if lake.exists(table):
-            maintain(lake.open(table).delta, settings.vacuum_hours, context.log.info)
-    context.log.info(f"{remove_abandoned(lake, settings.vacuum_hours)} files of abandoned completions removed")
+    return take_files
 
 
-@dg.job(executor_def=dg.in_process_executor, description="Compact all tables and remove unused files.")
-def upkeep() -> None:
-    """Maintain all tables."""
-    keep_tables_up()
+def upkeep_job(pipelines: Sequence[Settings]) -> dg.JobDefinition:
+    """The job that maintains the tables of all pipelines."""
 
+    @dg.op(description="Compact small files, write checkpoints, and remove unused files.")
+    def keep_tables_up(context: dg.OpExecutionContext, lake: dg.ResourceParam[Lake]) -> None:
+        """Maintain all tables and remove abandoned completions."""
+        from batch_assets.lake.upkeep import maintain
+        from batch_assets.scoring.completions import remove_abandoned
 
-JOBS = (materialize_all, land_batches, take_files, score_batches, upkeep)
+        vacuum_hours = pipelines[0].vacuum_hours
+        for table in (table for settings in pipelines for table in tables_of(settings).all):
+            if lake.exists(table):
+                maintain(lake.open(table).delta, vacuum_hours, context.log.info)
+        context.log.info(f"{remove_abandoned(lake, vacuum_hours)} files of abandoned completions removed")
+
+    @dg.job(executor_def=dg.in_process_executor, description="Compact all tables and remove unused files.")
+    def upkeep() -> None:
+        """Maintain all tables."""
+        keep_tables_up()
+
+    return upkeep

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 import dagster as dg
 
 from batch_assets.graph.partitions import known_batches, range_tags, ranges
+from batch_assets.graph.pipeline_names import prefixed
+from batch_assets.settings import Settings
 
 
 def run_requests(
-    instance: dg.DagsterInstance, job: str, reasons: Mapping[str, object], longest: int
+    instance: dg.DagsterInstance, settings: Settings, job: str, reasons: Mapping[str, object]
 ) -> list[dg.RunRequest]:
     """Create run requests for stale batches.
 
@@ -19,13 +21,14 @@ def run_requests(
 
     Args:
         instance: Dagster instance with the registered batches.
-        job: name of the job.
+        settings: the pipeline, and the maximum number of batches per run.
+        job: name of the job of any pipeline.
         reasons: what makes each batch stale.
-        longest: maximum number of batches per run.
     """
     requests = []
-    for batches in ranges(known_batches(instance), list(reasons), longest):
-        parts = json.dumps([job, [[batch, reasons[batch]] for batch in batches]], sort_keys=True, default=str)
+    name = prefixed(settings.pipeline, job)
+    for batches in ranges(known_batches(instance, settings.pipeline), list(reasons), settings.batches_per_run):
+        parts = json.dumps([name, [[batch, reasons[batch]] for batch in batches]], sort_keys=True, default=str)
         key = hashlib.sha256(parts.encode()).hexdigest()[:32]
-        requests.append(dg.RunRequest(run_key=key, job_name=job, tags=range_tags(batches)))
+        requests.append(dg.RunRequest(run_key=key, job_name=name, tags=range_tags(batches)))
     return requests

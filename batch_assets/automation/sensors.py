@@ -10,16 +10,17 @@ from typing import Any
 import dagster as dg
 
 from batch_assets.automation.alerts import send_alert
-from batch_assets.automation.jobs import land_batches, score_batches, take_files
+from batch_assets.automation.jobs import ExecutableJob
 from batch_assets.automation.run_requests import run_requests
 from batch_assets.graph.observation import champion_number, current_snapshot, stale_batches_now
 from batch_assets.graph.partitions import busy_batches, register_batches
-from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA
+from batch_assets.graph.pipeline_names import LAND_BATCHES, SCORE_BATCHES, TAKE_FILES, TAKE_OP, AssetKeys, prefixed
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import Settings
 from batch_assets.sources.configured import landing_folder
 from batch_assets.sources.landing_folder import Group, ScannedFile
+from batch_assets.tasks.output_tables import tables_of
 
 # A tick should take at most two seconds. Reading a file of _LARGE_BYTES takes half a second; a run takes larger files.
 _TAKE_SECONDS = 1.0
@@ -32,12 +33,14 @@ def _status(settings: Settings) -> dg.DefaultSensorStatus:
     return dg.DefaultSensorStatus.RUNNING if settings.sensors else dg.DefaultSensorStatus.STOPPED
 
 
-def sensors(settings: Settings) -> list[dg.SensorDefinition]:
-    """Create the sensors of a deployment."""
+def pipeline_sensors(settings: Settings, jobs: Mapping[str, ExecutableJob]) -> list[dg.SensorDefinition]:
+    """Create the sensors of a pipeline; ``jobs`` has its jobs by name."""
+    keys, tables, pipeline = AssetKeys(settings.pipeline), tables_of(settings), settings.pipeline
+    score_batches = jobs[prefixed(pipeline, SCORE_BATCHES)]
 
     @dg.sensor(
-        name="landing_sensor",
-        jobs=[land_batches, take_files],
+        name=prefixed(pipeline, "landing_sensor"),
+        jobs=[jobs[name] for job in (LAND_BATCHES, TAKE_FILES) if (name := prefixed(pipeline, job)) in jobs],
         minimum_interval_seconds=settings.sensor_seconds,
         default_status=_status(settings),
         description="Take complete files from the landing folder and request runs that land their batches.",
@@ -54,7 +57,7 @@ def sensors(settings: Settings) -> list[dg.SensorDefinition]:
         for group in folder.complete(seen, settings.settle_seconds):
             if group.size > _LARGE_BYTES or len(group.files) > _MANY_FILES:
                 folder.claim(group)
-                requests.append(_take_request(group, seen))
+                requests.append(_take_request(settings, group, seen))
             elif time.monotonic() < deadline:
                 try:
                     folder.take(group)
@@ -66,44 +69,45 @@ def sensors(settings: Settings) -> list[dg.SensorDefinition]:
         # Includes batches of an earlier tick that took files but died before it requested the run.
         pending = folder.pending()
         reasons = {batch: digest for name, digest in pending.items() for batch in folder.keys_of(name)}
-        register_batches(context.instance, list(reasons))
-        requests += run_requests(context.instance, land_batches.name, reasons, settings.batches_per_run)
+        register_batches(context.instance, pipeline, list(reasons))
+        requests += run_requests(context.instance, settings, LAND_BATCHES, reasons)
         files = {key: astuple(file) for key, file in seen.items()}
         return dg.SensorResult(run_requests=requests, cursor=json.dumps({"files": files, "asked": pending}))
 
     @dg.sensor(
-        name="prod_data_sensor",
+        name=prefixed(pipeline, "prod_data_sensor"),
         job=score_batches,
         minimum_interval_seconds=settings.sensor_seconds,
         default_status=_status(settings),
-        description="Watch m4_1_prod_data for commits by any writer, and request scoring runs for stale batches.",
+        description=f"Watch {tables.documents.name} for commits by any writer, and request scoring runs for stale "
+        "batches.",
     )
     def prod_data_sensor(
         context: dg.SensorEvaluationContext,
         lake: dg.ResourceParam[Lake],
         registry: dg.ResourceParam[ModelRegistry],
     ) -> dg.SensorResult:
-        documents = current_snapshot(lake, PROD_DATA)
-        output = current_snapshot(lake, BATCH_INFERENCE)
-        register_batches(context.instance, documents.batches())
+        documents = current_snapshot(lake, tables.documents)
+        output = current_snapshot(lake, tables.scored)
+        register_batches(context.instance, pipeline, documents.batches())
         state: dict[str, Any] = json.loads(context.cursor or '{"reported": {}, "asked": {}}')
-        _report_other_writers(context, documents, state["reported"])
+        _report_other_writers(context, keys.documents, documents, state["reported"])
         champion = champion_number(registry, settings)
         if champion is None:
             reason = "there is no champion yet: materialize champion_model"
             return dg.SensorResult(skip_reason=reason, cursor=json.dumps(state))
-        busy = busy_batches(context.instance)
+        busy = busy_batches(context.instance, pipeline)
         stale = stale_batches_now(context.instance, settings, documents, output, champion)
         # A batch whose run failed is not requested again just because a neighbouring batch is new.
         fresh = {batch: reason for batch, reason in stale.items() if state["asked"].get(batch) != reason}
-        requests = run_requests(context.instance, score_batches.name, fresh, settings.batches_per_run)
+        requests = run_requests(context.instance, settings, SCORE_BATCHES, fresh)
         # Finished batches are removed: every tick writes the cursor, so it must not grow with the lake.
         waiting = {*stale, *busy}
         state["asked"] = {batch: reason for batch, reason in state["asked"].items() if batch in waiting} | fresh
         return dg.SensorResult(run_requests=requests, cursor=json.dumps(state))
 
     @dg.sensor(
-        name="champion_sensor",
+        name=prefixed(pipeline, "champion_sensor"),
         minimum_interval_seconds=settings.sensor_seconds,
         default_status=_status(settings),
         description="Report a materialization of champion_model when the alias champion moves, even by hand.",
@@ -116,11 +120,17 @@ def sensors(settings: Settings) -> list[dg.SensorDefinition]:
             return dg.SkipReason("there is no champion yet")
         if context.cursor == str(number):
             return dg.SkipReason(f"version {number} is still the champion")
-        if _reported_version(context, "champion_model") != str(number):
+        if _reported_version(context, keys.champion) != str(number):
             metadata = {"version": number, **registry.version_link(settings.registered_model, number)}
-            _report(context, dg.AssetKey("champion_model"), None, str(number), metadata)
+            _report(context, keys.champion, None, str(number), metadata)
         context.update_cursor(str(number))
         return dg.SkipReason(f"version {number} is the champion")
+
+    return [*([landing_sensor] if settings.is_landing else []), prod_data_sensor, champion_sensor]
+
+
+def alert_sensor(settings: Settings) -> dg.SensorDefinition:
+    """Create the sensor that sends alerts about failed runs of any pipeline."""
 
     @dg.run_failure_sensor(
         name="alert_sensor",
@@ -129,7 +139,7 @@ def sensors(settings: Settings) -> list[dg.SensorDefinition]:
         monitor_all_code_locations=False,
         description="Notify the URL or command in BATCH_ASSETS_ALERT when a run has failed and will not be retried.",
     )
-    def alert_sensor(context: dg.RunFailureSensorContext) -> None:
+    def alert(context: dg.RunFailureSensorContext) -> None:
         run = context.dagster_run
         if settings.alert is None or run.tags.get("dagster/will_retry") == "true":
             return
@@ -138,17 +148,18 @@ def sensors(settings: Settings) -> list[dg.SensorDefinition]:
         message = "\n".join([str(context.failure_event.message), *(error.message.strip() for error in errors if error)])
         send_alert(settings.alert, {"run_id": run.run_id, "job": run.job_name, "message": message})
 
-    return [landing_sensor, prod_data_sensor, champion_sensor, alert_sensor]
+    return alert
 
 
-def _take_request(group: Group, seen: Mapping[str, ScannedFile]) -> dg.RunRequest:
+def _take_request(settings: Settings, group: Group, seen: Mapping[str, ScannedFile]) -> dg.RunRequest:
     identity = [group.batch, [[key, seen[key].size, seen[key].modified] for key in group.files]]
-    config = {"ops": {"take": {"config": {"batch": group.batch, "files": list(group.files)}}}}
+    op = prefixed(settings.pipeline, TAKE_OP)
+    config = {"ops": {op: {"config": {"batch": group.batch, "files": list(group.files)}}}}
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-    return dg.RunRequest(run_key=key, job_name=take_files.name, run_config=config)
+    return dg.RunRequest(run_key=key, job_name=prefixed(settings.pipeline, TAKE_FILES), run_config=config)
 
 
-def _report_other_writers(context: Any, documents: BatchSnapshot, reported: dict[str, int]) -> None:
+def _report_other_writers(context: Any, key: dg.AssetKey, documents: BatchSnapshot, reported: dict[str, int]) -> None:
     """Report a materialization for each batch that another writer has changed.
 
     If a tick runs out of time, the next ticks report the rest.
@@ -161,7 +172,7 @@ def _report_other_writers(context: Any, documents: BatchSnapshot, reported: dict
         if commit is None or documents.is_written_by_us(batch) or reported.get(batch) == commit.version:
             continue
         metadata: dict[str, Any] = {"rows": documents.rows(batch), "author": commit.author}
-        _report(context, dg.AssetKey("prod_data"), batch, str(commit.version), metadata)
+        _report(context, key, batch, str(commit.version), metadata)
         reported[batch] = commit.version
 
 
@@ -170,6 +181,6 @@ def _report(context: Any, key: dg.AssetKey, batch: str | None, version: str, met
     context.instance.report_runless_asset_event(event)
 
 
-def _reported_version(context: Any, asset: str) -> str | None:
-    last = context.instance.get_latest_materialization_event(dg.AssetKey(asset))
+def _reported_version(context: Any, asset: dg.AssetKey) -> str | None:
+    last = context.instance.get_latest_materialization_event(asset)
     return None if last is None else (last.asset_materialization.tags or {}).get(_DATA_VERSION_TAG)

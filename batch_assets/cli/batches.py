@@ -11,11 +11,15 @@ from batch_assets.cli.common import (
     exit_if_failed,
     json_outcome_option,
     load,
+    pipeline_option,
     print_json,
     print_table,
     progress_to_stderr,
 )
-from batch_assets.settings import PREFIX, Settings, redacted
+from batch_assets.settings import DEFAULT_PIPELINE, PREFIX, Settings, redacted
+from batch_assets.tasks.configured_task import task_of
+from batch_assets.tasks.output_tables import measured_task, tables_of
+from batch_assets.text_template import as_text
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -31,9 +35,10 @@ def _definitions(settings: Settings) -> "dg.Definitions":
 
 
 @click.command()
+@click.argument("pipeline", default=DEFAULT_PIPELINE)
 @json_outcome_option
-def run(as_json: bool) -> None:
-    """Materialize the whole graph for the configured data set and model.
+def run(pipeline: str, as_json: bool) -> None:
+    """Materialize the whole graph of PIPELINE, by default of summaries.
 
     Batches that are up to date are skipped; if nothing has changed since the last run, nothing runs. Exit status:
     0 done, 1 an asset failed, 2 a problem must be fixed first.
@@ -42,15 +47,15 @@ def run(as_json: bool) -> None:
     BATCH_ASSETS_DATASET='reviews/*.jsonl' batch-assets run
     """
     from batch_assets.locks import locked
-    from batch_assets.operations.run import run_graph
+    from batch_assets.operations.run import run_graph, run_lock
 
     started = time.monotonic()
-    settings = load()
+    settings = load(pipeline)
     refusal = (
         f"another 'batch-assets run' is running in {settings.home}: wait for it to finish, or set {PREFIX}HOME to "
         "another folder"
     )
-    with locked(settings.home / ".run.lock", refusal=refusal):
+    with locked(run_lock(settings), refusal=refusal):
         with progress_to_stderr(as_json):
             batches, failures = run_graph(settings, _definitions, click.echo)
             if not failures and not as_json:
@@ -65,68 +70,82 @@ def run(as_json: bool) -> None:
 
 
 def _summarize(settings: Settings, batches: list[str]) -> None:
-    """Print a few summaries, the scores, and where everything is."""
-    from batch_assets.graph.table_metadata import sample_rows
-    from batch_assets.lake.contracts import AI_QUERY_INFERENCE, BATCH_INFERENCE, TABLES
+    """Print a few answers, the scores, and where everything is."""
     from batch_assets.lake.lake import Lake
+    from batch_assets.quality.report import shown_figures
 
-    lake = Lake.of(settings)
-    answered = sample_rows(lake.open(AI_QUERY_INFERENCE), batches[0], ["id", "generated_summary"], settings.samples)
-    answers = {row["id"]: row["generated_summary"] for row in answered}
-    rows = [
-        row
-        for part in lake.open(BATCH_INFERENCE).read(batches[0], ["id", "document", "summary", "generated_summary"])
-        for row in part.to_pylist()
-        if row["id"] in answers
-    ]
-    if rows:
-        cells = [
-            [_cut(text) for text in (row["document"], row["summary"], row["generated_summary"], answers[row["id"]])]
-            for row in rows
-        ]
-        print_table(["document", "expert summary", "champion", "ai_query"], cells)
-    scores = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL", "lead-3 ROUGE-1": "lead_rouge1"}
+    lake, tables, task = Lake.of(settings), tables_of(settings), measured_task(settings)
+    _print_answers(settings, batches[0])
+    # More columns would not fit into a terminal.
+    scores = {figure.title: figure.name for figure in shown_figures(task) if figure.needs_reference}
     print_table(
-        ["table", "model", "summaries", "errors", *scores],
+        ["table", "model", task.words[1], "errors", *scores],
         [
             [
                 row["table_name"],
-                f"{row['model_name']} {row['model_version']}".rstrip(),
+                f"{row['model_name']} {row['model_version'] or ''}".rstrip(),
                 *(row[name] for name in ("summaries", "errors")),
                 *("" if row[name] is None else f"{row[name]:.3f}" for name in scores.values()),
             ]
             for row in _figures(settings, batches)
         ],
     )
-    for name in TABLES:
-        if lake.exists(name):
-            click.echo(f"table    {lake.table_uri(name)}")
+    for table in tables.all:
+        if lake.exists(table):
+            click.echo(f"table    {lake.table_uri(table)}")
     click.echo(f"MLflow   {redacted(settings.tracking_uri)}")
     click.echo(f"report   {settings.report_file}")
     click.echo(f"UIs      make ui, then http://127.0.0.1:{settings.ui_port} and {settings.mlflow_pages}")
 
 
+def _print_answers(settings: Settings, batch: str) -> None:
+    """Print a few documents of a batch with their answers."""
+    from batch_assets.graph.table_metadata import sample_rows
+    from batch_assets.lake.lake import Lake
+
+    lake, tables = Lake.of(settings), tables_of(settings)
+    output = tables.scored.output_column
+    by_endpoint: dict[str, Any] = {}
+    if settings.endpoint is not None:
+        answered = sample_rows(lake.open(tables.answered), batch, ["id", output], settings.samples)
+        by_endpoint = {row["id"]: row[output] for row in answered}
+    columns = ["id", "document", tables.scored.reference_column, output]
+    scored = lake.open(tables.scored)
+    if by_endpoint:
+        found = (row for part in scored.read(batch, columns) for row in part.to_pylist())
+        rows = [row for row in found if row["id"] in by_endpoint]
+    else:
+        rows = list(sample_rows(scored, batch, columns, settings.samples))
+    if not rows:
+        return
+    titles = ["document", f"expert {task_of(settings).words[0]}", "champion", "ai_query"]
+    cells = [[*(_cut(row[name]) for name in columns[1:]), _cut(by_endpoint.get(row["id"]))] for row in rows]
+    shown = len(titles) if settings.endpoint is not None else len(titles) - 1
+    print_table(titles[:shown], [row[:shown] for row in cells])
+
+
 def _figures(settings: Settings, batches: list[str]) -> list[dict[str, Any]]:
     """Scores and counts of the batches, one row for each table and model version."""
-    from batch_assets.lake.contracts import SUMMARY_QUALITY
     from batch_assets.lake.lake import Lake
+    from batch_assets.quality.batch_measures import quality_rows
     from batch_assets.quality.report import totals
 
-    quality = Lake.of(settings).open(SUMMARY_QUALITY)
-    return totals(row for batch in batches for part in quality.read(batch) for row in part.to_pylist())
+    quality = Lake.of(settings).open(tables_of(settings).quality)
+    return totals((row for batch in batches for row in quality_rows(quality, batch)), measured_task(settings))
 
 
-def _cut(text: str | None) -> str:
-    plain = " ".join((text or "").split())
+def _cut(value: Any) -> str:
+    plain = " ".join((as_text(value) or "").split())
     return plain if len(plain) <= _CELL else plain[:_CELL] + " …"
 
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--batch", help="Name of the batch; default: the name of the file.")
+@pipeline_option
 @json_outcome_option
-def land(files: tuple[Path, ...], batch: str | None, as_json: bool) -> None:
-    """Load FILES into m4_1_prod_data as one batch, without waiting for a sensor.
+def land(files: tuple[Path, ...], batch: str | None, pipeline: str | None, as_json: bool) -> None:
+    """Load FILES into the pipeline's table of documents as one batch, without waiting for a sensor.
 
     Files can be JSON Lines or CSV, plain or gzipped, or Parquet. Records that can't be used are rejected with a reason.
     An earlier batch with the same name is replaced. Exit status: 0 done, 1 landing failed, 2 a file can't be used.
@@ -136,7 +155,7 @@ def land(files: tuple[Path, ...], batch: str | None, as_json: bool) -> None:
     """
     from batch_assets.operations.land import land_files
 
-    settings = load()
+    settings = load(pipeline)
     with progress_to_stderr(as_json):
         landed, failures = land_files(settings, _definitions, files, batch)
     if as_json:
@@ -159,8 +178,9 @@ def _most_frequent(reasons: dict[str, int]) -> str:
 @click.option("--all", "everything", is_flag=True, help="All batches.")
 @click.option("--since", type=click.DateTime(), help="Only batches scored at or after this time (UTC).")
 @click.option("--yes", is_flag=True, help="Start without asking for confirmation.")
+@pipeline_option
 @json_outcome_option
-def rescore(batches: str | None, everything: bool, since: Any, yes: bool, as_json: bool) -> None:
+def rescore(batches: str | None, everything: bool, since: Any, yes: bool, pipeline: str | None, as_json: bool) -> None:
     """Score batches again with the current champion, skipping documents whose request has not changed.
 
     Prints how many documents there are and how long they may take, then asks for confirmation. Exit status: 0 done,
@@ -170,7 +190,7 @@ def rescore(batches: str | None, everything: bool, since: Any, yes: bool, as_jso
     batch-assets rescore --since 2026-01-31 --yes
     """
     from batch_assets.graph.partitions import register_batches
-    from batch_assets.lake.contracts import BATCH_INFERENCE
+    from batch_assets.graph.pipeline_names import SCORE_BATCHES
     from batch_assets.lake.lake import Lake
     from batch_assets.operations.local_runs import materialize
     from batch_assets.operations.rescore import describe_cost, select_batches
@@ -179,19 +199,19 @@ def rescore(batches: str | None, everything: bool, since: Any, yes: bool, as_jso
 
     if sum([batches is not None, everything, since is not None]) != 1:
         raise click.UsageError("use exactly one of --batches, --all and --since")
-    settings = load().model_copy(update={"rescore": "all"})
+    settings = load(pipeline).model_copy(update={"rescore": "all"})
     failures: list[str] = []
     with progress_to_stderr(as_json), open_instance(settings) as instance:
-        lake = Lake.of(settings)
-        wanted = select_batches(lake, None if batches is None else batches.split(","), since)
-        click.echo(describe_cost(instance, lake, wanted))
+        lake, tables = Lake.of(settings), tables_of(settings)
+        wanted = select_batches(lake, tables, None if batches is None else batches.split(","), since)
+        click.echo(describe_cost(instance, lake, settings, wanted))
         if wanted:
             if not yes:
                 click.confirm("Start?", abort=True)
             # Another writer may have added a batch that no sensor has seen yet.
-            register_batches(instance, wanted)
-            failures = materialize(_definitions(settings), instance, "score_batches", wanted)
+            register_batches(instance, settings.pipeline, wanted)
+            failures = materialize(_definitions(settings), instance, settings.pipeline, SCORE_BATCHES, wanted)
     if as_json:
-        scored = scoring_summary(lake.open(BATCH_INFERENCE), wanted)
+        scored = scoring_summary(lake.open(tables.scored), wanted)
         print_json({"batches": [{"batch": batch, **scored[batch]} for batch in wanted], "failed": failures})
     exit_if_failed(failures)

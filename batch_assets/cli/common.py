@@ -12,8 +12,9 @@ from typing import Any
 
 import click
 
-from batch_assets.errors import ExitStatus
-from batch_assets.settings import PREFIX, Settings, load_settings
+from batch_assets.errors import BatchAssetsError, ExitStatus
+from batch_assets.pipelines.deployment import Deployment, load_deployment
+from batch_assets.settings import PREFIX, Settings
 
 # Cells of plain tables are padded to at most this width; longer ones push the next cell to the right.
 _PLAIN_WIDTH = 40
@@ -28,15 +29,35 @@ json_outcome_option = click.option(
 )
 
 
-def load() -> Settings:
-    """Load the settings and apply them to this process and the processes that it starts."""
+pipeline_option = click.option("--pipeline", metavar="NAME", help="The pipeline; needed if there are several.")
+
+
+def load_all() -> Deployment:
+    """Load all pipelines, and apply the settings to this process and the processes that it starts."""
     from batch_assets.models.hub_access import go_offline
 
-    settings = load_settings()
-    # The code location and the workers must use the same home, regardless of the folder that they start in.
-    os.environ[f"{PREFIX}HOME"] = str(settings.home)
-    go_offline(settings)
-    return settings
+    deployment = load_deployment()
+    default = deployment.pipelines[0]
+    # The code location and the workers must use the same folders, regardless of the folder that they start in.
+    os.environ[f"{PREFIX}HOME"] = str(default.home)
+    os.environ[f"{PREFIX}PIPELINES"] = str(default.pipelines)
+    go_offline(deployment.pipelines)
+    return deployment
+
+
+def load(pipeline: str | None) -> Settings:
+    """Load one pipeline, by default the only one.
+
+    Raises:
+        BatchAssetsError: there is no such pipeline, or there are several and none is named.
+    """
+    deployment = load_all()
+    if pipeline is not None:
+        return deployment.pipeline(pipeline)
+    if len(deployment.pipelines) > 1:
+        names = " or ".join(settings.pipeline for settings in deployment.pipelines)
+        raise BatchAssetsError(f"there are several pipelines: add --pipeline {names}")
+    return deployment.pipelines[0]
 
 
 def exit_if_failed(failures: list[str]) -> None:

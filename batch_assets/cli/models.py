@@ -5,7 +5,16 @@ import sys
 
 import click
 
-from batch_assets.cli.common import json_outcome_option, load, print_json, print_table, progress_to_stderr, shown
+from batch_assets.cli.common import (
+    json_outcome_option,
+    load,
+    load_all,
+    pipeline_option,
+    print_json,
+    print_table,
+    progress_to_stderr,
+    shown,
+)
 from batch_assets.errors import BatchAssetsError
 from batch_assets.settings import Settings
 from batch_assets.text import has_text
@@ -13,8 +22,9 @@ from batch_assets.text import has_text
 
 @click.command()
 @click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="List only versions with this tag; repeatable.")
+@click.option("--pipeline", metavar="NAME", help="Only versions of this pipeline's model.")
 @click.option("--json", "as_json", is_flag=True, help="Print each version as one line of JSON.")
-def models(tags: tuple[str, ...], as_json: bool) -> None:
+def models(tags: tuple[str, ...], pipeline: str | None, as_json: bool) -> None:
     """List the registered versions: aliases, scores, promotion decision, and how much each has written.
 
     Changes nothing. Exit status: 0 listed, 2 the registry can't be read.
@@ -26,24 +36,28 @@ def models(tags: tuple[str, ...], as_json: bool) -> None:
     from batch_assets.models.overview import overview
     from batch_assets.models.tracking import existing_client
 
-    settings = load()
-    client = existing_client(settings)
-    rows = [] if client is None else overview(client, settings, Lake.of(settings), tags)
-    if not rows and not as_json:
-        click.echo(f"{settings.registered_model} has no versions{' with these tags' if tags else ' yet'}")
-        return
     columns = ["version", "aliases", "checkpoint", "scores", "decision", "written"]
-    if as_json:
-        for row in rows:
-            print_json(row)
-        return
-    print_table(columns, [[row[column] for column in columns] for row in rows])
+    deployment = load_all()
+    pipelines = deployment.pipelines if pipeline is None else [deployment.pipeline(pipeline)]
+    for settings in pipelines:
+        client = existing_client(settings)
+        rows = [] if client is None else overview(client, settings, Lake.of(settings), tags)
+        if as_json:
+            for row in rows:
+                print_json({"model": settings.registered_model, **row})
+        elif not rows:
+            click.echo(f"{settings.registered_model} has no versions{' with these tags' if tags else ' yet'}")
+        else:
+            if len(pipelines) > 1:
+                click.echo(settings.registered_model)
+            print_table(columns, [[row[column] for column in columns] for row in rows])
 
 
 @click.command()
 @click.argument("version", type=click.IntRange(min=1))
+@pipeline_option
 @json_outcome_option
-def promote(version: int, as_json: bool) -> None:
+def promote(version: int, pipeline: str | None, as_json: bool) -> None:
     """Make VERSION the champion by hand, regardless of its scores.
 
     The version must load and answer first. The current champion becomes the previous one. Exit status: 0 done,
@@ -54,15 +68,16 @@ def promote(version: int, as_json: bool) -> None:
     """
     from batch_assets.operations.promotion import promote_version
 
-    settings = load()
+    settings = load(pipeline)
     with progress_to_stderr(as_json):
         click.echo(promote_version(settings, version, click.echo))
     _print_champion(settings, as_json)
 
 
 @click.command()
+@pipeline_option
 @json_outcome_option
-def rollback(as_json: bool) -> None:
+def rollback(pipeline: str | None, as_json: bool) -> None:
     """Restore the previous champion; the current champion becomes the previous one.
 
     Exit status: 0 done, 2 there is no previous champion.
@@ -72,7 +87,7 @@ def rollback(as_json: bool) -> None:
     """
     from batch_assets.operations.promotion import roll_back
 
-    settings = load()
+    settings = load(pipeline)
     with progress_to_stderr(as_json):
         click.echo(roll_back(settings))
     _print_champion(settings, as_json)
@@ -89,7 +104,8 @@ def _print_champion(settings: Settings, as_json: bool) -> None:
 
 @click.command(name="try")
 @click.argument("text")
-def try_(text: str) -> None:
+@pipeline_option
+def try_(text: str, pipeline: str | None) -> None:
     """Run the champion on TEXT, as batch_inference would; use - to read TEXT from standard input.
 
     Changes nothing. Exit status: 0 answered, 2 there is no champion, no text or no answer.
@@ -102,7 +118,7 @@ def try_(text: str) -> None:
     from batch_assets.models.registry import champion, scoring_model
     from batch_assets.models.tracking import connect, exists
 
-    settings = load()
+    settings = load(pipeline)
     document = sys.stdin.read() if text == "-" else text
     if not has_text(document):
         raise BatchAssetsError(RowError.NO_TEXT.value)

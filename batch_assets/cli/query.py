@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from batch_assets.cli.common import load, print_json, print_table
+from batch_assets.cli.common import load_all, print_json, print_table
+from batch_assets.settings import EMBEDDED_ENDPOINT
 
 
 @click.command()
@@ -31,10 +32,11 @@ def query(statement: str, resume: bool, as_json: bool) -> None:
     from batch_assets.resources.endpoints import EndpointsResource
     from batch_assets.resources.spark import SparkResource
 
-    settings = load()
+    settings = load_all().pipelines[0]
+    default = settings.endpoint or EMBEDDED_ENDPOINT
     if statement == "-":
         statement = sys.stdin.read()
-    names = endpoints_of(statement, settings.endpoint)
+    names = endpoints_of(statement, default)
     lake = Lake.of(settings)
     endpoints = EndpointsResource(file=None if settings.endpoints is None else str(settings.endpoints))
     spark = SparkResource.of(settings)
@@ -42,7 +44,7 @@ def query(statement: str, resume: bool, as_json: bool) -> None:
         ready = {name: endpoints.get(name) for name in sorted(names)}
         from batch_assets.ai_functions.functions import register_ai_functions
 
-        functions = register_ai_functions(spark.session, ready, settings.endpoint)
+        functions = register_ai_functions(spark.session, ready, default)
         # Two runs of the same statement would delete each other's answers.
         digest = hashlib.sha256(statement.encode()).hexdigest()[:16]
         refusal = "the same statement is already running: wait for it to finish"

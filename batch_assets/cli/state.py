@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batch_assets.cli.common import json_option, json_outcome_option, load, print_json, print_table, progress_to_stderr
+from batch_assets.cli.common import (
+    json_option,
+    json_outcome_option,
+    load,
+    load_all,
+    pipeline_option,
+    print_json,
+    print_table,
+    progress_to_stderr,
+)
 from batch_assets.errors import ExitStatus
+from batch_assets.tasks.output_tables import tables_of
 
 if TYPE_CHECKING:
     from batch_assets.operations.status import Batch, Status
@@ -17,9 +27,10 @@ _BATCHES_SHOWN = 20
 
 
 @click.command()
+@click.argument("pipeline", required=False)
 @json_option
-def status(as_json: bool) -> None:
-    """Show the batches, the champion and the last runs.
+def status(pipeline: str | None, as_json: bool) -> None:
+    """Show the batches and the champion of PIPELINE, by default of all pipelines, and the last runs.
 
     Changes nothing. A batch is running, queued, failed (its last run failed), landed (not scored yet), stale (needs
     scoring again), scored or empty. If there are more than 20 batches, scored ones are only counted; --json lists all.
@@ -30,12 +41,22 @@ def status(as_json: bool) -> None:
     """
     from batch_assets.operations.status import status_of
 
-    found = status_of(load())
+    deployment = load_all()
+    wanted = deployment.pipelines if pipeline is None else [deployment.pipeline(pipeline)]
+    states = {settings.pipeline: status_of(settings) for settings in wanted}
+    problems = [problem.message for problem in deployment.problems]
     if as_json:
-        print_json({"counts": found.counts, **asdict(found)})
+        shown = {name: {"counts": found.counts, **asdict(found)} for name, found in states.items()}
+        only = next(iter(shown.values()))
+        print_json({**(only if len(shown) == 1 else {"pipelines": shown}), "invalid_pipelines": problems})
         return
-    _print_batches(found.batches, found.counts)
-    _print_champion(found)
+    for problem in problems:
+        click.echo(f"invalid pipeline: {problem}")
+    for name, found in states.items():
+        if len(states) > 1:
+            click.echo(f"pipeline {name}")
+        _print_batches(found.batches, found.counts)
+        _print_champion(found)
     if found.runs:
         click.echo("last runs")
         print_table(
@@ -94,7 +115,7 @@ def doctor(as_json: bool) -> None:
     from batch_assets.operations.doctor import PROBLEM, examine
 
     with progress_to_stderr(as_json):
-        findings = examine(load())
+        findings = examine(load_all())
     if as_json:
         print_json({"findings": [asdict(finding) for finding in findings]})
     else:
@@ -106,8 +127,9 @@ def doctor(as_json: bool) -> None:
 @click.command()
 @click.argument("document_id", metavar="ID")
 @click.option("--yes", is_flag=True, help="Start without asking for confirmation.")
+@pipeline_option
 @json_outcome_option
-def forget(document_id: str, yes: bool, as_json: bool) -> None:
+def forget(document_id: str, yes: bool, pipeline: str | None, as_json: bool) -> None:
     """Remove the document with this ID, and everything generated from it, from tables, completions and reports.
 
     The document can't be landed again, in any batch. Batches that contained it become stale, and the next run measures
@@ -123,7 +145,7 @@ def forget(document_id: str, yes: bool, as_json: bool) -> None:
     from batch_assets.models.tracking import connect
     from batch_assets.operations import forget as forgetting
 
-    settings = load()
+    settings = load(pipeline)
     lake = Lake.of(settings)
     with progress_to_stderr(as_json):
         found = forgetting.find(lake, settings, document_id)
@@ -159,7 +181,7 @@ def ui() -> None:
     from batch_assets.operations.ui import serve
     from batch_assets.resources.dagster_storage import open_instance
 
-    settings = load()
+    settings = load_all().pipelines[0]
     with open_instance(settings) as instance:
         for run_id in close_orphaned_runs(instance):
             click.echo(f"run {run_id} was killed; Dagster retries it if it has retries left")
@@ -177,14 +199,14 @@ def upkeep(as_json: bool) -> None:
     \b
     batch-assets upkeep
     """
-    from batch_assets.lake.contracts import TABLES
     from batch_assets.lake.lake import Lake
     from batch_assets.lake.upkeep import maintain
     from batch_assets.scoring.completions import remove_abandoned
 
-    settings = load()
+    deployment = load_all()
+    settings = deployment.pipelines[0]
     lake = Lake.of(settings)
-    tables = [table for table in TABLES if lake.exists(table)]
+    tables = [table for one in deployment.pipelines for table in tables_of(one).all if lake.exists(table)]
     outcome = []
     with progress_to_stderr(as_json):
         if not tables:

@@ -6,14 +6,14 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 from batch_assets.engines.catalog import ENGINES, FASTER_ENGINES, REFERENCE, load_engine
-from batch_assets.engines.contract import ScoringModel, generate
+from batch_assets.engines.contract import Score, ScoringModel, generate
 from batch_assets.engines.conversion import CONVERSION_FILE, Conversion
 from batch_assets.engines.spec import EngineSpec
 from batch_assets.errors import BatchAssetsError
 from batch_assets.mlflow_client import MlflowClient
-from batch_assets.quality.rouge import mean_rouge
 from batch_assets.settings import Settings
 from batch_assets.sources.records import Document
 from batch_assets.text import sha256_of
@@ -47,6 +47,7 @@ def prepare(
     settings: Settings,
     documents: Sequence[Document],
     reference: Mapping[str, str],
+    score: Score,
     report: Callable[[str], None],
 ) -> None:
     """Convert a model for the engine that would score with it, compare both outputs, and store the result in the run.
@@ -58,8 +59,9 @@ def prepare(
         run_id: run that logged the model.
         model: the version, for the reference engine.
         settings: engine and precision.
-        documents: held-out documents with summaries.
-        reference: SHA-256 of the summary that the reference wrote, by SHA-256 of the document.
+        documents: held-out documents with reference answers.
+        reference: SHA-256 of the text that the reference engine wrote, by SHA-256 of the document.
+        score: the main score of the task, which the run has as a metric.
         report: called with each progress message.
     """
     engine = _candidate(model, settings)
@@ -67,7 +69,7 @@ def prepare(
         return
     metrics = client.get_run(run_id).data.metrics
     digests = [sha256_of(item.document or "") for item in documents]
-    can_compare = "rouge1" in metrics and bool(digests) and all(digest in reference for digest in digests)
+    can_compare = score.name in metrics and bool(digests) and all(digest in reference for digest in digests)
     uri = _uri(client, run_id, engine, settings)
     if uri is not None:
         conversion = _read(uri)
@@ -82,7 +84,7 @@ def prepare(
         if conversion.refusal is None and can_compare:
             scoring = replace(model, engine=engine.name, dtype=settings.dtype, engine_path=str(folder))
             expected = [reference[digest] for digest in digests]
-            conversion = _compare(scoring, conversion, documents, expected, metrics["rouge1"])
+            conversion = _compare(scoring, conversion, documents, expected, score, metrics[score.name])
         path = conversion.write(folder)
         kept = engine.artifact(settings.dtype)
         for file in sorted(folder.iterdir()):
@@ -116,8 +118,8 @@ def conversion_summary(engine: str, dtype: str, conversion: Conversion) -> str:
     if not conversion.compared:
         return f"{engine} in {dtype}: not compared with the reference"
     return (
-        f"{engine} in {dtype}: {conversion.equal} of {conversion.compared} summaries equal to the reference's, "
-        f"ROUGE-1 {conversion.rouge1_difference:+.4f}"
+        f"{engine} in {dtype}: {conversion.equal} of {conversion.compared} texts equal to the reference's, "
+        f"{conversion.score} {conversion.score_difference:+.4f}"
     )
 
 
@@ -207,20 +209,30 @@ def _metrics(engine: str, settings: Settings, conversion: Conversion) -> dict[st
     name = f"{engine}_{settings.dtype}"
     return {
         f"{name}_equal": conversion.equal / conversion.compared,
-        f"{name}_rouge1_difference": conversion.rouge1_difference,
+        f"{name}_{conversion.score}_difference": conversion.score_difference,
     }
 
 
 def _compare(
-    model: ScoringModel, conversion: Conversion, documents: Sequence[Document], expected: list[str], rouge1: float
+    model: ScoringModel,
+    conversion: Conversion,
+    documents: Sequence[Document],
+    expected: list[str],
+    score: Score,
+    reference_mean: float,
 ) -> Conversion:
-    """Score the documents that the reference scored, and compare the summaries."""
+    """Score the documents that the reference engine scored, and compare the texts."""
     completions = generate(load_engine(model, os.cpu_count() or 1), [item.document or "" for item in documents])
-    summaries = [completion.text or "" for completion in completions]
-    rouge = mean_rouge([(item.summary or "", summary) for item, summary in zip(documents, summaries, strict=True)])
+    texts = [completion.text or "" for completion in completions]
+    answers = [model.checked(completion).text or "" for completion in completions]
+    mean = fmean(
+        score.of(item.document or "", item.reference or "", answer)
+        for item, answer in zip(documents, answers, strict=True)
+    )
     return replace(
         conversion,
-        compared=len(summaries),
-        equal=sum(sha256_of(summary) == digest for summary, digest in zip(summaries, expected, strict=True)),
-        rouge1_difference=rouge["rouge1"] - rouge1,
+        compared=len(texts),
+        equal=sum(sha256_of(text) == digest for text, digest in zip(texts, expected, strict=True)),
+        score=score.name,
+        score_difference=mean - reference_mean,
     )

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
@@ -21,6 +21,14 @@ class RowError(StrEnum):
     MARKUP = "the document has text that the tokenizer takes for markup of the prompt"
     LONG_PROMPT = "the prompt alone is longer than the {tokens} tokens the model takes"
     FAILED = "{type}: {error}"
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score of an answer against the answer that a person gave: its name, and how to compute it."""
+
+    name: str
+    of: Callable[[str, str, str], float]
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,8 @@ class ScoringModel:
         uri: URI of ``path`` in the artifact store.
         engine_uri: URI of ``engine_path`` in the artifact store.
         engine_reason: why this engine was chosen.
+        read: the answer in a text that the model wrote; raises a ValueError if there is none.
+        rules: what decides which texts are answers.
     """
 
     name: str
@@ -95,6 +105,17 @@ class ScoringModel:
     uri: str = ""
     engine_uri: str = ""
     engine_reason: str = ""
+    read: Callable[[str], str] | None = field(default=None, compare=False)
+    rules: str = ""
+
+    def checked(self, completion: Completion) -> Completion:
+        """The completion with its answer in place of the text, or with an error if the text is no answer."""
+        if completion.text is None or self.read is None:
+            return completion
+        try:
+            return replace(completion, text=self.read(completion.text))
+        except ValueError as error:
+            return replace(completion, text=None, error_message=str(error))
 
     def render(self, document: str) -> str:
         """Render the request for one document."""
@@ -114,7 +135,7 @@ class ScoringModel:
         parameters: dict[str, Any] = dict(self.parameters)
         if parameters.get("do_sample"):
             parameters["seed"] = self.seed
-        parts = [self.digest, self.engine, self.dtype, parameters, self.template]
+        parts = [self.digest, self.engine, self.dtype, parameters, self.template, *filter(None, [self.rules])]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def request_hash(self, document: str) -> str:

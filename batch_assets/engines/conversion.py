@@ -25,8 +25,9 @@ class Conversion:
         end_ids: tokens that end an answer.
         decoding: decoding arguments of the engine.
         compared: number of held-out documents scored with both engines.
-        equal: number of those with the same summary.
-        rouge1_difference: its ROUGE-1 minus the reference's, on those documents.
+        equal: number of those with the same text.
+        score: name of the task's main score.
+        score_difference: its mean minus the reference's, on those documents.
     """
 
     refusal: str | None = None
@@ -36,7 +37,8 @@ class Conversion:
     decoding: dict[str, Any] = field(default_factory=dict)
     compared: int = 0
     equal: int = 0
-    rouge1_difference: float = 0.0
+    score: str = "rouge1"
+    score_difference: float = 0.0
 
     def write(self, folder: Path) -> Path:
         """Write the file next to the converted model. A folder that contains it is complete."""
@@ -53,6 +55,8 @@ class Conversion:
     def parse(cls, text: str) -> "Conversion":
         """Parse the content of the file."""
         content = json.loads(text)
+        # Releases that knew one task wrote this name.
+        content.setdefault("score_difference", content.pop("rouge1_difference", 0.0))
         return cls(**{**content, "end_ids": tuple(content["end_ids"])})
 
     def encoding(self, model: ScoringModel, tokenizer: Tokenizer) -> Encoding:

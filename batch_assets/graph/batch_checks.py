@@ -14,12 +14,11 @@ Judge = Callable[[Lake], Mapping[str, str]]
 
 
 def batch_check(
-    asset: str,
+    asset: dg.AssetKey,
     name: str,
     description: str,
     judge: Judge,
     *,
-    blocking: bool = False,
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
     more: Callable[[Lake], Mapping[str, Any]] = lambda lake: {},
 ) -> dg.AssetChecksDefinition:
@@ -32,12 +31,11 @@ def batch_check(
         name: name of the check.
         description: what holds when the check passes.
         judge: reads the tables and returns the problem of each failed batch.
-        blocking: whether a failure stops downstream assets.
         severity: severity of a failure.
         more: returns additional metadata.
     """
 
-    @dg.asset_check(asset=asset, name=name, blocking=blocking, description=description)
+    @dg.asset_check(asset=asset, name=name, description=description)
     def check(lake: dg.ResourceParam[Lake]) -> dg.AssetCheckResult:
         return result(judge(lake), severity, more(lake))
 

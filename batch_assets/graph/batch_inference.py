@@ -1,4 +1,4 @@
-"""One summary for every document, written by the champion on Spark."""
+"""One answer for every document, written by the champion on Spark."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from batch_assets.graph.batch_execution import BatchOutcome, each_batch
-from batch_assets.graph.champion_model import champion_model
-from batch_assets.graph.partitions import BATCHES
-from batch_assets.graph.prod_data import prod_data
+from batch_assets.graph.partitions import batch_partitions, known_batches
+from batch_assets.graph.pipeline_names import AssetKeys, group_of, tag_of
 from batch_assets.graph.table_metadata import (
     column_lineage,
     column_schema,
@@ -19,111 +18,128 @@ from batch_assets.graph.table_metadata import (
     table_metadata,
     totals,
 )
-from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.resources.spark import SparkResource
 from batch_assets.scoring.completions import CompletionStore
 from batch_assets.settings import Settings
 from batch_assets.staleness import input_metadata, input_version, is_stale
+from batch_assets.tasks.output_tables import tables_of
 
 if TYPE_CHECKING:
     from batch_assets.scoring.scorer import ScoredBatch
 
 CHAMPION_TAG = "batch_assets/champion_version"
 
-_LINEAGE = column_lineage(
-    {
-        **{name: [(prod_data.key, name)] for name in PROD_DATA.column_names},
-        **{name: [(prod_data.key, "document")] for name in BATCH_INFERENCE.answer_columns},
-    }
-)
 
-
-@dg.asset(
-    partitions_def=BATCHES,
-    deps=[prod_data, champion_model],
-    group_name="summaries",
-    kinds={"deltalake", "spark", "huggingface"},
-    code_version="1",
-    pool="spark",
-    description=BATCH_INFERENCE.description,
-    metadata=column_schema(BATCH_INFERENCE),
-)
-def batch_inference(
-    context: dg.AssetExecutionContext,
-    settings: dg.ResourceParam[Settings],
-    lake: dg.ResourceParam[Lake],
-    registry: dg.ResourceParam[ModelRegistry],
-    spark: SparkResource,
-) -> dg.MaterializeResult[None]:
-    """Score the stale batches of the run, all with the same model version."""
-    from batch_assets.models.registry import CHAMPION, champion, get_version, scoring_model
-    from batch_assets.scoring.scorer import score_batch
-
-    output = lake.open(BATCH_INFERENCE)
-    number = pin_number(context, CHAMPION_TAG, lambda: champion(registry.client, settings).number)
-    documents = open_pinned_documents(context, lake)
-    model = cache(lambda: scoring_model(registry.client, get_version(registry.client, settings, number), settings))
-    known = context.instance.get_dynamic_partitions(str(BATCHES.name))
-    rescored = {"all": known, "latest": known[-1:], "none": []}[settings.rescore]
-
-    def score(batch: str) -> BatchOutcome:
-        expected = input_metadata(documents, batch)
-        if batch in rescored:
-            expected |= {"model_version": number, "fingerprint": model().fingerprint}
-        if not is_stale(output, batch, expected, lake.open(PROD_DATA).version):
-            commit = output.last_commit(batch)
-            assert commit is not None
-            scored_by = commit.metadata["model_version"]
-            hint = "" if scored_by == number else f" (the champion is {number}; BATCH_ASSETS_RESCORE=all rescores it)"
-            context.log.info(f"batch {batch}: up to date, scored by version {scored_by}{hint}")
-            return outcome(output, batch, commit.version, scored_by, 0, {})
-        store = CompletionStore.of(lake, BATCH_INFERENCE, batch, model().fingerprint)
-        recorded = {
-            **expected,
-            "model_version": number,
-            "fingerprint": model().fingerprint,
-            "engine": model().engine,
-            "engine_reason": model().engine_reason,
-            "dtype": model().dtype,
-            "run_id": context.run.run_id,
+def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
+    """The asset of a pipeline's answers by the registered model."""
+    keys, tables = AssetKeys(settings.pipeline), tables_of(settings)
+    table = tables.scored
+    lineage = column_lineage(
+        {
+            **{name: [(keys.documents, name)] for name in tables.documents.column_names},
+            **{name: [(keys.documents, "document")] for name in table.answer_columns},
         }
-        scored = score_batch(spark.session, documents, output, batch, model(), store, recorded, report=context.log.info)
-        context.log.info(
-            f"batch {batch}: {scored.rows} rows committed in {scored.seconds:.0f} s, {scored.scored} scored with "
-            f"version {number}, {scored.counts.errors} errors, {scored.counts.no_text} documents without text"
-        )
-        performance = {
-            "documents_per_second": round(scored.scored / scored.seconds, 2),
-            **_worker_metadata(scored),
-        }
-        return outcome(lake.open(BATCH_INFERENCE), batch, scored.version, number, scored.scored, performance)
+    )
 
-    def outcome(
-        snapshot: BatchSnapshot, batch: str, version: int, scored_by: int, scored: int, performance: Mapping[str, Any]
-    ) -> BatchOutcome:
-        commit = snapshot.last_commit(batch)
-        recorded = {} if commit is None else commit.metadata
-        documents_version = input_version(documents, batch)
-        counts = totals(snapshot, batch)
-        metadata = {
-            **table_metadata(lake, snapshot, batch, version, _LINEAGE),
-            "input_version": documents_version,
-            "model": settings.registered_model,
-            "model_version": scored_by,
-            **({"alias": CHAMPION} if scored_by == number else {}),
-            **registry.version_link(settings.registered_model, scored_by),
-            **{key: recorded[key] for key in ("engine", "engine_reason", "dtype") if key in recorded},
-            "rows_scored": scored,
-            "rows_reused": snapshot.rows(batch) - scored - counts["no_text"],
-            **performance,
-            **counts,
-            **sample(snapshot, batch, ["id", "document", "summary", "generated_summary"], settings.samples),
-        }
-        return BatchOutcome(version, metadata, {prod_data.key: documents_version, champion_model.key: scored_by})
+    @dg.asset(
+        key=keys.scored,
+        partitions_def=batch_partitions(settings.pipeline),
+        deps=[keys.documents, keys.champion],
+        group_name=group_of(settings, "summaries"),
+        kinds={"deltalake", "spark", "huggingface"},
+        code_version="1",
+        pool="spark",
+        description=table.description,
+        metadata=column_schema(table),
+    )
+    def batch_inference(
+        context: dg.AssetExecutionContext,
+        lake: dg.ResourceParam[Lake],
+        registry: dg.ResourceParam[ModelRegistry],
+        spark: SparkResource,
+    ) -> dg.MaterializeResult[None]:
+        """Score the stale batches of the run, all with the same model version."""
+        from batch_assets.models.registry import CHAMPION, champion, get_version, scoring_model
+        from batch_assets.scoring.scorer import score_batch
 
-    return each_batch(context, score)
+        output = lake.open(table)
+        number = pin_number(context, tag_of(settings, CHAMPION_TAG), lambda: champion(registry.client, settings).number)
+        documents = open_pinned_documents(context, lake, settings)
+        model = cache(lambda: scoring_model(registry.client, get_version(registry.client, settings, number), settings))
+        known = known_batches(context.instance, settings.pipeline)
+        rescored = {"all": known, "latest": known[-1:], "none": []}[settings.rescore]
+
+        def score(batch: str) -> BatchOutcome:
+            expected = input_metadata(documents, batch)
+            if batch in rescored:
+                expected |= {"model_version": number, "fingerprint": model().fingerprint}
+            if not is_stale(output, batch, expected, lake.open(tables.documents).version):
+                commit = output.last_commit(batch)
+                assert commit is not None
+                scored_by = commit.metadata["model_version"]
+                hint = (
+                    "" if scored_by == number else f" (the champion is {number}; BATCH_ASSETS_RESCORE=all rescores it)"
+                )
+                context.log.info(f"batch {batch}: up to date, scored by version {scored_by}{hint}")
+                return outcome(output, batch, commit.version, scored_by, 0, {})
+            store = CompletionStore.of(lake, table, batch, model().fingerprint)
+            recorded = {
+                **expected,
+                "model_version": number,
+                "fingerprint": model().fingerprint,
+                "engine": model().engine,
+                "engine_reason": model().engine_reason,
+                "dtype": model().dtype,
+                "run_id": context.run.run_id,
+            }
+            scored = score_batch(
+                spark.session, documents, output, batch, model(), store, recorded, report=context.log.info
+            )
+            context.log.info(
+                f"batch {batch}: {scored.rows} rows committed in {scored.seconds:.0f} s, {scored.scored} scored with "
+                f"version {number}, {scored.counts.errors} errors, {scored.counts.no_text} documents without text"
+            )
+            performance = {
+                "documents_per_second": round(scored.scored / scored.seconds, 2),
+                **_worker_metadata(scored),
+            }
+            return outcome(lake.open(table), batch, scored.version, number, scored.scored, performance)
+
+        def outcome(
+            snapshot: BatchSnapshot,
+            batch: str,
+            version: int,
+            scored_by: int,
+            scored: int,
+            performance: Mapping[str, Any],
+        ) -> BatchOutcome:
+            commit = snapshot.last_commit(batch)
+            recorded = {} if commit is None else commit.metadata
+            documents_version = input_version(documents, batch)
+            counts = totals(snapshot, batch)
+            metadata = {
+                **table_metadata(lake, snapshot, batch, version, lineage),
+                "input_version": documents_version,
+                "model": settings.registered_model,
+                "model_version": scored_by,
+                **({"alias": CHAMPION} if scored_by == number else {}),
+                **registry.version_link(settings.registered_model, scored_by),
+                **{key: recorded[key] for key in ("engine", "engine_reason", "dtype") if key in recorded},
+                "rows_scored": scored,
+                "rows_reused": snapshot.rows(batch) - scored - counts["no_text"],
+                **performance,
+                **counts,
+                **sample(
+                    snapshot, batch, ["id", "document", table.reference_column, table.output_column], settings.samples
+                ),
+            }
+            return BatchOutcome(version, metadata, {keys.documents: documents_version, keys.champion: scored_by})
+
+        return each_batch(context, score)
+
+    return batch_inference
 
 
 def _worker_metadata(scored: "ScoredBatch") -> dict[str, Any]:

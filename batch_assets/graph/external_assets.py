@@ -1,36 +1,42 @@
 """External assets: the inputs that the graph reads but does not produce."""
 
-from collections.abc import Sequence
-
 import dagster as dg
 
-from batch_assets.settings import EMBEDDED_DATASET, EMBEDDED_ENDPOINT, EMBEDDED_MODEL, Settings
-
-SOURCE_DATASET = dg.AssetKey("source_dataset")
-BASE_CHECKPOINT = dg.AssetKey("base_checkpoint")
-CHAT_ENDPOINT = dg.AssetKey("chat_endpoint")
+from batch_assets.graph.pipeline_names import AssetKeys, endpoint_key, group_of
+from batch_assets.settings import EMBEDDED_DATASET, EMBEDDED_ENDPOINT, EMBEDDED_MODEL, Settings, redacted
 
 
-def external_assets(settings: Settings) -> Sequence[dg.AssetSpec]:
-    """Asset specs of the configured data set, checkpoint and endpoint."""
-    specs = {
-        SOURCE_DATASET: (
-            "Source data set: documents with human-written summaries.",
-            {"data set": settings.dataset, "split": settings.split},
-            "aclsum" if settings.dataset == EMBEDDED_DATASET else "dataset",
+def external_assets(settings: Settings) -> list[dg.AssetSpec]:
+    """Asset specs of a pipeline's source, checkpoint and endpoint."""
+    keys, group = AssetKeys(settings.pipeline), group_of(settings, "external")
+    if settings.dataset is None:
+        source = {"landing folder": redacted(settings.landing_folder)}
+    else:
+        source = {"data set": settings.dataset, "split": settings.split}
+    specs = [
+        dg.AssetSpec(
+            keys.source,
+            group_name=group,
+            description="Source data set: documents, with reference answers by people if there are any.",
+            metadata=source,
+            kinds={"aclsum" if settings.dataset == EMBEDDED_DATASET else "dataset"},
         ),
-        BASE_CHECKPOINT: (
-            "Pretrained model that is logged, evaluated and registered.",
-            {"model": settings.model},
-            "huggingface" if settings.model == EMBEDDED_MODEL else "checkpoint",
+        dg.AssetSpec(
+            keys.checkpoint,
+            group_name=group,
+            description="Pretrained model that is logged, evaluated and registered.",
+            metadata={"model": settings.model},
+            kinds={"huggingface" if settings.model == EMBEDDED_MODEL else "checkpoint"},
         ),
-        CHAT_ENDPOINT: (
-            "OpenAI-compatible server that ai_query calls.",
-            {"endpoint": settings.endpoint},
-            "llamacpp" if settings.endpoint == EMBEDDED_ENDPOINT else "openai",
-        ),
-    }
-    return [
-        dg.AssetSpec(key, group_name="external", description=description, metadata=metadata, kinds={kind})
-        for key, (description, metadata, kind) in specs.items()
     ]
+    if settings.endpoint is not None:
+        specs.append(
+            dg.AssetSpec(
+                endpoint_key(settings),
+                group_name="external",
+                description="OpenAI-compatible server that ai_query calls.",
+                metadata={"endpoint": settings.endpoint},
+                kinds={"llamacpp" if settings.endpoint == EMBEDDED_ENDPOINT else "openai"},
+            )
+        )
+    return specs

@@ -34,14 +34,14 @@ def stale_batches_now(
 
     Args:
         instance: Dagster instance with the registered batches and the runs.
-        settings: settings of the deployment.
-        documents: ``m4_1_prod_data``.
-        output: ``m4_1_batch_inference``.
+        settings: settings of the pipeline.
+        documents: its documents.
+        output: its answers.
         champion: version number of the champion, None if there is no champion.
     """
-    known = known_batches(instance)
+    known = known_batches(instance, settings.pipeline)
     rescored = {"all": set(known), "latest": set(known[-1:]), "none": set[str]()}[settings.rescore]
-    stale = stale_batches(documents, output, busy_batches(instance), rescored, champion)
+    stale = stale_batches(documents, output, busy_batches(instance, settings.pipeline), rescored, champion)
     tables = [documents.table_id, output.table_id]
     reasons: dict[str, object] = {}
     for batch in stale:

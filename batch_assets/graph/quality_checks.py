@@ -1,4 +1,4 @@
-"""Asset checks for the summaries: error and other rates, repetition, drift, and batches that wait too long."""
+"""Asset checks for the answers: error and other rates, repetition, drift, and batches that wait too long."""
 
 import json
 import time
@@ -11,24 +11,26 @@ import dagster as dg
 from batch_assets.ai_functions.requests import NO_ANSWER
 from batch_assets.engines.contract import RowError
 from batch_assets.graph.batch_checks import batch_check, result
-from batch_assets.lake.contracts import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
+from batch_assets.graph.pipeline_names import AssetKeys
+from batch_assets.lake.contracts import PipelineTables, Table
 from batch_assets.lake.counts import no_text_by_table
 from batch_assets.lake.lake import BatchSnapshot, Lake
-from batch_assets.quality.batch_measures import last_measured
+from batch_assets.quality.batch_measures import last_measured, quality_rows
 from batch_assets.quality.histograms import add
-from batch_assets.settings import Settings, variables
+from batch_assets.settings import IN_PIPELINE_FILES, Settings, variables
 from batch_assets.staleness import stale_batches
+from batch_assets.tasks.output_tables import measured_task, tables_of
 
 _WARN = dg.AssetCheckSeverity.WARN
 # Check name, which is also the setting of its limit: counted column, column of the total, description.
 _RATES = {
     "error_rate": ("errors", "documents", "documents failed; documents without text are not counted"),
-    "empty_rate": ("empty", "summaries", "summaries are empty"),
-    "cut_rate": ("cut", "summaries", "summaries were cut off at the length limit"),
+    "empty_rate": ("empty", "summaries", "{answers} are empty"),
+    "cut_rate": ("cut", "summaries", "{answers} were cut off at the length limit"),
     "truncated_rate": ("truncated", "documents", "documents were truncated to the model's input limit"),
 }
-_DRIFT_MEASURES = {"words": "length", "compression": "compression", "coverage": "coverage"}
-# Earlier batches that a batch is compared with; older ones say little about the usual distribution.
+# Earlier batches that a batch is compared with, and newest batches that are compared: older ones say little about the
+# usual distribution.
 _COMPARED_BATCHES = 50
 # The checks of one run all read the same rows.
 _cached_rows: dict[tuple[str, int, str, int], list[Mapping[str, Any]]] = {}
@@ -37,38 +39,51 @@ _cached_rows: dict[tuple[str, int, str, int], list[Mapping[str, Any]]] = {}
 def quality_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
     """Create the checks with the thresholds of the settings."""
     limits = settings.model_dump()
-    names = variables()
+    names = variables() if settings.is_default else IN_PIPELINE_FILES
+    keys, tables, task = AssetKeys(settings.pipeline), tables_of(settings), measured_task(settings)
+    answer_tables = [tables.scored, *([] if settings.endpoint is None else [tables.answered])]
+    answers, drift_bins = task.words[1], task.binned
+
+    def label(row: Mapping[str, Any]) -> str:
+        batch = str(row["batch"])
+        return batch if row["table_name"] == tables.scored.name else f"{batch} ({row['table_name']})"
 
     def rate_check(name: str) -> dg.AssetChecksDefinition:
         counted, total, what = _RATES[name]
+        total_word, what = answers if total == "summaries" else total, what.format(answers=answers)
         limit = float(limits[name])
 
         def judge(lake: Lake) -> Mapping[str, str]:
             wrong = {}
-            for row in newest(lake):
+            for row in newest(lake, tables):
                 share = row[counted] / row[total] if row[total] else 0.0
                 if share > limit:
-                    wrong[_batch_label(row)] = f"{row[counted]} of {row[total]} {total}, {share:.0%}"
+                    wrong[label(row)] = f"{row[counted]} of {row[total]} {total_word}, {share:.0%}"
                     if counted == "errors":
-                        wrong[_batch_label(row)] += _error_causes(lake, row)
+                        wrong[label(row)] += _error_causes(lake, answer_tables, row)
             return wrong
 
         description = f"At most {limit:.0%} ({names[name]}) of a batch's {what}."
         if name == "error_rate":
             return batch_check(
-                "summary_quality", name, description, judge, more=lambda lake: {"no_text": no_text_by_table(lake)}
+                keys.quality,
+                name,
+                description,
+                judge,
+                more=lambda lake: {"no_text": no_text_by_table(lake, answer_tables)},
             )
-        return batch_check("summary_quality", name, description, judge, severity=_WARN)
+        return batch_check(keys.quality, name, description, judge, severity=_WARN)
 
     def repeats(lake: Lake) -> Mapping[str, str]:
-        over = [row for row in newest(lake) if (row["repetition"] or 0) > settings.repetition]
-        return {_batch_label(row): f"{row['repetition']:.0%} of the trigrams repeat an earlier one" for row in over}
+        over = [row for row in newest(lake, tables) if (row["repetition"] or 0) > settings.repetition]
+        return {label(row): f"{row['repetition']:.0%} of the trigrams repeat an earlier one" for row in over}
 
     @dg.asset_check(
-        asset="summary_quality",
+        asset=keys.quality,
         name="drift",
-        description="The length, compression and coverage of each batch's summaries are distributed as in earlier "
-        f"batches: the population stability index is at most {settings.drift} ({names['drift']}), or no higher than "
+        description=f"The {_listed([bins.title for bins in drift_bins.values()])} of each batch's {answers} are "
+        f"distributed as in earlier batches: the population stability index is at most {settings.drift} "
+        f"({names['drift']}), or no higher than "
         "chance explains for a batch of that size.",
     )
     def drift_check(lake: dg.ResourceParam[Lake]) -> dg.AssetCheckResult:
@@ -77,34 +92,34 @@ def quality_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
 
         wrong: dict[str, str] = {}
         shown: dict[str, Any] = {}
-        rows = newest(lake)
-        for table in (AI_QUERY_INFERENCE.name, BATCH_INFERENCE.name):
+        rows = newest(lake, tables)
+        for table in reversed([table.name for table in answer_tables]):
             of_table = [row for row in rows if row["table_name"] == table]
-            for position in range(1, len(of_table)):
+            for position in range(max(len(of_table) - _COMPARED_BATCHES, 1), len(of_table)):
                 row, before = of_table[position], of_table[max(position - _COMPARED_BATCHES, 0) : position]
                 counts = {"earlier batches": _histograms(before), row["batch"]: _histograms([row])}
                 expected, now = counts.values()
-                found = {title: drift(expected[name], now[name]) for name, title in _DRIFT_MEASURES.items()}
+                found = {bins.title: drift(expected[name], now[name]) for name, bins in drift_bins.items()}
                 compared = {title: one for title, one in found.items() if one is not None}
                 over = [f"{title} {one.index:.2f}" for title, one in compared.items() if one.is_over(settings.drift)]
                 if over:
-                    wrong[_batch_label(row)] = ", ".join(over)
+                    wrong[label(row)] = ", ".join(over)
                 if over or not wrong:
                     indexes = {f"index of {title}": round(one.index, 4) for title, one in compared.items()}
-                    shown = {"batch": _batch_label(row), **indexes, "plot": counts}
+                    shown = {"batch": label(row), **indexes, "plot": counts}
         if shown:
-            figure = plots.distributions(shown["plot"], _DRIFT_MEASURES)
+            figure = plots.distributions(shown["plot"], drift_bins)
             shown["plot"] = dg.MetadataValue.md(plots.image(figure, shown["batch"]))
         return result(wrong, _WARN, shown)
 
     @dg.asset_check(
-        asset="batch_inference",
+        asset=keys.scored,
         name="freshness",
         description=f"No batch has waited more than {settings.fresh_hours} hours ({names['fresh_hours']}) for its "
-        "summaries.",
+        f"{answers}.",
     )
     def freshness(lake: dg.ResourceParam[Lake]) -> dg.AssetCheckResult:
-        documents, output = lake.open(PROD_DATA), lake.open(BATCH_INFERENCE)
+        documents, output = lake.open(tables.documents), lake.open(tables.scored)
         wrong = {}
         for batch in stale_batches(documents, output, busy=frozenset()):
             commit = documents.last_commit(batch)
@@ -113,28 +128,30 @@ def quality_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
                 wrong[batch] = f"changed {hours:.0f} hours ago and not scored since"
         return result(wrong, _WARN)
 
-    return [
-        *(rate_check(name) for name in _RATES),
-        batch_check(
-            "summary_quality",
-            "repetition",
-            f"At most {settings.repetition:.0%} ({names['repetition']}) of a summary's trigrams repeat an earlier one, "
-            "on average over each batch.",
-            repeats,
-            severity=_WARN,
-        ),
-        drift_check,
-        freshness,
-    ]
+    checks = [*(rate_check(name) for name in _RATES), freshness]
+    if any(figure.name == "repetition" for figure in task.figures):
+        description = (
+            f"At most {settings.repetition:.0%} ({names['repetition']}) of the trigrams of an answer repeat an earlier "
+            "one, on average over each batch."
+        )
+        checks.append(batch_check(keys.quality, "repetition", description, repeats, severity=_WARN))
+    if drift_bins:
+        checks.append(drift_check)
+    return checks
 
 
-def newest(lake: Lake) -> Sequence[Mapping[str, Any]]:
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def newest(lake: Lake, tables: PipelineTables) -> Sequence[Mapping[str, Any]]:
     """The newest metrics of each batch and table, in the order in which the batches landed."""
-    quality, documents = lake.open(SUMMARY_QUALITY), lake.open(PROD_DATA)
+    quality, documents = lake.open(tables.quality), lake.open(tables.documents)
     state = (quality.table_id, quality.version, documents.table_id, documents.version)
     if state not in _cached_rows:
         # Older states are not read again.
-        _cached_rows.clear()
+        for old in [known for known in _cached_rows if known[0] == quality.table_id]:
+            del _cached_rows[old]
         _cached_rows[state] = _read_newest(quality, documents)
     return _cached_rows[state]
 
@@ -143,7 +160,7 @@ def _read_newest(quality: BatchSnapshot, documents: BatchSnapshot) -> list[Mappi
     found: list[Mapping[str, Any]] = []
     for batch in documents.sort_by_last_change(quality.batches()):
         tables: dict[str, list[Mapping[str, Any]]] = {}
-        for row in last_measured(row for part in quality.read(batch) for row in part.to_pylist()):
+        for row in last_measured(quality_rows(quality, batch)):
             tables.setdefault(row["table_name"], []).append(row)
         found += map(_merge_models, tables.values())
     return found
@@ -153,7 +170,7 @@ def _merge_models(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Merge the metrics of all models of one batch and table into one row."""
     counted = {name for figures in _RATES.values() for name in figures[:2]}
     summaries = sum(row["summaries"] for row in rows)
-    repeated = sum((row["repetition"] or 0.0) * row["summaries"] for row in rows)
+    repeated = sum((row.get("repetition") or 0.0) * row["summaries"] for row in rows)
     return {
         **rows[0],
         **{name: sum(row[name] for row in rows) for name in counted},
@@ -162,17 +179,14 @@ def _merge_models(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     }
 
 
-def _batch_label(row: Mapping[str, Any]) -> str:
-    return str(row["batch"]) if row["table_name"] == BATCH_INFERENCE.name else f"{row['batch']} ({row['table_name']})"
-
-
 def _histograms(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
-    return {name: add([row[f"{name}_histogram"] for row in rows]) for name in _DRIFT_MEASURES}
+    names = [name for name in rows[0] if name.endswith("_histogram")]
+    return {name.removesuffix("_histogram"): add([row[name] for row in rows]) for name in names}
 
 
-def _error_causes(lake: Lake, row: Mapping[str, Any]) -> str:
+def _error_causes(lake: Lake, answer_tables: Sequence[Table], row: Mapping[str, Any]) -> str:
     """Describe how many of a batch's errors come from its documents, and how many from an endpoint outage."""
-    table = {table.name: table for table in (BATCH_INFERENCE, AI_QUERY_INFERENCE)}[row["table_name"]]
+    table = next(table for table in answer_tables if table.name == row["table_name"])
     messages = [
         message
         for part in lake.open(table).read(row["batch"], ["error_message"])

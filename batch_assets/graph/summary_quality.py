@@ -1,82 +1,101 @@
-"""ROUGE and reference-free measures of the summaries, for each batch, table and model version."""
+"""Measures of the answers, for each batch, table and model version."""
+
+from collections.abc import Sequence
 
 import dagster as dg
 
-from batch_assets.graph.ai_query_inference import ai_query_inference
 from batch_assets.graph.batch_execution import BatchOutcome, each_batch
-from batch_assets.graph.batch_inference import batch_inference
-from batch_assets.graph.partitions import BATCHES
+from batch_assets.graph.partitions import batch_partitions
+from batch_assets.graph.pipeline_names import AssetKeys, group_of
 from batch_assets.graph.table_metadata import (
     column_lineage,
     column_schema,
     open_pinned_documents,
     table_metadata,
 )
-from batch_assets.lake.contracts import AI_QUERY_INFERENCE, BATCH_INFERENCE, SUMMARY_QUALITY
+from batch_assets.lake.contracts import PipelineTables
 from batch_assets.lake.lake import BatchSnapshot, Lake
-from batch_assets.quality.batch_measures import FIGURES
+from batch_assets.quality.batch_measures import quality_rows
 from batch_assets.resources.spark import SparkResource
+from batch_assets.settings import Settings
 from batch_assets.staleness import input_version, is_stale, quality_input_metadata
+from batch_assets.tasks.output_tables import measured_task, tables_of
 
-_SUMMARY_ASSETS = (batch_inference.key, ai_query_inference.key)
-_TEXT_METRICS = (*FIGURES, "words_histogram", "compression_histogram", "coverage_histogram", "summaries", "empty")
-_LINEAGE = column_lineage(
-    {
-        "batch": [(key, "batch") for key in _SUMMARY_ASSETS],
-        "errors": [(key, "error_message") for key in _SUMMARY_ASSETS],
-        "cut": [(key, "finish_reason") for key in _SUMMARY_ASSETS],
-        "truncated": [(batch_inference.key, "input_truncated")],
-        **{name: [(key, "generated_summary") for key in _SUMMARY_ASSETS] for name in _TEXT_METRICS},
-        **{name: [(key, "id") for key in _SUMMARY_ASSETS] for name in ("best", "worst")},
+# Columns that are not computed from a column of answers.
+_DESCRIBING = ("table_name", "model_name", "model_version", "documents", "references", "measured_at")
+# Figures in the metadata of a batch, beside the main score.
+_SHOWN = ("rougeL", "compression")
+
+
+def build_summary_quality(settings: Settings) -> dg.AssetsDefinition:
+    """The asset of the measures of a pipeline's answers."""
+    keys, tables, task = AssetKeys(settings.pipeline), tables_of(settings), measured_task(settings)
+    answer_assets = [keys.scored, *([] if settings.endpoint is None else [keys.answered])]
+    lineage = _lineage(keys, tables, answer_assets)
+    shown = [figure.name for figure in task.figures if figure.name in _SHOWN or figure.name == task.main_score]
+
+    @dg.asset(
+        key=keys.quality,
+        partitions_def=batch_partitions(settings.pipeline),
+        deps=answer_assets,
+        group_name=group_of(settings, "summaries"),
+        kinds={"deltalake", "spark"},
+        code_version="1",
+        pool="spark",
+        description=tables.quality.description,
+        metadata=column_schema(tables.quality),
+    )
+    def summary_quality(
+        context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake], spark: SparkResource
+    ) -> dg.MaterializeResult[None]:
+        """Measure the batches of the run whose answers have changed."""
+        output = lake.open(tables.quality)
+        scored = lake.open(tables.scored)
+        answered = None if settings.endpoint is None else lake.open(tables.answered)
+        documents = open_pinned_documents(context, lake, settings)
+
+        def measure(batch: str) -> BatchOutcome:
+            from batch_assets.quality.batch_measures import measure_tables
+
+            expected = quality_input_metadata(scored, answered, batch)
+            if not is_stale(output, batch, expected, scored.version):
+                commit = output.last_commit(batch)
+                assert commit is not None
+                context.log.info(f"batch {batch}: up to date")
+                return outcome(output, batch, commit.version)
+            metadata = {**expected, "run_id": context.run.run_id}
+            version = measure_tables(spark.session, documents, scored, answered, output, batch, task, metadata)
+            context.log.info(f"batch {batch}: measured")
+            return outcome(lake.open(tables.quality), batch, version)
+
+        def outcome(snapshot: BatchSnapshot, batch: str, version: int) -> BatchOutcome:
+            rows = quality_rows(snapshot, batch)
+            figures = {
+                f"{row['table_name']} {row['model_version'] or row['model_name']} {name}": round(row[name], 4)
+                for row in rows
+                for name in shown
+                if row[name] is not None
+            }
+            inputs = {keys.scored: input_version(scored, batch)}
+            if answered is not None:
+                inputs[keys.answered] = input_version(answered, batch)
+            metadata = {**table_metadata(lake, snapshot, batch, version, lineage), **figures}
+            return BatchOutcome(version, metadata, inputs)
+
+        return each_batch(context, measure)
+
+    return summary_quality
+
+
+def _lineage(keys: AssetKeys, tables: PipelineTables, answer_assets: Sequence[dg.AssetKey]) -> dg.TableColumnLineage:
+    """The columns of answers and documents that each column of the quality table is computed from."""
+    output = tables.scored.output_column
+    special = {
+        "batch": [(key, "batch") for key in answer_assets],
+        "errors": [(key, "error_message") for key in answer_assets],
+        "cut": [(key, "finish_reason") for key in answer_assets],
+        "truncated": [(keys.scored, "input_truncated")],
+        **{name: [(key, "id") for key in answer_assets] for name in ("best", "worst")},
     }
-)
-
-
-@dg.asset(
-    partitions_def=BATCHES,
-    deps=[batch_inference, ai_query_inference],
-    group_name="summaries",
-    kinds={"deltalake", "spark"},
-    code_version="1",
-    pool="spark",
-    description=SUMMARY_QUALITY.description,
-    metadata=column_schema(SUMMARY_QUALITY),
-)
-def summary_quality(
-    context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake], spark: SparkResource
-) -> dg.MaterializeResult[None]:
-    """Measure the batches of the run whose summaries have changed."""
-    output = lake.open(SUMMARY_QUALITY)
-    scored, answered = lake.open(BATCH_INFERENCE), lake.open(AI_QUERY_INFERENCE)
-    documents = open_pinned_documents(context, lake)
-
-    def measure(batch: str) -> BatchOutcome:
-        from batch_assets.quality.batch_measures import measure_tables
-
-        expected = quality_input_metadata(scored, answered, batch)
-        if not is_stale(output, batch, expected, scored.version):
-            commit = output.last_commit(batch)
-            assert commit is not None
-            context.log.info(f"batch {batch}: up to date")
-            return outcome(output, batch, commit.version)
-        metadata = {**expected, "run_id": context.run.run_id}
-        version = measure_tables(spark.session, documents, scored, answered, output, batch, metadata)
-        context.log.info(f"batch {batch}: measured")
-        return outcome(lake.open(SUMMARY_QUALITY), batch, version)
-
-    def outcome(snapshot: BatchSnapshot, batch: str, version: int) -> BatchOutcome:
-        rows = [row for table in snapshot.read(batch) for row in table.to_pylist()]
-        figures = {
-            f"{row['table_name']} {row['model_version'] or row['model_name']} {name}": round(row[name], 4)
-            for row in rows
-            for name in ("rouge1", "rougeL", "compression")
-            if row[name] is not None
-        }
-        inputs = {
-            batch_inference.key: input_version(scored, batch),
-            ai_query_inference.key: input_version(answered, batch),
-        }
-        metadata = {**table_metadata(lake, snapshot, batch, version, _LINEAGE), **figures}
-        return BatchOutcome(version, metadata, inputs)
-
-    return each_batch(context, measure)
+    computed = set(tables.quality.column_names) - set(_DESCRIBING)
+    return column_lineage({name: special.get(name, [(key, output) for key in answer_assets]) for name in computed})

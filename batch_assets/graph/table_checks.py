@@ -6,23 +6,45 @@ import dagster as dg
 import pyarrow.compute as pc
 
 from batch_assets.graph.batch_checks import batch_check, result
-from batch_assets.lake.contracts import (
-    AI_QUERY_INFERENCE,
-    BATCH_INFERENCE,
-    PROD_DATA,
-    PROD_DATA_REJECTED,
-    SUMMARY_QUALITY,
-    Table,
-)
+from batch_assets.graph.pipeline_names import AssetKeys
+from batch_assets.lake.contracts import PipelineTables, Table
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import Settings
+from batch_assets.tasks.output_tables import tables_of
 
 
-def contract_check(asset: str, table: Table, name: str = "contract") -> dg.AssetChecksDefinition:
+def table_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
+    """The checks of a pipeline's tables."""
+    keys, tables = AssetKeys(settings.pipeline), tables_of(settings)
+    checks = [
+        contract_check(keys.documents, tables.documents),
+        contract_check(keys.documents, tables.rejected, "contract_of_rejected"),
+        contract_check(keys.scored, tables.scored),
+        contract_check(keys.quality, tables.quality),
+        batch_check(
+            keys.documents,
+            "every_record",
+            "Every record of a batch's source is a document, or a rejected record with a reason.",
+            lambda lake: _record_count_mismatches(lake, tables),
+        ),
+        batch_check(
+            keys.scored,
+            "row_parity",
+            "Every scored batch has one row per document it was scored from.",
+            lambda lake: _row_count_mismatches(lake, tables),
+        ),
+        _one_model(settings, keys, tables),
+    ]
+    if settings.endpoint is not None:
+        checks.append(contract_check(keys.answered, tables.answered))
+    return checks
+
+
+def contract_check(asset: dg.AssetKey, table: Table, name: str = "contract") -> dg.AssetChecksDefinition:
     """Create a check that the Delta table has the columns and types of its contract."""
 
-    @dg.asset_check(asset=asset, name=name, blocking=True, description=f"{table.name} has the columns of its contract.")
+    @dg.asset_check(asset=asset, name=name, description=f"{table.name} has the columns of its contract.")
     def check(lake: dg.ResourceParam[Lake]) -> dg.AssetCheckResult:
         difference = lake.difference(table)
         return dg.AssetCheckResult(passed=difference is None, metadata={"difference": difference or "none"})
@@ -30,8 +52,8 @@ def contract_check(asset: str, table: Table, name: str = "contract") -> dg.Asset
     return check
 
 
-def _row_count_mismatches(lake: Lake) -> Mapping[str, str]:
-    scored, documents = lake.open(BATCH_INFERENCE), lake.open(PROD_DATA)
+def _row_count_mismatches(lake: Lake, tables: PipelineTables) -> Mapping[str, str]:
+    scored, documents = lake.open(tables.scored), lake.open(tables.documents)
     wrong = {}
     for batch in scored.batches():
         commit, origin = scored.last_commit(batch), documents.last_commit(batch)
@@ -42,8 +64,8 @@ def _row_count_mismatches(lake: Lake) -> Mapping[str, str]:
     return wrong
 
 
-def _record_count_mismatches(lake: Lake) -> Mapping[str, str]:
-    documents, rejected = lake.open(PROD_DATA), lake.open(PROD_DATA_REJECTED)
+def _record_count_mismatches(lake: Lake, tables: PipelineTables) -> Mapping[str, str]:
+    documents, rejected = lake.open(tables.documents), lake.open(tables.rejected)
     wrong = {}
     for batch in documents.batches():
         commit = documents.last_commit(batch)
@@ -77,47 +99,23 @@ def _version_numbers(scored: BatchSnapshot, batch: str) -> list[int]:
     return sorted({number for part in numbers for number in part.to_pylist() if number is not None})
 
 
-@dg.asset_check(
-    asset="batch_inference",
-    name="one_model",
-    blocking=True,
-    description="One model wrote all summaries of a batch: if several versions wrote it, they have the same digest.",
-)
-def one_model(
-    lake: dg.ResourceParam[Lake], settings: dg.ResourceParam[Settings], registry: dg.ResourceParam[ModelRegistry]
-) -> dg.AssetCheckResult:
-    """Compare the digests of the versions that wrote a batch."""
-    from batch_assets.models.registry import digest_of, get_version
+def _one_model(settings: Settings, keys: AssetKeys, tables: PipelineTables) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=keys.scored,
+        name="one_model",
+        description="One model wrote all answers of a batch: if several versions wrote it, they have the same digest.",
+    )
+    def one_model(lake: dg.ResourceParam[Lake], registry: dg.ResourceParam[ModelRegistry]) -> dg.AssetCheckResult:
+        """Compare the digests of the versions that wrote a batch."""
+        from batch_assets.models.registry import digest_of, get_version
 
-    scored = lake.open(BATCH_INFERENCE)
-    wrong = {}
-    for batch in _mixed_versions(scored):
-        numbers = _version_numbers(scored, batch)
-        digests = {digest_of(registry.client, get_version(registry.client, settings, number)) for number in numbers}
-        if len(digests) > 1:
-            wrong[batch] = f"versions {', '.join(str(number) for number in numbers)} have different digests"
-    return result(wrong)
+        scored, client = lake.open(tables.scored), registry.client
+        wrong = {}
+        for batch in _mixed_versions(scored):
+            numbers = _version_numbers(scored, batch)
+            digests = {digest_of(client, get_version(client, settings, number)) for number in numbers}
+            if len(digests) > 1:
+                wrong[batch] = f"versions {', '.join(str(number) for number in numbers)} have different digests"
+        return result(wrong)
 
-
-TABLE_CHECKS = [
-    contract_check("prod_data", PROD_DATA),
-    contract_check("prod_data", PROD_DATA_REJECTED, "contract_of_rejected"),
-    contract_check("batch_inference", BATCH_INFERENCE),
-    contract_check("ai_query_inference", AI_QUERY_INFERENCE),
-    contract_check("summary_quality", SUMMARY_QUALITY),
-    batch_check(
-        "prod_data",
-        "every_record",
-        "Every record of a batch's source is a document, or a rejected record with a reason.",
-        _record_count_mismatches,
-        blocking=True,
-    ),
-    batch_check(
-        "batch_inference",
-        "row_parity",
-        "Every scored batch has one row per document it was scored from.",
-        _row_count_mismatches,
-        blocking=True,
-    ),
-    one_model,
-]
+    return one_model

@@ -8,10 +8,13 @@ import dagster as dg
 import pyarrow.compute as pc
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.contracts import PROD_DATA, Table
+from batch_assets.graph.pipeline_names import tag_of
+from batch_assets.lake.contracts import Table
 from batch_assets.lake.counts import COUNTED, Counts, counts_by_batch
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.quality.markdown import markdown_table
+from batch_assets.settings import Settings
+from batch_assets.tasks.output_tables import tables_of
 
 _DOCUMENT_VERSION_TAG = "batch_assets/prod_data_version"
 _LONGEST_SAMPLE = 400
@@ -127,7 +130,8 @@ def pin_number(context: dg.AssetExecutionContext, tag: str, resolve: Callable[[]
     return int(number)
 
 
-def open_pinned_documents(context: dg.AssetExecutionContext, lake: Lake) -> BatchSnapshot:
-    """Open ``m4_1_prod_data`` at the version that this run is pinned to."""
-    version = pin_number(context, _DOCUMENT_VERSION_TAG, lambda: lake.open(PROD_DATA).version)
-    return lake.open(PROD_DATA, version)
+def open_pinned_documents(context: dg.AssetExecutionContext, lake: Lake, settings: Settings) -> BatchSnapshot:
+    """Open a pipeline's documents at the version that this run is pinned to."""
+    table = tables_of(settings).documents
+    version = pin_number(context, tag_of(settings, _DOCUMENT_VERSION_TAG), lambda: lake.open(table).version)
+    return lake.open(table, version)

@@ -3,21 +3,14 @@
 The Delta schema, the Spark schema, the column schema shown in Dagster and the checks are derived from it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
 
 import pyarrow as pa
 
-ColumnType = Literal["string", "long", "double", "boolean", "timestamp"]
-
-_ARROW: dict[str, pa.DataType] = {
-    "string": pa.string(),
-    "long": pa.int64(),
-    "double": pa.float64(),
-    "boolean": pa.bool_(),
-    "timestamp": pa.timestamp("us", tz="UTC"),
-}
+from batch_assets.lake.column_types import arrow_type
+from batch_assets.names import check_name
 
 PARTITION = "batch"
 
@@ -28,27 +21,32 @@ _SUMMED = {"input_tokens", "output_tokens"}
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table; ``holds`` is the field of a completion that it stores, if any."""
+    """One column of a table; ``type`` is a type of Spark, which Delta calls the same.
+
+    ``holds`` is the field of a completion that it stores, if any; ``is_reference`` marks the answer that a person gave.
+    """
 
     name: str
-    type: ColumnType
+    type: str
     description: str
     nullable: bool = True
     holds: str | None = None
+    is_reference: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table of the lake, partitioned by batch."""
+    """One table of the lake, partitioned by batch; ``owner`` is its pipeline, None for the default one."""
 
     name: str
     description: str
     columns: tuple[Column, ...]
+    owner: str | None = None
 
     @cached_property
     def arrow_schema(self) -> pa.Schema:
         """All columns, including the partition column."""
-        return pa.schema([pa.field(c.name, _ARROW[c.type], nullable=c.nullable) for c in self.columns])
+        return pa.schema([pa.field(c.name, arrow_type(c.type), nullable=c.nullable) for c in self.columns])
 
     @cached_property
     def file_schema(self) -> pa.Schema:
@@ -57,8 +55,28 @@ class Table:
 
     @property
     def spark_ddl(self) -> str:
-        """The schema in Spark's syntax; Spark and Delta use the same names for these types."""
+        """The schema in Spark's syntax."""
         return ", ".join(f"{column.name} {column.type}" for column in self.columns)
+
+    @property
+    def output_column(self) -> str:
+        """The column that stores the model's answer."""
+        return next(column.name for column in self.columns if column.holds == "text")
+
+    @property
+    def output_type(self) -> str:
+        """The type of the model's answer, in Spark's syntax."""
+        return next(column.type for column in self.columns if column.holds == "text")
+
+    @property
+    def has_typed_output(self) -> bool:
+        """Whether answers are stored as a struct rather than as text."""
+        return self.output_type != "string"
+
+    @property
+    def reference_column(self) -> str:
+        """The column that stores the answer that a person gave."""
+        return next(column.name for column in self.columns if column.is_reference)
 
     @property
     def completion_fields(self) -> dict[str, str]:
@@ -90,7 +108,7 @@ PROD_DATA = Table(
     (
         _ID,
         Column("document", "string", "Text of the document"),
-        Column("summary", "string", "Ground-truth summary"),
+        Column("summary", "string", "Ground-truth summary", is_reference=True),
         _BATCH,
         Column("source", "string", "File or data set that the row came from"),
         Column("landed_at", "timestamp", "When the row was written to this table"),
@@ -206,4 +224,94 @@ SUMMARY_QUALITY = Table(
     ),
 )
 
-TABLES = (PROD_DATA, PROD_DATA_REJECTED, BATCH_INFERENCE, AI_QUERY_INFERENCE, SUMMARY_QUALITY)
+# What other pipelines call columns whose names say that they are about summaries.
+_OTHER_NAMES = {"summary": "reference", "summaries": "answers"}
+# The columns of SUMMARY_QUALITY before and after those that depend on the task.
+_QUALITY_COUNTS, _QUALITY_EXAMPLES = 11, 3
+
+
+@dataclass(frozen=True)
+class PipelineTables:
+    """The tables of one pipeline; ``answered`` is the one that ``ai_query`` writes."""
+
+    documents: Table
+    rejected: Table
+    scored: Table
+    answered: Table
+    quality: Table
+
+    @property
+    def all(self) -> tuple[Table, ...]:
+        """The tables, in the order in which a run writes them."""
+        return self.documents, self.rejected, self.scored, self.answered, self.quality
+
+
+DEFAULT_TABLES = PipelineTables(PROD_DATA, PROD_DATA_REJECTED, BATCH_INFERENCE, AI_QUERY_INFERENCE, SUMMARY_QUALITY)
+TABLES = DEFAULT_TABLES.all
+
+
+def pipeline_tables(
+    name: str,
+    output: Column,
+    words: tuple[str, str],
+    carried: Sequence[str] = (),
+    figures: Sequence[Column] = (),
+    output_table: str | None = None,
+) -> PipelineTables:
+    """The tables of a pipeline other than the default one.
+
+    Args:
+        name: name of the pipeline, which the names of its tables begin with.
+        output: the column of the answers.
+        words: what an answer and several of them are called, for the descriptions.
+        carried: columns that are copied from the source, as text.
+        figures: the columns of the quality table that depend on the task.
+        output_table: name of the table of the answers, if it is not ``<name>_predictions``.
+
+    Raises:
+        ValueError: two columns of a table have the same name, or a name is not valid.
+    """
+    one, many = words
+
+    def worded(text: str) -> str:
+        for old, new in (
+            ("generated_summary", output.name),
+            ("m4_1_prod_data", f"{name}_documents"),
+            ("Ground-truth summary", "Answer that a person gave"),
+            ("reference summary", "reference"),
+            ("Summaries", many.capitalize()),
+            ("summaries", many),
+            ("Summary", one.capitalize()),
+            ("summary", one),
+            ("summarize", "score"),
+        ):
+            text = text.replace(old, new)
+        return text
+
+    def derived(table: Table, suffix: str, columns: Iterable[Column]) -> Table:
+        found = [replace(_renamed(column, output), description=worded(column.description)) for column in columns]
+        names = [check_name(column.name).lower() for column in found]
+        again = sorted({column for column in names if names.count(column) > 1})
+        if again:
+            raise ValueError(f"the table {name}_{suffix} would have two columns {', '.join(again)}")
+        return Table(f"{name}_{suffix}", worded(table.description), tuple(found), owner=name)
+
+    extra = [Column(column, "string", "Copied from the source") for column in carried]
+    original = PROD_DATA.columns
+    documents = derived(PROD_DATA, "documents", [*original[:3], *extra, *original[3:]])
+    scored = derived(BATCH_INFERENCE, "predictions", [*documents.columns, *BATCH_INFERENCE.columns[len(original) :]])
+    quality = SUMMARY_QUALITY.columns
+    return PipelineTables(
+        documents,
+        derived(PROD_DATA_REJECTED, "rejected", PROD_DATA_REJECTED.columns),
+        scored if output_table is None else replace(scored, name=check_name(output_table)),
+        derived(AI_QUERY_INFERENCE, "ai_query", AI_QUERY_INFERENCE.columns),
+        derived(SUMMARY_QUALITY, "quality", [*quality[:_QUALITY_COUNTS], *figures, *quality[-_QUALITY_EXAMPLES:]]),
+    )
+
+
+def _renamed(column: Column, output: Column) -> Column:
+    """A column of the default pipeline's tables as another pipeline calls it."""
+    if column.holds == "text":
+        return replace(column, name=output.name, type=output.type)
+    return replace(column, name=_OTHER_NAMES.get(column.name, column.name))

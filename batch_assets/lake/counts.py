@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.contracts import AI_QUERY_INFERENCE, BATCH_INFERENCE
+from batch_assets.lake.contracts import Table
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.lake.staging import StagedFile
 
-# The columns whose nulls are counted.
-COUNTED = ("generated_summary", "request_hash")
+# The columns whose nulls are counted. An answer is null exactly where there is an error message, and unlike an answer,
+# which may be a struct, an error message always has statistics.
+COUNTED = ("error_message", "request_hash")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Row counts of m4_1_batch_inference or ai_query_inference.
+    """Row counts of a table of answers.
 
     ``errors`` counts failed requests. A document without text makes no request, so ``no_text`` counts the rows without
     a request hash.
@@ -29,7 +30,7 @@ class Counts:
     def of(cls, rows: int, nulls: Mapping[str, int]) -> "Counts":
         """Return the counts of a file from its number of rows and its nulls per column."""
         no_text = nulls["request_hash"]
-        return cls(rows - nulls["generated_summary"], nulls["generated_summary"] - no_text, no_text)
+        return cls(nulls["error_message"], rows - nulls["error_message"] - no_text, no_text)
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(self.summaries + other.summaries, self.errors + other.errors, self.no_text + other.no_text)
@@ -40,28 +41,29 @@ def counts_of(staged: Iterable[StagedFile]) -> Counts:
     return sum((Counts.of(file.rows, file.null_counts) for file in staged), Counts())
 
 
-def check_rows(batch: str, staged: Iterable[StagedFile], expected: int) -> None:
+def check_rows(batch: str, staged: Iterable[StagedFile], expected: int, output: str) -> None:
     """Check the rows of a batch before it is committed.
 
     Args:
         batch: key of the batch.
         staged: its staged files.
         expected: the number of rows that the batch must have.
+        output: the column of the answers.
 
     Raises:
-        BatchAssetsError: the number of rows is wrong, or rows have neither a summary nor an error, or both.
+        BatchAssetsError: the number of rows is wrong, or rows have neither an answer nor an error, or both.
     """
     rows = nulls = 0
     for file in staged:
         rows += file.rows
-        nulls += file.null_counts["generated_summary"] + file.null_counts["error_message"]
+        nulls += file.null_counts[output] + file.null_counts["error_message"]
     if rows != expected:
         raise BatchAssetsError(
             f"batch {batch} must have {expected} rows, but {rows} were written; nothing was committed"
         )
     if nulls != rows:
         raise BatchAssetsError(
-            f"batch {batch}: {abs(nulls - rows)} rows have neither a summary nor an error, or both; nothing was "
+            f"batch {batch}: {abs(nulls - rows)} rows have neither an answer nor an error, or both; nothing was "
             "committed"
         )
 
@@ -85,9 +87,9 @@ def counts_by_batch(table: BatchSnapshot) -> dict[str, Counts | None]:
     return found
 
 
-def no_text_by_table(lake: Lake) -> dict[str, int]:
-    """Return the number of documents without text per summary table, over all batches with statistics."""
+def no_text_by_table(lake: Lake, tables: Iterable[Table]) -> dict[str, int]:
+    """Return the number of documents without text per table of answers, over all batches with statistics."""
     return {
         table.name: sum(counts.no_text for counts in counts_by_batch(lake.open(table)).values() if counts is not None)
-        for table in (BATCH_INFERENCE, AI_QUERY_INFERENCE)
+        for table in tables
     }

@@ -4,6 +4,7 @@ import hashlib
 
 import pyarrow.fs as pafs
 
+from batch_assets.lake.contracts import PROD_DATA, Table
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.storage import file_system
 from batch_assets.names import check_name
@@ -32,3 +33,8 @@ def remember(lake: Lake, document_id: str) -> None:
 def _digest_files(lake: Lake) -> pafs.FileSystem:
     parts = (lake.uri.rstrip("/"), check_name(lake.catalog), check_name(lake.schema), _FOLDER)
     return file_system("/".join(parts), lake.storage_options)
+
+
+def known_as(documents: Table, document_id: str) -> str:
+    """What a document is remembered by: the same id in another pipeline is another document."""
+    return document_id if documents.name == PROD_DATA.name else f"{documents.name}/{document_id}"

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.commit_log import Commit
-from batch_assets.lake.contracts import PARTITION, Table
+from batch_assets.lake.contracts import DEFAULT_TABLES, PARTITION, Table
 from batch_assets.lake.features import UnreadableTableError
 from batch_assets.lake.missing_table import MissingTable
 from batch_assets.lake.snapshot import DataFile, schema_difference
@@ -21,10 +21,15 @@ from batch_assets.lake.writable_table import Transaction, WritableTable, create_
 from batch_assets.names import check_batch, check_name, is_batch
 
 if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
     from batch_assets.settings import Settings
 
 # The history of a batch is read from the commits, so the log is kept for ten years.
 _CONFIGURATION = {"delta.logRetentionDuration": "interval 3650 days"}
+
+# The table property that says which pipeline writes a table.
+_OWNER = "batch_assets.pipeline"
 
 # By default, delta-rs retries an unreachable lake for three minutes.
 _FAIL_FAST = {"max_retries": "1", "retry_timeout": "5s", "timeout": "5s", "connect_timeout": "5s"}
@@ -105,9 +110,15 @@ class Lake:
                 [PARTITION],
                 name=table.name,
                 description=table.description,
-                configuration=_CONFIGURATION,
+                configuration=_CONFIGURATION if table.owner is None else {**_CONFIGURATION, _OWNER: table.owner},
             )
         snapshot = WritableTable.open(uri, self.storage_options, version)
+        if snapshot.configuration.get(_OWNER) != table.owner:
+            owner = snapshot.configuration.get(_OWNER) or "nobody here"
+            raise BatchAssetsError(
+                f"the table at {uri} was not made by the pipeline {table.owner or 'summaries'} but by {owner}: move it "
+                "away, or give the pipeline another name"
+            )
         problem = _difference(table, snapshot)
         if problem is not None:
             raise BatchAssetsError(
@@ -115,6 +126,13 @@ class Lake:
                 "BATCH_ASSETS_CATALOG or BATCH_ASSETS_SCHEMA to another name"
             )
         return BatchSnapshot(table, snapshot)
+
+
+def is_owned(lake: Lake, full_name: str, existing: "DeltaTable | None") -> bool:
+    """Whether a table, which may not exist yet, belongs to a pipeline."""
+    if full_name.lower() in {lake.full_name(table).lower() for table in DEFAULT_TABLES.all}:
+        return True
+    return existing is not None and _OWNER in existing.metadata().configuration
 
 
 def _difference(table: Table, snapshot: WritableTable) -> str | None:

@@ -73,7 +73,12 @@ class Snapshot:
     @property
     def is_append_only(self) -> bool:
         """Whether the table's properties forbid removing rows."""
-        return bool(self._delta.metadata().configuration.get("delta.appendOnly") == "true")
+        return self.configuration.get("delta.appendOnly") == "true"
+
+    @property
+    def configuration(self) -> Mapping[str, str]:
+        """The table's properties."""
+        return dict(self._delta.metadata().configuration)
 
     def key(self, partition: Mapping[str, Any]) -> Partition:
         """Return the typed values of the partition columns, in order.

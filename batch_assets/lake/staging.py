@@ -21,7 +21,9 @@ _ROW_GROUP_BYTES = 64 * 1024 * 1024
 # Each open file on an object store buffers a few megabytes.
 _MAX_OPEN_FILES = 64
 
-STAGED_FILE_DDL = "path string, size long, rows long, partition string, statistics string, sums string"
+STAGED_FILE_DDL = (
+    "path string, size long, rows long, partition string, statistics string, sums string, nested_nulls string"
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class StagedFile:
     """A data file in the table's folder that is not committed yet.
 
     ``path`` is relative to the table, and ``size`` is in bytes. ``partition`` is JSON, partition column to value;
-    ``statistics`` is the JSON of the Delta protocol. ``sums`` is JSON too, column to the sum of its values.
+    ``statistics`` is the JSON of the Delta protocol. ``sums`` is JSON too, column to the sum of its values, and
+    ``nested_nulls`` nested column to its number of nulls, which statistics lack.
     """
 
     path: str
@@ -38,6 +41,7 @@ class StagedFile:
     partition: str
     statistics: str
     sums: str
+    nested_nulls: str
 
     @property
     def partition_values(self) -> dict[str, str | None]:
@@ -48,7 +52,7 @@ class StagedFile:
     @property
     def null_counts(self) -> dict[str, int]:
         """Column to its number of nulls."""
-        counts: dict[str, int] = json.loads(self.statistics)["nullCount"]
+        counts: dict[str, int] = json.loads(self.statistics)["nullCount"] | json.loads(self.nested_nulls)
         return counts
 
 
@@ -168,12 +172,15 @@ class _FileWriter:
         self._writer: pq.ParquetWriter | None = None
         self._rows: list[pa.Table] = []
         self._sums = dict.fromkeys(area.summed, 0)
+        self._nested_nulls = {field.name: 0 for field in self._schema if pa.types.is_nested(field.type)}
         self.buffered_bytes = 0
 
     def add(self, rows: pa.Table) -> None:
         self._rows.append(rows)
         for name in self._sums:
             self._sums[name] += pc.sum(rows[name]).as_py() or 0
+        for name in self._nested_nulls:
+            self._nested_nulls[name] += rows[name].null_count
         self.buffered_bytes += rows.nbytes
 
     @property
@@ -206,6 +213,7 @@ class _FileWriter:
             json.dumps(self._partition),
             statistics(footer, self._schema),
             json.dumps(self._sums),
+            json.dumps(self._nested_nulls),
         )
 
 

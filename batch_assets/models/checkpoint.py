@@ -8,7 +8,7 @@ from typing import Any
 
 from batch_assets.engines.model_files import ENCODER_DECODERS, check_model_folder
 from batch_assets.errors import BatchAssetsError
-from batch_assets.models.task import Task
+from batch_assets.tasks.task import Task
 
 # Bytes per weight.
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -11,11 +12,11 @@ from batch_assets.engines.contract import Completion, Engine
 from batch_assets.mlflow_client import MlflowClient
 from batch_assets.models.model_runs import ModelRun
 from batch_assets.models.samples import keep_samples
-from batch_assets.models.task import Task
 from batch_assets.quality import plots
 from batch_assets.quality.bootstrap import interval
 from batch_assets.quality.measures import measure, measure_names, name_precision, number_precision
 from batch_assets.sources.records import Document
+from batch_assets.tasks.task import AnswerError, Task
 from batch_assets.text import sha256_of
 
 _EVALUATION_TAG = "batch_assets.evaluation"
@@ -54,7 +55,7 @@ def evaluate(
         client: MLflow client.
         run: the model's run.
         task: the model's task.
-        documents: held-out documents, each with a text and a reference summary.
+        documents: held-out documents, each with a text and a reference.
         data_name: display name of the data set.
         data_digest: SHA-256 of the documents.
         load_engine: loads the engine; not called if the run was already evaluated on these documents.
@@ -68,7 +69,7 @@ def evaluate(
     completions = _score(load_engine(), documents, report)
     seconds = time.monotonic() - started
     rows = _results(task, documents, completions)
-    metrics = _metrics(rows) | {
+    metrics = _metrics(task, rows) | {
         "evaluated_documents": float(len(documents)),
         "evaluation_documents_per_second": len(documents) / seconds,
         "seconds_per_document": seconds / len(documents),
@@ -80,7 +81,7 @@ def evaluate(
     _log_dataset(client, run.run_id, documents, data_name, data_digest)
     if samples:
         shown = [
-            {"id": item.id, "summary": item.summary, "generated_summary": completion.text}
+            {"id": item.id, "reference": item.reference, task.output_column: completion.text}
             for item, completion in zip(documents[:samples], completions, strict=False)
         ]
         keep_samples(client, run.run_id, _FOLDER, shown)
@@ -113,7 +114,7 @@ def results_on(
         client: MLflow client.
         run_id: the model's run.
         task: the model's task.
-        documents: held-out documents, each with a text and a reference summary.
+        documents: held-out documents, each with a text and a reference.
         load_engine: loads the engine; not called if the run has results for all documents.
         report: called with each progress message.
     """
@@ -157,26 +158,31 @@ def _score(engine: Engine, documents: Sequence[Document], report: Callable[[str]
 def _results(task: Task, documents: Sequence[Document], completions: Sequence[Completion]) -> list[dict[str, Any]]:
     """Results for each document. They hold digests instead of texts, which may be confidential."""
     rows = []
-    for item, completion in zip(documents, completions, strict=True):
-        document, reference, text = item.document or "", item.summary or "", completion.text or ""
+    baselines = task.baselines(
+        [item.document or "" for item in documents], [item.reference or "" for item in documents]
+    )
+    for place, (item, completion) in enumerate(zip(documents, completions, strict=True)):
+        document, reference = item.document or "", item.reference or ""
+        text, error = _answer(task, completion)
         measured = measure(document, text)
-        baselines = task.baselines(document)
         scores = dict(task.scores(document, reference, text))
-        for prefix, baseline in baselines.items():
-            scores |= {f"{prefix}{name}": score for name, score in task.scores(document, reference, baseline).items()}
+        for prefix, answers in baselines.items():
+            found = task.scores(document, reference, answers[place])
+            scores |= {f"{prefix}{name}": score for name, score in found.items()}
         rows.append(
             {
                 "id": item.id,
                 "source": item.source,
                 "document_sha256": sha256_of(document),
-                "generated_summary_sha256": sha256_of(text),
+                "generated_summary_sha256": sha256_of(completion.text or ""),
                 "finish_reason": completion.finish_reason,
                 "input_tokens": completion.input_tokens,
                 "output_tokens": completion.output_tokens,
                 "input_truncated": completion.input_truncated,
-                "error_message": completion.error_message,
+                "error_message": error,
                 "scores": scores,
                 "baselines": list(baselines),
+                "outcome": task.outcome(reference, text) if error is None else None,
                 **(dict.fromkeys(measure_names()) if measured is None else asdict(measured)),
                 "number_precision": number_precision(document, text),
                 "name_precision": name_precision(document, text),
@@ -185,8 +191,18 @@ def _results(task: Task, documents: Sequence[Document], completions: Sequence[Co
     return rows
 
 
-def _metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
-    metrics: dict[str, float] = {}
+def _answer(task: Task, completion: Completion) -> tuple[str, str | None]:
+    """The answer in what a model wrote, or an empty text and why there is none."""
+    if completion.text is None:
+        return "", completion.error_message
+    try:
+        return task.read(completion.text), None
+    except AnswerError as error:
+        return "", str(error)
+
+
+def _metrics(task: Task, rows: list[dict[str, Any]]) -> dict[str, float]:
+    metrics: dict[str, float] = task.overall(Counter(row["outcome"] for row in rows if row["outcome"] is not None))
     for name in rows[0]["scores"]:
         values = [row["scores"][name] for row in rows]
         metrics[name] = fmean(values)
@@ -204,8 +220,8 @@ def _metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
     return metrics | {name: fmean(values) for name, values in shares.items()}
 
 
-def summary_digests(client: MlflowClient, run_id: str) -> dict[str, str]:
-    """SHA-256 of each summary that a run's model wrote in its evaluation, by SHA-256 of the document."""
+def text_digests(client: MlflowClient, run_id: str) -> dict[str, str]:
+    """SHA-256 of each text that a run's model wrote in its evaluation, by SHA-256 of the document."""
     return {digest: row["generated_summary_sha256"] for digest, row in _logged_results(client, run_id).items()}
 
 
@@ -264,12 +280,12 @@ def _log_dataset(
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.entities import DatasetInput, InputTag
 
-    frame = pd.DataFrame({"document": [d.document for d in documents], "summary": [d.summary for d in documents]})
+    frame = pd.DataFrame({"document": [d.document for d in documents], "reference": [d.reference for d in documents]})
     data = mlflow.data.from_pandas(
         frame,
         source=CodeDatasetSource(tags={"data_set": data_name}),
         name=data_name,
-        targets="summary",
+        targets="reference",
         digest=data_digest[:32],
     )
     tags = [InputTag("mlflow.data.context", "evaluation")]

@@ -14,7 +14,6 @@ from typing import Any
 
 from batch_assets.mlflow_client import MlflowClient
 from batch_assets.models.checkpoint import Checkpoint
-from batch_assets.models.configured_task import task_of
 from batch_assets.models.model_runs import (
     DIGEST_TAG,
     IDENTITY_TAG,
@@ -24,11 +23,12 @@ from batch_assets.models.model_runs import (
     ModelRun,
     search_runs,
 )
-from batch_assets.models.pipeline import build_pipeline, generation_parameters, prompt_template
 from batch_assets.models.samples import keep_samples
-from batch_assets.models.task import Task
+from batch_assets.models.transformers_pipeline import build_pipeline, generation_parameters, prompt_template
 from batch_assets.settings import Settings
 from batch_assets.sources.dataset import Dataset
+from batch_assets.tasks.configured_task import task_of
+from batch_assets.tasks.task import Task
 
 # Name of the sample that is logged with a run.
 EXAMPLE = "example"
@@ -66,7 +66,7 @@ def log_checkpoint(
         settings: lengths, prompt, experiment.
         checkpoint: the checkpoint to log.
         dataset: the data set to score; logged as an input of the run.
-        example: a document to summarize once.
+        example: a document to score once.
         report: called with each progress message.
 
     Raises:
@@ -111,7 +111,7 @@ def log_checkpoint(
         # Document text leaves the lake only if samples may be shown.
         shown = {"input_example": example} if settings.samples else {}
         if settings.samples:
-            keep_samples(client, run.info.run_id, EXAMPLE, [{"document": example, "generated_summary": text}])
+            keep_samples(client, run.info.run_id, EXAMPLE, [{"document": example, task.output_column: text}])
         info = mlflow.transformers.log_model(
             transformers_model=pipeline,
             name="model",

@@ -1,17 +1,19 @@
 """Overviews of the registered versions, for the command line and the quality report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.contracts import BATCH_INFERENCE, SUMMARY_QUALITY
 from batch_assets.lake.lake import Lake
 from batch_assets.mlflow_client import MlflowClient
-from batch_assets.models.configured_task import task_of
 from batch_assets.models.evaluation import evaluated_scores
 from batch_assets.models.promotion import recorded_decision
 from batch_assets.models.registry import CHALLENGER, CHAMPION, PREVIOUS, Version, versions, with_alias
+from batch_assets.quality.batch_measures import quality_rows
 from batch_assets.quality.report import totals
 from batch_assets.settings import Settings
+from batch_assets.tasks.configured_task import task_of
+from batch_assets.tasks.output_tables import measured_task, tables_of
+from batch_assets.tasks.task import Task
 
 
 def overview(client: MlflowClient, settings: Settings, lake: Lake, tags: Sequence[str]) -> list[dict[str, str]]:
@@ -20,16 +22,15 @@ def overview(client: MlflowClient, settings: Settings, lake: Lake, tags: Sequenc
     Args:
         client: MLflow client.
         settings: name of the registered model.
-        lake: lake whose table ``summary_quality`` says what each version has written.
+        lake: lake whose quality table says what each version has written.
         tags: ``key=value`` each; only versions that have all of them are listed.
 
     Raises:
         BatchAssetsError: a tag is not ``key=value``.
     """
-    name = settings.registered_model
     wanted = dict(_key_and_value(tag) for tag in tags)
     aliases = aliases_of(client, settings)
-    written = _written_by_version(lake, name)
+    written = _written_by_version(lake, settings)
     score = task_of(settings).main_score
     rows = []
     for version in _registered(client, settings):
@@ -75,16 +76,16 @@ def _key_and_value(tag: str) -> tuple[str, str]:
     return key, value
 
 
-def _written_by_version(lake: Lake, name: str) -> dict[str, str]:
+def _written_by_version(lake: Lake, settings: Settings) -> dict[str, str]:
     """What each version has written, by version number."""
-    if not lake.exists(SUMMARY_QUALITY):
-        return {}
-    quality = lake.open(SUMMARY_QUALITY)
-    rows = (row for batch in quality.batches() for part in quality.read(batch) for row in part.to_pylist())
-    ours = (row for row in rows if (row["table_name"], row["model_name"]) == (BATCH_INFERENCE.name, name))
+    tables, task = tables_of(settings), measured_task(settings)
+    quality = lake.find(tables.quality)
+    rows = (row for batch in quality.batches() for row in quality_rows(quality, batch))
+    wanted = (tables.scored.name, settings.registered_model)
+    ours = (row for row in rows if (row["table_name"], row["model_name"]) == wanted)
     return {
-        total["model_version"]: f"{total['summaries']} summaries in {total['batches']} batches"
-        for total in totals(ours)
+        total["model_version"]: f"{total['summaries']} {task.words[1]} in {total['batches']} batches"
+        for total in totals(ours, task)
     }
 
 
@@ -95,7 +96,8 @@ def main_scores(client: MlflowClient, settings: Settings) -> tuple[dict[str, tup
         Mean and 95 % interval (low, high) by version number with aliases, oldest first; and the baseline's mean, or
         None without a baseline.
     """
-    score = task_of(settings).main_score
+    task = task_of(settings)
+    score = task.main_score
     names = (score, f"{score}_low", f"{score}_high")
     scores: dict[str, tuple[float, float, float]] = {}
     baseline = None
@@ -104,8 +106,14 @@ def main_scores(client: MlflowClient, settings: Settings) -> tuple[dict[str, tup
         if set(names) <= metrics.keys():
             label = " ".join([str(version.number), *aliases_of(client, settings).get(version.number, [])])
             scores[label] = (metrics[names[0]], metrics[names[1]], metrics[names[2]])
-            baseline = metrics.get(f"lead_{score}", baseline)
+            baseline = next((metrics[name] for name in baseline_names(task, metrics)), baseline)
     return scores, baseline
+
+
+def baseline_names(task: Task, metrics: Mapping[str, float]) -> list[str]:
+    """The names of the baselines' main scores among the metrics of a run, the first baseline first."""
+    prefixes = task.baselines(["text"], ["text"])
+    return [name for prefix in prefixes if (name := f"{prefix}{task.main_score}") in metrics]
 
 
 def compare_champion(

@@ -8,7 +8,6 @@ from statistics import fmean
 from batch_assets.engines.contract import Engine
 from batch_assets.errors import BatchAssetsError
 from batch_assets.mlflow_client import MlflowClient
-from batch_assets.models.configured_task import task_of
 from batch_assets.models.evaluation import DocumentResult, results_on
 from batch_assets.models.model_runs import run_of
 from batch_assets.models.registry import (
@@ -23,12 +22,13 @@ from batch_assets.models.registry import (
     with_alias,
 )
 from batch_assets.models.samples import keep_samples
-from batch_assets.models.task import Task
 from batch_assets.quality.bootstrap import interval
 from batch_assets.settings import Settings
 from batch_assets.sources.records import Document
+from batch_assets.tasks.configured_task import task_of
+from batch_assets.tasks.task import Task
 
-# Name of the sample with a new champion's first summaries.
+# Name of the sample with a new champion's first answers.
 SAMPLE = "single_node_inference"
 _SAMPLE_SIZE = 2
 _TAG_PREFIX = "promotion."
@@ -77,7 +77,7 @@ def decide(
     if settings.beat_baseline and score <= baseline:
         return Decision(
             False,
-            f"its {task.main_score} of {score:.3f} is not above the {baseline:.3f} of the first sentences, as "
+            f"its {task.main_score} of {score:.3f} is not above the {baseline:.3f} of the baseline, as "
             "BATCH_ASSETS_BEAT_BASELINE requires",
             figures,
         )
@@ -156,13 +156,13 @@ def propose(
 def promote_by_hand(
     client: MlflowClient, settings: Settings, number: int, documents: Sequence[Document], report: Callable[[str], None]
 ) -> Version | None:
-    """Promote a version regardless of its scores. It must load and summarize.
+    """Promote a version regardless of its scores. It must load and predict.
 
     Args:
         client: MLflow client.
         settings: name of the registered model, and engine settings.
         number: version number.
-        documents: held-out documents; the first ones are summarized.
+        documents: held-out documents; the first ones are scored.
         report: called with each progress message.
 
     Returns:
@@ -203,17 +203,17 @@ def _check_and_promote(
     documents: Sequence[Document],
     report: Callable[[str], None],
 ) -> Version | None:
-    """Check that a version loads and summarizes, as for any user of the registry, and promote it.
+    """Check that a version loads and predicts, as for any user of the registry, and promote it.
 
     Returns:
         The old champion, or None if it was this version or there was none.
     """
     some = documents[:_SAMPLE_SIZE]
-    summaries = predict(version, [item.document or "" for item in some])
+    texts, task = predict(version, [item.document or "" for item in some]), task_of(settings)
     if settings.samples:
         rows = [
-            {"id": item.id, "document": item.document, "generated_summary": summary}
-            for item, summary in zip(some, summaries, strict=True)
+            {"id": item.id, "document": item.document, task.output_column: text}
+            for item, text in zip(some, texts, strict=True)
         ][: settings.samples]
         keep_samples(client, version.run_id, SAMPLE, rows)
     prepare_engine(client, version, settings, documents, report)

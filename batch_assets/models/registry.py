@@ -7,16 +7,17 @@ from pathlib import Path
 
 from batch_assets.engines.catalog import REFERENCE
 from batch_assets.engines.choice import choose, preparation, prepare, runs_on_gpu
-from batch_assets.engines.contract import ScoringModel
+from batch_assets.engines.contract import Score, ScoringModel
 from batch_assets.engines.encoding import markup_in
 from batch_assets.engines.model_files import check_mlflow_model
 from batch_assets.errors import BatchAssetsError
 from batch_assets.mlflow_client import MlflowClient, ModelVersion
-from batch_assets.models.evaluation import summary_digests
+from batch_assets.models.evaluation import text_digests
 from batch_assets.models.model_runs import DIGEST_TAG, ModelRun
 from batch_assets.models.tracking import resolve_artifact_uri
 from batch_assets.settings import Settings
 from batch_assets.sources.records import Document
+from batch_assets.tasks.configured_task import task_of
 
 # On two cores, batches of 8 and of 24 documents of 300 tokens were equally fast (1.2 and 1.0 documents per second), so
 # a few thousand tokens keep memory low and progress smooth. A GPU needs larger batches.
@@ -145,7 +146,7 @@ def get_version(client: MlflowClient, settings: Settings, number: int) -> Versio
 
 
 def predict(version: Version, documents: list[str]) -> list[str]:
-    """Summarize a few documents on this machine, as any user of the registry would.
+    """Score a few documents on this machine, as any user of the registry would.
 
     Raises:
         BatchAssetsError: the version could run code, or its model is not supported.
@@ -153,7 +154,7 @@ def predict(version: Version, documents: list[str]) -> list[str]:
     import mlflow
 
     model = mlflow.pyfunc.load_model(str(_fetch(version.uri)))
-    return [str(summary) for summary in model.predict(documents)]
+    return [str(text) for text in model.predict(documents)]
 
 
 def digest_of(client: MlflowClient, version: Version) -> str | None:
@@ -212,7 +213,14 @@ def prepare_engine(
         How the conversion went; None if there is nothing to convert.
     """
     model = _scoring_model(version.uri, version.name, version.number, "", settings)
-    prepare(client, version.run_id, model, settings, documents, summary_digests(client, version.run_id), report)
+    task = task_of(settings)
+
+    def main_score(document: str, reference: str, text: str) -> float:
+        return task.scores(document, reference, text)[task.main_score]
+
+    score = Score(task.main_score, main_score)
+    written = text_digests(client, version.run_id)
+    prepare(client, version.run_id, model, settings, documents, written, score, report)
     outcome = preparation(client, version.run_id, model, settings)
     if outcome is None:
         return None
@@ -243,6 +251,7 @@ def _scoring_model(uri: str, name: str, number: int, digest: str, settings: Sett
     flavor = model.flavors["python_function"]
     template = (model.metadata or {}).get("prompt_template")
     parameters = {key: value for key, value in (flavor.get("config") or {}).items() if key != "return_full_text"}
+    task = task_of(settings)
     return ScoringModel(
         name=name,
         version=number,
@@ -255,5 +264,7 @@ def _scoring_model(uri: str, name: str, number: int, digest: str, settings: Sett
         seed=settings.seed,
         markup=markup_in(path / "components" / "tokenizer", template),
         device_map=settings.device_map,
+        read=task.read if task.rules else None,
+        rules=task.rules,
         batch_tokens=settings.batch_tokens or (_GPU_BATCH_TOKENS if runs_on_gpu(settings) else _CPU_BATCH_TOKENS),
     )

@@ -4,21 +4,24 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Literal
 
 from batch_assets.ai_functions.endpoints import Endpoint, check_key, configured_endpoint, read_endpoints
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.contracts import TABLES, Table
+from batch_assets.lake.contracts import Table
 from batch_assets.lake.lake import Lake
 from batch_assets.locks import is_held
 from batch_assets.models.checkpoint_sources import checkpoint_source
 from batch_assets.models.smollm2 import gguf_file
+from batch_assets.operations.run import run_lock
+from batch_assets.pipelines.deployment import Deployment
 from batch_assets.resources.java import check_java
 from batch_assets.settings import Settings, redacted
 from batch_assets.sources.configured import evaluation_dataset, is_on_hub, scored_dataset
+from batch_assets.tasks.output_tables import tables_of
 
 Level = Literal["ok", "warning", "problem"]
 OK: Final = "ok"
@@ -49,17 +52,30 @@ class Finding:
 Check = Callable[[Settings], list[Finding]]
 
 
-def examine(settings: Settings) -> list[Finding]:
+def examine(deployment: Deployment) -> list[Finding]:
     """Run every check; one that fails counts as a problem and does not stop the others."""
-    findings = []
-    for what, check, remedy in _CHECKS:
-        try:
-            findings += check(settings)
-        except (BatchAssetsError, OSError) as error:
-            # delta-rs colors its messages.
-            found = re.sub(r"\x1b\[[\d;]*m", "", str(error))
-            findings.append(Finding(PROBLEM, what, " ".join(found.split()), remedy))
+    first, *others = deployment.pipelines
+    findings = [finding for check in _CHECKS for finding in _run(check, first)]
+    for settings in others:
+        for check in _CHECKS:
+            if check[0] in _OF_EACH_PIPELINE:
+                found = _run(check, settings)
+                findings += [replace(one, what=f"{settings.pipeline}: {one.what}") for one in found]
+    findings += [
+        Finding(PROBLEM, f"{problem.name}: file", problem.message, "mend the file; the pipeline is left out until then")
+        for problem in deployment.problems
+    ]
     return findings
+
+
+def _run(named_check: tuple[str, Check, str], settings: Settings) -> list[Finding]:
+    what, check, remedy = named_check
+    try:
+        return check(settings)
+    except (BatchAssetsError, OSError) as error:
+        # delta-rs colors its messages.
+        found = re.sub(r"\x1b\[[\d;]*m", "", str(error))
+        return [Finding(PROBLEM, what, " ".join(found.split()), remedy)]
 
 
 def _java(settings: Settings) -> list[Finding]:
@@ -197,6 +213,8 @@ def _hub_dataset(settings: Settings, name: str) -> Finding:
 
 
 def _endpoints(settings: Settings) -> list[Finding]:
+    if settings.endpoint is None:
+        return []
     endpoints = {} if settings.endpoints is None else read_endpoints(settings.endpoints)
     findings = [_endpoint(endpoint, settings.endpoint) for endpoint in endpoints.values()]
     if configured_endpoint(settings.endpoints, settings.endpoint) is None:
@@ -267,7 +285,7 @@ def _home(settings: Settings) -> list[Finding]:
         return [Finding(PROBLEM, "home", f"{existing} {reason}", "set BATCH_ASSETS_HOME to a writable folder")]
     state = "is writable" if existing == home else "is created by the first run"
     findings = [Finding(OK, "home", f"{home} {state}")]
-    if is_held(home / ".run.lock"):
+    if is_held(run_lock(settings)):
         found = f"a 'batch-assets run' is running in {home}"
         findings.append(Finding(WARNING, "lock", found, "wait for it to finish: a second one would be refused"))
     return findings
@@ -275,11 +293,12 @@ def _home(settings: Settings) -> list[Finding]:
 
 def _tables(settings: Settings) -> list[Finding]:
     lake = Lake.of(settings, fail_fast=True)
-    existing = [table for table in TABLES if lake.exists(table)]
+    tables = tables_of(settings).all
+    existing = [table for table in tables if lake.exists(table)]
     wrong = [finding for table in existing if (finding := _table(lake, table)) is not None]
     if wrong:
         return wrong
-    found = f"{len(existing)} of {len(TABLES)} tables exist in {redacted(lake.uri)}, all with the expected layout"
+    found = f"{len(existing)} of {len(tables)} tables exist in {redacted(lake.uri)}, all with the expected layout"
     none = f"none in {redacted(lake.uri)} yet; the first run creates them"
     return [Finding(OK, "tables", found if existing else none)]
 
@@ -338,6 +357,9 @@ _CHECKS: Sequence[tuple[str, Check, str]] = (
     ("tables", _tables, "check BATCH_ASSETS_LAKE, the network and your access to the lake"),
     ("runs", _runs, ""),
 )
+
+# The other checks are about the machine or the deployment.
+_OF_EACH_PIPELINE = {"model", "data set", "hub", "endpoints", "tables"}
 
 
 def _gib(count: int) -> str:

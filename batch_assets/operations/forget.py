@@ -9,15 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.contracts import (
-    AI_QUERY_INFERENCE,
-    BATCH_INFERENCE,
-    PARTITION,
-    PROD_DATA,
-    PROD_DATA_REJECTED,
-    SUMMARY_QUALITY,
-)
-from batch_assets.lake.forgotten import digest_of, remember
+from batch_assets.lake.contracts import PARTITION, PipelineTables
+from batch_assets.lake.forgotten import digest_of, known_as, remember
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.lake.staging import TableWriter
 from batch_assets.mlflow_client import MlflowClient
@@ -25,8 +18,8 @@ from batch_assets.scoring.completions import CompletionStore
 from batch_assets.settings import Settings, redacted
 from batch_assets.sources.reasons import Reason
 from batch_assets.sources.records import ids_in_raw
+from batch_assets.tasks.output_tables import tables_of
 
-_TABLES_WITH_DOCUMENTS = (PROD_DATA, PROD_DATA_REJECTED, BATCH_INFERENCE, AI_QUERY_INFERENCE)
 _EXAMPLES = ("best", "worst")
 _REPORT = "reports/quality_report.html"
 
@@ -46,7 +39,7 @@ class Found:
 
 
 def find(lake: Lake, settings: Settings, document_id: str) -> Found:
-    """Look for a document in all tables and reports.
+    """Look for a document in all tables and reports of a pipeline.
 
     Raises:
         BatchAssetsError: the id is empty.
@@ -54,14 +47,17 @@ def find(lake: Lake, settings: Settings, document_id: str) -> Found:
     _refuse_empty(document_id)
     batches = {}
     sources: set[str] = set()
-    for table in _TABLES_WITH_DOCUMENTS:
+    tables = tables_of(settings)
+    for table in (tables.documents, tables.rejected, tables.scored, tables.answered):
         if not lake.exists(table):
             continue
         snapshot = lake.open(table)
         columns = [name for name in ("id", "raw", "source") if name in table.column_names]
         found = []
         for batch in snapshot.batches():
-            rows = [row for part in snapshot.read(batch, columns) for row in _rows_of(part, document_id)]
+            rows = [
+                row for part in snapshot.read(batch, columns) for row in _rows_of(part, document_id, settings.id_column)
+            ]
             if rows:
                 found.append(batch)
                 sources |= {row["source"] for row in rows if row.get("source")}
@@ -80,7 +76,7 @@ def forget(lake: Lake, settings: Settings, client: MlflowClient, document_id: st
 
     Args:
         lake: the tables.
-        settings: location of the reports, and the registered model.
+        settings: the pipeline.
         client: MLflow client, to replace reports stored with the runs of versions.
         document_id: id of the document, in any batch.
         run_id: id to record in the commits.
@@ -93,28 +89,30 @@ def forget(lake: Lake, settings: Settings, client: MlflowClient, document_id: st
         ConcurrentCommitError: another writer replaced a batch in the meantime; call again to continue.
     """
     _refuse_empty(document_id)
+    tables = tables_of(settings)
     # First, so that the document can't land again in the meantime.
-    remember(lake, document_id)
+    remember(lake, known_as(tables.documents, document_id))
     found = find(lake, settings, document_id)
     CompletionStore.clear_statements(lake)
     for batch in found.all_batches:
-        for table in (BATCH_INFERENCE, AI_QUERY_INFERENCE):
+        for table in (tables.scored, tables.answered):
             CompletionStore.of(lake, table, batch, "").clear_batch()
-        _remove_example(lake, batch, document_id, run_id)
+        _remove_example(lake, tables, batch, document_id, run_id)
     for report in found.reports:
         (settings.report_file.parent / report).unlink(missing_ok=True)
     _replace_reports(client, settings, document_id)
-    for table in (BATCH_INFERENCE, AI_QUERY_INFERENCE):
+    for table in (tables.scored, tables.answered):
         for batch in found.batches.get(table.name, []):
             snapshot = lake.open(table)
             _replace(snapshot, batch, _without(snapshot, batch, document_id), {"run_id": run_id})
-    landed = found.batches.get(PROD_DATA.name, [])
-    for batch in found.batches.get(PROD_DATA_REJECTED.name, []):
+    landed = found.batches.get(tables.documents.name, [])
+    for batch in found.batches.get(tables.rejected.name, []):
         if batch not in landed:
-            rejected = lake.open(PROD_DATA_REJECTED)
-            _replace(rejected, batch, _rejected_without(rejected, batch, document_id, 0), {"run_id": run_id})
+            rejected = lake.open(tables.rejected)
+            left = _rejected_without(rejected, batch, document_id, settings.id_column, 0)
+            _replace(rejected, batch, left, {"run_id": run_id})
     for batch in landed:
-        _remove_from_documents(lake, batch, document_id, run_id)
+        _remove_from_documents(lake, settings, batch, document_id, run_id)
     return found
 
 
@@ -146,47 +144,51 @@ def is_shown(document_id: str, report: str) -> bool:
     return f"<td>{escape(document_id)}</td>" in report
 
 
-def _remove_from_documents(lake: Lake, batch: str, document_id: str, run_id: str) -> None:
-    """Remove a document from m4_1_prod_data; batches that this package wrote record it as rejected."""
-    documents, rejected = lake.open(PROD_DATA), lake.open(PROD_DATA_REJECTED)
+def _remove_from_documents(lake: Lake, settings: Settings, batch: str, document_id: str, run_id: str) -> None:
+    """Remove a document from the documents; batches that this package wrote record it as rejected."""
+    tables = tables_of(settings)
+    documents, rejected = lake.open(tables.documents), lake.open(tables.rejected)
     left = _without(documents, batch, document_id)
     if not documents.is_written_by_us(batch):
         # Unlike our other commits, this one does not record the table, so the batch still belongs to the other writer.
         staged = _staged(documents, batch, left)
         documents.delta.replace({PARTITION: batch}, staged, {"run_id": run_id})
         return
-    removed = sum(len(_rows_of(rows, document_id)) for rows in documents.read(batch, ["id"]))
+    removed = sum(len(_rows_of(rows, document_id, settings.id_column)) for rows in documents.read(batch, ["id"]))
     commit = documents.last_commit(batch)
     # Not the digest of a source, so that the next run checks the rest of the batch again.
     recorded = {"run_id": run_id, "digest": f"{Reason.FORGOTTEN.value} {digest_of(document_id)}"}
     metadata = {**({} if commit is None else commit.metadata), **recorded}
-    _replace(rejected, batch, _rejected_without(rejected, batch, document_id, removed), metadata)
+    now_rejected = _rejected_without(rejected, batch, document_id, settings.id_column, removed)
+    _replace(rejected, batch, now_rejected, metadata)
     _replace(documents, batch, left, metadata)
 
 
-def _rejected_without(rejected: BatchSnapshot, batch: str, document_id: str, removed: int) -> Iterator[pa.RecordBatch]:
+def _rejected_without(
+    rejected: BatchSnapshot, batch: str, document_id: str, id_column: str, removed: int
+) -> Iterator[pa.RecordBatch]:
     """Rejected records of a batch without the document's content, and one more for each removed document."""
     schema = rejected.table.arrow_schema
     for part in rejected.read(batch):
         rows = part.to_pylist()
         for row in rows:
-            if document_id in ids_in_raw(row["raw"] or ""):
+            if document_id in ids_in_raw(row["raw"] or "", id_column):
                 row |= {"raw": None, "reason": Reason.FORGOTTEN.value}
         yield pa.RecordBatch.from_pylist(rows, schema=schema)
     yield pa.RecordBatch.from_pylist([{PARTITION: batch, "reason": Reason.FORGOTTEN.value}] * removed, schema=schema)
 
 
-def _remove_example(lake: Lake, batch: str, document_id: str, run_id: str) -> None:
+def _remove_example(lake: Lake, tables: PipelineTables, batch: str, document_id: str, run_id: str) -> None:
     """Remove a document from the examples of a batch."""
-    if not lake.exists(SUMMARY_QUALITY):
+    if not lake.exists(tables.quality):
         return
-    quality = lake.open(SUMMARY_QUALITY)
+    quality = lake.open(tables.quality)
     rows = [row for part in quality.read(batch) for row in part.to_pylist()]
     for row in rows:
         for name in _EXAMPLES:
             row[name] = json.dumps([one for one in json.loads(row[name] or "[]") if one["id"] != document_id])
     if rows:
-        left = pa.RecordBatch.from_pylist(rows, schema=SUMMARY_QUALITY.arrow_schema)
+        left = pa.RecordBatch.from_pylist(rows, schema=tables.quality.arrow_schema)
         _replace(quality, batch, iter([left]), {"run_id": run_id})
 
 
@@ -220,11 +222,11 @@ def _staged(snapshot: BatchSnapshot, batch: str, rows: Iterator[pa.RecordBatch])
     return writer.close()
 
 
-def _rows_of(rows: pa.RecordBatch, document_id: str) -> list[dict[str, Any]]:
+def _rows_of(rows: pa.RecordBatch, document_id: str, id_column: str) -> list[dict[str, Any]]:
     """The rows of a document."""
     if "id" in rows.schema.names:
         return list(rows.filter(pc.equal(rows.column("id"), document_id)).to_pylist())
-    return [row for row in rows.to_pylist() if document_id in ids_in_raw(row["raw"] or "")]
+    return [row for row in rows.to_pylist() if document_id in ids_in_raw(row["raw"] or "", id_column)]
 
 
 def _without(snapshot: BatchSnapshot, batch: str, document_id: str) -> Iterator[pa.RecordBatch]:

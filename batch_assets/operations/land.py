@@ -7,13 +7,16 @@ from pathlib import Path
 
 import dagster as dg
 
+from batch_assets.errors import BatchAssetsError
 from batch_assets.graph.partitions import register_batches
-from batch_assets.lake.contracts import PROD_DATA, PROD_DATA_REJECTED
+from batch_assets.graph.pipeline_names import LAND_BATCHES
+from batch_assets.lake.contracts import PipelineTables
 from batch_assets.lake.lake import Lake
 from batch_assets.operations.local_runs import materialize
 from batch_assets.resources.dagster_storage import open_instance
 from batch_assets.settings import Settings
 from batch_assets.sources.configured import landing_folder
+from batch_assets.tasks.output_tables import tables_of
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,11 @@ def land_files(
         What landed, and what failed.
 
     Raises:
-        BatchAssetsError: a file can't be used, or the batch would replace another one.
+        BatchAssetsError: a file can't be used, the batch would replace another one, or the pipeline has no landing
+            folder.
     """
+    if not settings.is_landing:
+        raise BatchAssetsError(f"the pipeline {settings.pipeline} has no landing folder: its source is a data set")
     folder = landing_folder(settings)
     name = folder.name_for(files, batch)
     # Two commands that land the same batch take turns, so that each finds its own copies of the files.
@@ -50,17 +56,17 @@ def land_files(
         folder.take_copies(files, name, replaces=batch is not None)
         batches = folder.keys_of(name)
         with open_instance(settings) as instance:
-            register_batches(instance, batches)
-            failures = materialize(definitions(settings), instance, "land_batches", batches)
+            register_batches(instance, settings.pipeline, batches)
+            failures = materialize(definitions(settings), instance, settings.pipeline, LAND_BATCHES, batches)
         if failures:
             return [], failures
-        landed = _landed(Lake.of(settings), batches)
+        landed = _landed(Lake.of(settings), tables_of(settings), batches)
         folder.mark_requested(name)
         return landed, []
 
 
-def _landed(lake: Lake, batches: Sequence[str]) -> list[LandedFiles]:
-    documents, rejected = lake.open(PROD_DATA), lake.open(PROD_DATA_REJECTED)
+def _landed(lake: Lake, tables: PipelineTables, batches: Sequence[str]) -> list[LandedFiles]:
+    documents, rejected = lake.open(tables.documents), lake.open(tables.rejected)
     found = []
     for batch in batches:
         reasons = Counter(row["reason"] for part in rejected.read(batch, ["reason"]) for row in part.to_pylist())

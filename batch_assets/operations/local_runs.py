@@ -5,8 +5,8 @@ import socket
 
 import dagster as dg
 
-from batch_assets.automation.jobs import materialize_all
 from batch_assets.graph.partitions import known_batches, range_tags, ranges
+from batch_assets.graph.pipeline_names import MATERIALIZE_ALL, prefixed
 from batch_assets.resources.dagster_internals import InMemoryRunStorage, SqliteRunStorage
 
 _LAUNCHED_TAG = "batch_assets/launched_by"
@@ -15,11 +15,11 @@ _COMMAND = "command line"
 _MACHINE_TAG, _HOME_TAG = "batch_assets/machine", "batch_assets/home"
 
 
-def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
+def close_dead_runs(instance: dg.DagsterInstance, pipeline: str) -> list[str]:
     """Mark runs of 'batch-assets run' whose process was killed as failed, and free their pools.
 
-    Call this only while holding the home's lock: then no such run of this home is alive. Runs of other commands may be
-    alive; ``close_orphaned_runs`` finds those that are not.
+    Call this only while holding the pipeline's lock: then no such run of this pipeline in this home is alive. Runs of
+    other commands may be alive; ``close_orphaned_runs`` finds those that are not.
 
     Returns:
         Ids of the closed runs.
@@ -31,7 +31,7 @@ def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         dg.DagsterRunStatus.CANCELING,
     ]
     tags = launch_tags(instance)
-    dead = instance.get_runs(dg.RunsFilter(job_name=materialize_all.name, tags=tags, statuses=alive))
+    dead = instance.get_runs(dg.RunsFilter(job_name=prefixed(pipeline, MATERIALIZE_ALL), tags=tags, statuses=alive))
     for run in dead:
         instance.report_run_failed(run, "The process of this run ended without reporting a result.")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
@@ -117,23 +117,24 @@ def claimed_pools(instance: dg.DagsterInstance) -> list[tuple[str, str, bool]]:
 
 
 def materialize(
-    definitions: dg.Definitions, instance: dg.DagsterInstance, job_name: str, batches: list[str]
+    definitions: dg.Definitions, instance: dg.DagsterInstance, pipeline: str, job: str, batches: list[str]
 ) -> list[str]:
     """Run a job for registered batches, once for each contiguous range of them.
 
     Args:
         definitions: the code location.
         instance: Dagster's storage.
-        job_name: the job to run.
+        pipeline: name of the pipeline.
+        job: the job to run, one of the jobs of any pipeline.
         batches: batches to run it for.
 
     Returns:
         What failed, one entry per failed run.
     """
-    job = definitions.resolve_job_def(job_name)
+    resolved = definitions.resolve_job_def(prefixed(pipeline, job))
     failures = []
-    for range_ in ranges(known_batches(instance), batches, len(batches) or 1):
-        result = job.execute_in_process(
+    for range_ in ranges(known_batches(instance, pipeline), batches, len(batches) or 1):
+        result = resolved.execute_in_process(
             instance=instance,
             raise_on_error=False,
             # Otherwise, Dagster logs to the terminal with its own logger.

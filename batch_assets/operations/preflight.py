@@ -5,7 +5,6 @@ import socket
 from batch_assets.ai_functions.endpoints import check_key, configured_endpoint
 from batch_assets.engines.catalog import ENGINES
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.contracts import TABLES
 from batch_assets.lake.lake import Lake
 from batch_assets.models.checkpoint_sources import checkpoint_source
 from batch_assets.models.tracking import connect
@@ -13,6 +12,7 @@ from batch_assets.resources.java import check_java
 from batch_assets.settings import Settings
 from batch_assets.sources.configured import evaluation_dataset, scored_dataset
 from batch_assets.sources.dataset import Dataset
+from batch_assets.tasks.output_tables import tables_of
 
 
 def check_run(settings: Settings) -> Dataset:
@@ -30,11 +30,12 @@ def check_run(settings: Settings) -> Dataset:
     engine = ENGINES.get(settings.engine)
     if engine is not None and not engine.is_installed:
         raise BatchAssetsError(f"BATCH_ASSETS_ENGINE={engine.name} is not installed: run {engine.installation} first")
-    endpoint = configured_endpoint(settings.endpoints, settings.endpoint)
-    if endpoint is not None:
-        check_key(endpoint)
+    if settings.endpoint is not None:
+        endpoint = configured_endpoint(settings.endpoints, settings.endpoint)
+        if endpoint is not None:
+            check_key(endpoint)
     lake = Lake.of(settings)
-    for table in TABLES:
+    for table in tables_of(settings).all:
         if lake.exists(table):
             lake.open(table)
     connect(settings)

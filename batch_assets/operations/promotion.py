@@ -5,7 +5,8 @@ from typing import Any
 
 import dagster as dg
 
-from batch_assets.graph.champion_model import PROMOTION_POOL, champion_model
+from batch_assets.graph.champion_model import PROMOTION_POOL
+from batch_assets.graph.pipeline_names import PROMOTE, PROMOTE_OP, ROLLBACK, AssetKeys, prefixed
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import Settings
 from batch_assets.sources.configured import evaluation_dataset
@@ -39,21 +40,52 @@ def roll_back(settings: Settings) -> str:
     return f"version {version.number} of {version.name} is the champion again"
 
 
-@dg.op(pool=PROMOTION_POOL, config_schema={"version": int}, description="Make a version the champion by hand.")
-def promote_champion(context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]) -> None:
-    """Promote the configured version and report it."""
-    context.log.info(promote_version(settings, context.op_config["version"], context.log.info))
-    _report(context, settings)
+def promotion_jobs(settings: Settings) -> list[dg.JobDefinition]:
+    """The jobs that promote a version of a pipeline's model by hand, and roll back."""
+
+    @dg.op(
+        name=prefixed(settings.pipeline, PROMOTE_OP),
+        pool=PROMOTION_POOL,
+        config_schema={"version": int},
+        description="Make a version the champion by hand.",
+    )
+    def promote_champion(context: dg.OpExecutionContext) -> None:
+        """Promote the configured version and report it."""
+        context.log.info(promote_version(settings, context.op_config["version"], context.log.info))
+        _report(context, settings)
+
+    @dg.op(
+        name=prefixed(settings.pipeline, "roll_champion_back"),
+        pool=PROMOTION_POOL,
+        description="Restore the previous champion.",
+    )
+    def roll_champion_back(context: dg.OpExecutionContext) -> None:
+        """Restore the previous champion and report it."""
+        context.log.info(roll_back(settings))
+        _report(context, settings)
+
+    @dg.job(
+        name=prefixed(settings.pipeline, PROMOTE),
+        executor_def=dg.in_process_executor,
+        description="Make the version in the config the champion by hand.",
+    )
+    def promote() -> None:
+        """Promote one version."""
+        promote_champion()
+
+    @dg.job(
+        name=prefixed(settings.pipeline, ROLLBACK),
+        executor_def=dg.in_process_executor,
+        description="Restore the previous champion.",
+    )
+    def rollback() -> None:
+        """Roll the champion back."""
+        roll_champion_back()
+
+    return [promote, rollback]
 
 
-@dg.op(pool=PROMOTION_POOL, description="Restore the previous champion.")
-def roll_champion_back(context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]) -> None:
-    """Restore the previous champion and report it."""
-    context.log.info(roll_back(settings))
-    _report(context, settings)
-
-
-def _report(context: Any, settings: Settings) -> None:
+def _report(context: dg.OpExecutionContext, settings: Settings) -> None:
     """Materialize champion_model with the champion's number as its data version."""
     from batch_assets.models.registry import champion
     from batch_assets.models.tracking import connect
@@ -66,19 +98,5 @@ def _report(context: Any, settings: Settings) -> None:
         **ModelRegistry(settings).version_link(version.name, version.number),
     }
     tags = {"dagster/data_version": str(version.number)}
-    context.log_event(dg.AssetMaterialization(champion_model.key, metadata=metadata, tags=tags))
-
-
-@dg.job(executor_def=dg.in_process_executor, description="Make the version in the config the champion by hand.")
-def promote() -> None:
-    """Promote one version."""
-    promote_champion()
-
-
-@dg.job(executor_def=dg.in_process_executor, description="Restore the previous champion.")
-def rollback() -> None:
-    """Roll the champion back."""
-    roll_champion_back()
-
-
-PROMOTION_JOBS = (promote, rollback)
+    key = AssetKeys(settings.pipeline).champion
+    context.log_event(dg.AssetMaterialization(key, metadata=metadata, tags=tags))

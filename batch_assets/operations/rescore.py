@@ -7,8 +7,11 @@ from statistics import median
 import dagster as dg
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA
+from batch_assets.graph.pipeline_names import AssetKeys
+from batch_assets.lake.contracts import PipelineTables
 from batch_assets.lake.lake import Lake
+from batch_assets.settings import Settings
+from batch_assets.tasks.output_tables import tables_of
 
 _RATE = "documents_per_second"
 # Materializations to take the rate from.
@@ -17,31 +20,33 @@ _RECENT = 20
 _SHOWN_AS_SECONDS = 120
 
 
-def select_batches(lake: Lake, named: Sequence[str] | None, since: datetime | None) -> list[str]:
+def select_batches(
+    lake: Lake, tables: PipelineTables, named: Sequence[str] | None, since: datetime | None
+) -> list[str]:
     """The batches with these names, those scored since a time (UTC), or all.
 
     Raises:
-        BatchAssetsError: a named batch is not in ``m4_1_prod_data``.
+        BatchAssetsError: a named batch is not in the table of documents.
     """
-    documents = lake.find(PROD_DATA)
+    documents = lake.find(tables.documents)
     there = documents.batches()
     if named is not None:
         missing = [batch for batch in named if batch not in there]
         if missing:
-            raise BatchAssetsError(f"m4_1_prod_data has no batch {', '.join(map(repr, missing))}")
+            raise BatchAssetsError(f"{tables.documents.name} has no batch {', '.join(map(repr, missing))}")
         return list(dict.fromkeys(named))
     if since is None:
         return there
-    scored = lake.find(BATCH_INFERENCE)
+    scored = lake.find(tables.scored)
     first = since.replace(tzinfo=UTC).timestamp()
     return [batch for batch in there if (commit := scored.last_commit(batch)) and commit.seconds >= first]
 
 
-def describe_cost(instance: dg.DagsterInstance, lake: Lake, batches: Sequence[str]) -> str:
+def describe_cost(instance: dg.DagsterInstance, lake: Lake, settings: Settings, batches: Sequence[str]) -> str:
     """Describe how many documents there are, and how long they may take at the rate of recent runs."""
-    documents = lake.find(PROD_DATA)
+    documents = lake.find(tables_of(settings).documents)
     rows = sum(documents.rows(batch) for batch in batches)
-    records = instance.fetch_materializations(dg.AssetKey("batch_inference"), limit=_RECENT).records
+    records = instance.fetch_materializations(AssetKeys(settings.pipeline).scored, limit=_RECENT).records
     rates = []
     for record in records:
         value = record.asset_materialization.metadata.get(_RATE) if record.asset_materialization else None

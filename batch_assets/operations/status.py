@@ -11,18 +11,13 @@ import dagster as dg
 from batch_assets.errors import BatchAssetsError
 from batch_assets.graph.observation import stale_batches_now
 from batch_assets.graph.partitions import batches_of, busy_batches, known_batches
-from batch_assets.lake.contracts import (
-    AI_QUERY_INFERENCE,
-    BATCH_INFERENCE,
-    PROD_DATA,
-    PROD_DATA_REJECTED,
-    SUMMARY_QUALITY,
-)
+from batch_assets.graph.pipeline_names import AssetKeys
 from batch_assets.lake.counts import Counts, counts_by_batch
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.resources.dagster_storage import existing_instance
 from batch_assets.settings import Settings
 from batch_assets.staleness import unfinished_batches
+from batch_assets.tasks.output_tables import tables_of
 
 SCORED = "scored"
 _RUNS_SHOWN = 5
@@ -79,7 +74,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Status:
-    """The state of the deployment; ``champion_problem`` says why the champion is unknown."""
+    """The state of a pipeline; ``champion_problem`` says why the champion is unknown."""
 
     batches: list[Batch]
     champion: Champion | None
@@ -105,16 +100,18 @@ def status_of(settings: Settings) -> Status:
         except BatchAssetsError as error:
             problem = str(error)
         batches = batches_in(instance, settings, champion.version if champion else None)
-        return Status(batches, champion, problem, last_runs(instance))
+        return Status(batches, champion, problem, last_runs(instance, settings.pipeline))
 
 
 def batches_in(instance: dg.DagsterInstance, settings: Settings, champion: int | None) -> list[Batch]:
     """All batches in a table or in Dagster, sorted by name."""
-    running, busy = busy_batches(instance, _RUNNING), busy_batches(instance)
-    failures = _failures(instance)
+    pipeline, tables = settings.pipeline, tables_of(settings)
+    running, busy = busy_batches(instance, pipeline, _RUNNING), busy_batches(instance, pipeline)
+    failures = _failures(instance, pipeline)
     lake = Lake.of(settings, fail_fast=True)
-    documents, rejected, output = lake.find(PROD_DATA), lake.find(PROD_DATA_REJECTED), lake.find(BATCH_INFERENCE)
-    answered, quality = lake.find(AI_QUERY_INFERENCE), lake.find(SUMMARY_QUALITY)
+    documents, rejected, output = (lake.find(one) for one in (tables.documents, tables.rejected, tables.scored))
+    answered = None if settings.endpoint is None else lake.find(tables.answered)
+    quality = lake.find(tables.quality)
     unfinished = unfinished_batches(documents, output, answered, quality, busy) if failures else []
     stale = stale_batches_now(instance, settings, documents, output, champion)
 
@@ -128,7 +125,7 @@ def batches_in(instance: dg.DagsterInstance, settings: Settings, champion: int |
         return SCORED if documents.files(batch) else "empty"
 
     found = []
-    keys = {*documents.batches(), *rejected.batches(), *output.batches(), *known_batches(instance)}
+    keys = {*documents.batches(), *rejected.batches(), *output.batches(), *known_batches(instance, pipeline)}
     written = scoring_summary(output, keys)
     for batch in sorted(keys):
         commit = output.last_commit(batch)
@@ -165,9 +162,9 @@ def champion_of(instance: dg.DagsterInstance, settings: Settings) -> Champion | 
     Raises:
         BatchAssetsError: the registry can't be read.
     """
-    from batch_assets.models.configured_task import task_of
     from batch_assets.models.registry import CHAMPION, with_alias
     from batch_assets.models.tracking import existing_client
+    from batch_assets.tasks.configured_task import task_of
 
     client = existing_client(settings)
     if client is None:
@@ -182,13 +179,13 @@ def champion_of(instance: dg.DagsterInstance, settings: Settings) -> Champion | 
         metrics: Mapping[str, float] = client.get_run(version.run_id).data.metrics if version.run_id else {}
     except MlflowException as error:
         raise BatchAssetsError(f"the model registry can't be read: {error.message}") from error
-    since = _since(instance, version.number)
+    since = _since(instance, AssetKeys(settings.pipeline).champion, version.number)
     return Champion(version.name, version.number, score_name, metrics.get(score_name), since)
 
 
-def _since(instance: dg.DagsterInstance, number: int) -> str | None:
+def _since(instance: dg.DagsterInstance, champion: dg.AssetKey, number: int) -> str | None:
     since = None
-    events = instance.fetch_materializations(dg.AssetKey("champion_model"), limit=_PROMOTIONS_SEARCHED)
+    events = instance.fetch_materializations(champion, limit=_PROMOTIONS_SEARCHED)
     for record in events.records:
         event = record.asset_materialization
         if event is None or (event.tags or {}).get("dagster/data_version") != str(number):
@@ -197,9 +194,9 @@ def _since(instance: dg.DagsterInstance, number: int) -> str | None:
     return _time(since)
 
 
-def last_runs(instance: dg.DagsterInstance) -> list[Run]:
-    """The last runs, the newest first."""
-    known = known_batches(instance)
+def last_runs(instance: dg.DagsterInstance, pipeline: str) -> list[Run]:
+    """The last runs of all pipelines, the newest first, with those of their batches that belong to this one."""
+    known = known_batches(instance, pipeline)
     return [
         Run(
             run_id=record.dagster_run.run_id,
@@ -207,18 +204,18 @@ def last_runs(instance: dg.DagsterInstance) -> list[Run]:
             status=record.dagster_run.status.value,
             began=str(_time(_start_time(record))),
             ended=_time(record.end_time),
-            batches=batches_of(record.dagster_run, known),
+            batches=batches_of(record.dagster_run, pipeline, known),
         )
         for record in instance.get_run_records(limit=_RUNS_SHOWN)
     ]
 
 
-def _failures(instance: dg.DagsterInstance) -> dict[str, float]:
-    """Batches whose last run failed, with its start in seconds since 1970."""
-    known = known_batches(instance)
+def _failures(instance: dg.DagsterInstance, pipeline: str) -> dict[str, float]:
+    """Batches of a pipeline whose last run failed, with its start in seconds since 1970."""
+    known = known_batches(instance, pipeline)
     last: dict[str, Any] = {}
     for record in instance.get_run_records(dg.RunsFilter(statuses=_FINISHED), limit=_RUNS_SEARCHED):
-        for batch in batches_of(record.dagster_run, known):
+        for batch in batches_of(record.dagster_run, pipeline, known):
             last.setdefault(batch, record)
     failure = dg.DagsterRunStatus.FAILURE
     return {batch: _start_time(record) for batch, record in last.items() if record.dagster_run.status == failure}

@@ -9,10 +9,9 @@ from typing import Any
 
 import dagster as dg
 
-from batch_assets.automation.jobs import materialize_all
 from batch_assets.graph.observation import stale_batches_now
 from batch_assets.graph.partitions import known_batches
-from batch_assets.lake.contracts import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY, TABLES
+from batch_assets.graph.pipeline_names import MATERIALIZE_ALL, prefixed
 from batch_assets.lake.forgotten import forgotten
 from batch_assets.lake.lake import Lake
 from batch_assets.models.checkpoint_sources import checkpoint_source
@@ -24,6 +23,7 @@ from batch_assets.settings import Settings, redacted
 from batch_assets.sources.configured import evaluation_dataset
 from batch_assets.sources.dataset import Dataset
 from batch_assets.staleness import unfinished_batches
+from batch_assets.tasks.output_tables import tables_of
 
 STATE_TAG = "batch_assets/state"
 _PACKAGE = Path(__file__).parent.parent
@@ -62,13 +62,13 @@ def last_run_with_same_state(instance: dg.DagsterInstance, settings: Settings, d
     Raises:
         BatchAssetsError: the data set, the checkpoint or the state can't be read.
     """
-    last = _last_run(instance)
+    last = _last_run(instance, settings)
     # A run that failed or was killed must be repeated.
     if last is None or last.status != dg.DagsterRunStatus.SUCCESS or STATE_TAG not in last.tags:
         return None
     if settings.new_model or not settings.report_file.exists():
         return None
-    if not set(dataset.batches()) <= set(known_batches(instance)):
+    if not set(dataset.batches()) <= set(known_batches(instance, settings.pipeline)):
         return None
     return last.run_id if last.tags[STATE_TAG] == _state(settings, digest_of_inputs(settings, dataset)) else None
 
@@ -84,15 +84,16 @@ def record_state(instance: dg.DagsterInstance, settings: Settings, batches: Sequ
         batches: batches that the run covered.
         inputs: result of ``digest_of_inputs`` before the run.
     """
-    state, last = _state(settings, inputs), _last_run(instance)
+    state, last = _state(settings, inputs), _last_run(instance, settings)
     client = existing_client(settings)
     if state is None or last is None or client is None:
         return
     registered = {version.run_id for version in versions(client, settings.registered_model)}
     champion = with_alias(client, settings.registered_model, CHAMPION)
     lake = Lake.of(settings)
-    documents, output = lake.open(PROD_DATA), lake.open(BATCH_INFERENCE)
-    answered, quality = lake.open(AI_QUERY_INFERENCE), lake.open(SUMMARY_QUALITY)
+    tables = tables_of(settings)
+    documents, output, quality = lake.open(tables.documents), lake.open(tables.scored), lake.open(tables.quality)
+    answered = None if settings.endpoint is None else lake.open(tables.answered)
     stale = stale_batches_now(instance, settings, documents, output, None if champion is None else champion.number)
     unfinished = unfinished_batches(documents, output, answered, quality, frozenset())
     needs_work = {*stale, *unfinished} & {*batches}
@@ -100,8 +101,9 @@ def record_state(instance: dg.DagsterInstance, settings: Settings, batches: Sequ
         instance.add_run_tags(last.run_id, {STATE_TAG: state})
 
 
-def _last_run(instance: dg.DagsterInstance) -> dg.DagsterRun | None:
-    filters = dg.RunsFilter(job_name=materialize_all.name, tags=launch_tags(instance))
+def _last_run(instance: dg.DagsterInstance, settings: Settings) -> dg.DagsterRun | None:
+    job = prefixed(settings.pipeline, MATERIALIZE_ALL)
+    filters = dg.RunsFilter(job_name=job, tags=launch_tags(instance))
     return next(iter(instance.get_runs(filters, limit=1)), None)
 
 
@@ -111,13 +113,14 @@ def _state(settings: Settings, inputs: str) -> str | None:
     None if MLflow's store or a table is missing.
     """
     client, lake = existing_client(settings), Lake.of(settings)
-    if client is None or not all(lake.exists(table) for table in TABLES):
+    tables = tables_of(settings).all
+    if client is None or not all(lake.exists(table) for table in tables):
         return None
     model = client.search_registered_models(f"name = '{settings.registered_model}'")
     return _digest(
         {
             "inputs": inputs,
-            "tables": {table.name: (lake.open(table).table_id, lake.open(table).version) for table in TABLES},
+            "tables": {table.name: (lake.open(table).table_id, lake.open(table).version) for table in tables},
             "forgotten": sorted(forgotten(lake)),
             "aliases": [one.aliases for one in model],
             "versions": [(one.number, one.run_id, one.tags) for one in versions(client, settings.registered_model)],

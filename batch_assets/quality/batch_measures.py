@@ -1,4 +1,4 @@
-"""Measure the summaries of one batch on Spark: each task sums over its documents, the driver adds up the sums."""
+"""Measure the answers of one batch on Spark: each task sums over its documents, the driver adds up the sums."""
 
 import heapq
 import json
@@ -14,15 +14,11 @@ import pyarrow as pa
 
 from batch_assets.lake.lake import BatchSnapshot
 from batch_assets.lake.staging import stage
-from batch_assets.quality.histograms import BINNED, bin_of, histogram
-from batch_assets.quality.measures import measure_names, per_document
-from batch_assets.quality.rouge import ROUGE_TYPES
+from batch_assets.quality.figures import Measurement
 from batch_assets.text import has_text
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
-
-FIGURES = (*ROUGE_TYPES, "lead_rouge1", *measure_names())
 
 _COUNTS = ("documents", "summaries", "errors", "empty", "cut", "truncated", "references")
 _VERSION = ("table_name", "model_name", "model_version")
@@ -31,12 +27,13 @@ _INPUT = (
     "model_version",
     "id",
     "document",
-    "summary",
-    "generated_summary",
+    "reference",
+    "answer",
     "error_message",
     "finish_reason",
     "input_truncated",
 )
+_AS_JSON = "to_json(`{}`, map('ignoreNullFields', 'false'))"
 # Best and worst documents that are kept as examples.
 _EXAMPLES = 5
 
@@ -57,24 +54,36 @@ def last_measured(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [row for newest in latest.values() for row in newest]
 
 
+def quality_rows(quality: BatchSnapshot, batch: str) -> list[dict[str, Any]]:
+    """The rows of a quality table for one batch, with the number of answers as ``summaries``.
+
+    That is what the column is called in the default pipeline's table.
+    """
+    rows = [row for part in quality.read(batch) for row in part.to_pylist()]
+    return [{"summaries": row["answers"], **row} if "answers" in row else row for row in rows]
+
+
 @dataclass
 class _Sums:
     """Counts, sums and extremes over documents of one model version. Two instances can be added."""
 
+    task: Measurement
     counts: Counter[str] = field(default_factory=Counter)
-    totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(FIGURES, 0.0))
+    totals: dict[str, float] = field(default_factory=dict)
     values: Counter[str] = field(default_factory=Counter)
     bins: Counter[tuple[str, int]] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
     best: list[tuple[float, str]] = field(default_factory=list)
     worst: list[tuple[float, str]] = field(default_factory=list)
 
     def count(self, row: Mapping[str, Any]) -> None:
         """Add a document, unless it has no text."""
-        document, text = row["document"], row["generated_summary"]
+        document, text = row["document"], row["answer"]
         if not has_text(document):
             return
-        figures = {} if text is None else per_document(document, row["summary"], text)
-        rouge1 = figures.get("rouge1")
+        reference = row["reference"] if has_text(row["reference"]) else None
+        figures = {} if text is None else self.task.measure(document, reference, text)
+        score = figures.get(self.task.main_score)
         flags = {
             "documents": True,
             "summaries": text is not None,
@@ -82,22 +91,34 @@ class _Sums:
             "empty": text is not None and not has_text(text),
             "cut": row["finish_reason"] == "length",
             "truncated": row["input_truncated"] == "true",
-            "references": rouge1 is not None,
+            "references": score is not None,
         }
         self.counts.update(name for name, flag in flags.items() if flag)
         for name, value in figures.items():
             if value is not None:
-                self.totals[name] += value
+                self.totals[name] = self.totals.get(name, 0.0) + value
                 self.values[name] += 1
-                if name in BINNED:
-                    self.bins[name, bin_of(name, value)] += 1
-        if rouge1 is not None:
-            self._keep_extremes([(rouge1, row["id"])], [(rouge1, row["id"])])
+                if name in self.task.binned:
+                    self.bins[name, self.task.binned[name].place(value)] += 1
+        if score is not None:
+            self._keep_extremes([(score, row["id"])], [(score, row["id"])])
+        if reference is not None and text is not None and (outcome := self.task.outcome(reference, text)) is not None:
+            self.outcomes[outcome] += 1
 
     def __add__(self, other: "_Sums") -> "_Sums":
-        totals = {name: self.totals[name] + other.totals[name] for name in FIGURES}
-        counts, values, bins = self.counts + other.counts, self.values + other.values, self.bins + other.bins
-        combined = _Sums(counts, totals, values, bins, self.best, self.worst)
+        combined = _Sums(
+            self.task,
+            self.counts + other.counts,
+            {
+                name: self.totals.get(name, 0.0) + other.totals.get(name, 0.0)
+                for name in {**self.totals, **other.totals}
+            },
+            self.values + other.values,
+            self.bins + other.bins,
+            self.outcomes + other.outcomes,
+            self.best,
+            self.worst,
+        )
         combined._keep_extremes(other.best, other.worst)
         return combined
 
@@ -106,31 +127,38 @@ class _Sums:
         self.worst = heapq.nsmallest(_EXAMPLES, self.worst + worst)
 
     def row(self) -> dict[str, Any]:
-        """Counts, means, histograms and extremes as columns of ``summary_quality``."""
+        """Counts, means, histograms, outcomes and extremes as columns of the quality table."""
         counts = {name: self.counts[name] for name in _COUNTS}
         # Rounded, because the last digits depend on the order in which Spark's tasks end.
         means = {
-            name: round(self.totals[name] / self.values[name], 6) if self.values[name] else None for name in FIGURES
+            figure.name: round(self.totals[figure.name] / self.values[figure.name], 6)
+            if self.values[figure.name]
+            else None
+            for figure in self.task.figures
         }
         histograms = {
-            f"{name}_histogram": histogram(name, {place: n for (key, place), n in self.bins.items() if key == name})
-            for name in BINNED
+            f"{name}_histogram": bins.histogram({place: n for (key, place), n in self.bins.items() if key == name})
+            for name, bins in self.task.binned.items()
         }
         extremes = {
-            name: json.dumps([{"id": id_, "rouge1": round(score, 4)} for score, id_ in examples])
+            name: json.dumps([{"id": id_, self.task.main_score: round(score, 4)} for score, id_ in examples])
             for name, examples in (("best", self.best), ("worst", self.worst))
         }
-        return {**counts, **means, **histograms, **extremes}
+        outcomes = json.dumps(dict(sorted(self.outcomes.items())), ensure_ascii=False)
+        return {**counts, "answers": counts["summaries"], **means, **histograms, "outcomes": outcomes, **extremes}
 
 
-def measure_batch(batch: str, tables: Mapping[str, "DataFrame"], now: datetime) -> list[dict[str, Any]]:
-    """Compute the rows of ``summary_quality`` for one batch, one for each table and model version.
+def measure_batch(
+    batch: str, tables: Mapping[str, "DataFrame"], task: Measurement, now: datetime
+) -> list[dict[str, Any]]:
+    """Compute the rows of the quality table for one batch, one for each table and model version.
 
     Args:
         batch: key of the batch.
         tables: the rows of the batch by table name, one per document, with ``model_name``, ``model_version``, ``id``,
-            ``document``, ``summary`` (the reference), ``generated_summary``, ``error_message``, ``finish_reason`` and
-            ``input_truncated``. Rows without a ``model_name`` are skipped.
+            ``document``, ``reference``, ``answer``, ``error_message``, ``finish_reason`` and ``input_truncated``. Rows
+            without a ``model_name`` are skipped.
+        task: says what is measured.
         now: time of the measurement.
     """
 
@@ -138,20 +166,20 @@ def measure_batch(batch: str, tables: Mapping[str, "DataFrame"], now: datetime) 
         sums: dict[tuple[str, ...], _Sums] = {}
         for rows in batches:
             for row in rows.to_pylist():
-                sums.setdefault(tuple(row[name] or "" for name in _VERSION), _Sums()).count(row)
+                sums.setdefault(tuple(row[name] or "" for name in _VERSION), _Sums(task)).count(row)
         yield pa.RecordBatch.from_pydict({"sums": pa.array([pickle.dumps(sums)], pa.binary())})
 
     texts = [f"CAST({name} AS STRING) AS {name}" for name in _INPUT]
     rows = [frame.selectExpr(f"'{name}' AS table_name", *texts) for name, frame in tables.items()]
-    summaries = reduce(lambda some, more: some.unionByName(more), rows).where("model_name IS NOT NULL")
-    task_sums = [pickle.loads(task.sums) for task in summaries.mapInArrow(add_up, "sums binary").collect()]
+    answers = reduce(lambda some, more: some.unionByName(more), rows).where("model_name IS NOT NULL")
+    task_sums = [pickle.loads(part.sums) for part in answers.mapInArrow(add_up, "sums binary").collect()]
     return [
         {
             "batch": batch,
             "table_name": table_name,
             "model_name": model_name,
             "model_version": model_version or None,
-            **sum((sums[version] for sums in task_sums if version in sums), _Sums()).row(),
+            **sum((sums[version] for sums in task_sums if version in sums), _Sums(task)).row(),
             "measured_at": now,
         }
         for version in sorted({version for sums in task_sums for version in sums})
@@ -163,22 +191,24 @@ def measure_tables(
     spark: "SparkSession",
     documents: BatchSnapshot,
     scored: BatchSnapshot,
-    answered: BatchSnapshot,
+    answered: BatchSnapshot | None,
     output: BatchSnapshot,
     batch: str,
+    task: Measurement,
     metadata: Mapping[str, Any],
 ) -> int:
-    """Measure one batch of both summary tables and commit the measures.
+    """Measure one batch of the tables with answers and commit the measures.
 
-    Rows of ``summary_quality`` for other tables and model versions of the batch are kept.
+    Rows of the quality table for other tables and model versions of the batch are kept.
 
     Args:
         spark: the session.
-        documents: ``m4_1_prod_data``.
-        scored: ``m4_1_batch_inference``.
-        answered: ``ai_query_inference``.
-        output: ``summary_quality``.
+        documents: the documents.
+        scored: the answers of the registered model.
+        answered: the answers of ``ai_query``, None if the pipeline has no endpoint.
+        output: the quality table.
         batch: key of the batch.
+        task: says what is measured.
         metadata: what the commit records.
 
     Returns:
@@ -186,18 +216,33 @@ def measure_tables(
     """
     from batch_assets.lake.deltars import read_batch
 
-    originals = read_batch(spark, documents, batch).select("id", "document", "summary")
-    by_model = read_batch(spark, scored, batch)
-    by_endpoint = read_batch(spark, answered, batch).drop("batch").withColumnRenamed("model", "model_name")
-    unknown = (f"CAST(NULL AS STRING) AS {name}" for name in ("model_version", "input_truncated"))
-    by_endpoint = originals.join(by_endpoint, "id").selectExpr("*", *unknown)
-    new = measure_batch(batch, {scored.table.name: by_model, answered.table.name: by_endpoint}, datetime.now(UTC))
+    unknown = [f"CAST(NULL AS STRING) AS {name}" for name in ("model_version", "input_truncated")]
+    reported = ["error_message", "finish_reason"]
+    texts = ["id", "document", f"`{documents.table.reference_column}` AS reference"]
+    by_model = read_batch(spark, scored, batch).selectExpr(
+        "model_name", "model_version", *texts, _answer(scored), *reported, "input_truncated"
+    )
+    tables = {scored.table.name: by_model}
+    if answered is not None:
+        by_endpoint = read_batch(spark, answered, batch).selectExpr(
+            "id", "model AS model_name", _answer(answered), *reported
+        )
+        originals = read_batch(spark, documents, batch).selectExpr(*texts)
+        tables[answered.table.name] = originals.join(by_endpoint, "id").selectExpr("*", *unknown)
+    new = measure_batch(batch, tables, task, datetime.now(UTC))
     measured = {_key(row) for row in new}
     kept = [row for table in output.read(batch) for row in table.to_pylist() if _key(row) not in measured]
     schema = output.table.file_schema
     rows = pa.Table.from_pylist(kept + new, schema=schema)
     staged = stage([rows], output.staging_area(batch))
     return output.replace(batch, staged, metadata)
+
+
+def _answer(table: BatchSnapshot) -> str:
+    """The column of the answers as text: a struct as JSON."""
+    name = table.table.output_column
+    is_nested = pa.types.is_nested(table.table.arrow_schema.field(name).type)
+    return f"{_AS_JSON.format(name)} AS answer" if is_nested else f"`{name}` AS answer"
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:

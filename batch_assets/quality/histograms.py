@@ -1,37 +1,40 @@
-"""Histograms of measures over the summaries of a batch, with the same bins for all batches."""
+"""Histograms of measures over the answers of a batch, with the same bins for all batches."""
 
 import json
-import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-
-# Quarters of an octave for measures that are compared by ratio, fortieths for shares.
-_BINS_PER_OCTAVE, _SHARE_BINS = 4, 40
-# By measure: the number of bins, and the lower edge of the first one as an exponent of two.
-_OCTAVES = {"words": (48, 0), "compression": (48, -3)}
-BINNED = (*_OCTAVES, "coverage")
+from dataclasses import dataclass
 
 
-def edges(name: str) -> list[float]:
-    """Lower edges of a measure's bins. The first bin also takes smaller values; the last one has no upper edge."""
-    if name in _OCTAVES:
-        count, first = _OCTAVES[name]
-        return [2 ** (first + place / _BINS_PER_OCTAVE) for place in range(count)]
-    return [place / _SHARE_BINS for place in range(_SHARE_BINS)]
+@dataclass(frozen=True)
+class Bins:
+    """The bins of a measure: what it is called, and their lower edges.
+
+    The first bin also takes smaller values, and the last one has no upper edge.
+    """
+
+    title: str
+    edges: tuple[float, ...]
+
+    def place(self, value: float) -> int:
+        """Index of the bin that a value belongs to."""
+        return max(bisect_right(self.edges, value) - 1, 0)
+
+    def histogram(self, counts: Mapping[int, int]) -> str:
+        """Serialize counts by bin for a table: a JSON list with one number per bin."""
+        return json.dumps([counts.get(place, 0) for place in range(len(self.edges))])
 
 
-def bin_of(name: str, value: float) -> int:
-    """Index of the bin that a value belongs to."""
-    if name in _OCTAVES:
-        count, first = _OCTAVES[name]
-        place = math.floor((math.log2(value) - first) * _BINS_PER_OCTAVE) if value > 0 else 0
-    else:
-        count, place = _SHARE_BINS, math.floor(value * _SHARE_BINS)
-    return min(max(place, 0), count - 1)
+def _octaves(first: int) -> tuple[float, ...]:
+    """48 quarters of an octave, for measures that are compared by ratio; ``first`` is an exponent of two."""
+    return tuple(2 ** (first + place / 4) for place in range(48))
 
 
-def histogram(name: str, counts: Mapping[int, int]) -> str:
-    """Serialize counts by bin for a table: a JSON list with one number per bin."""
-    return json.dumps([counts.get(place, 0) for place in range(len(edges(name)))])
+TEXT_BINS = {
+    "words": Bins("length", _octaves(0)),
+    "compression": Bins("compression", _octaves(-3)),
+    "coverage": Bins("coverage", tuple(place / 40 for place in range(40))),
+}
 
 
 def add(histograms: Sequence[str]) -> list[int]:

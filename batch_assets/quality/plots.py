@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from batch_assets.quality.histograms import edges
+from batch_assets.quality.histograms import Bins
 from batch_assets.quality.markdown import as_text
 
 # A palette for colour-blind readers. The white background is legible on dark pages too.
@@ -72,26 +72,27 @@ def distribution(values: Sequence[float], what: str) -> Any:
     return figure
 
 
-def distributions(counts: Mapping[str, Mapping[str, Sequence[int]]], titles: Mapping[str, str]) -> Any:
-    """Stored histograms of several groups of summaries as shares, one panel per measure.
+def distributions(counts: Mapping[str, Mapping[str, Sequence[int]]], bins: Mapping[str, Bins]) -> Any:
+    """Stored histograms of several groups of answers as shares, one panel per measure.
 
     Args:
-        counts: number of summaries per bin, by group and measure.
-        titles: axis title of each measure.
+        counts: number of answers per bin, by group and measure.
+        bins: the bins of each measure.
 
     Returns:
         A ``matplotlib.figure.Figure``.
     """
-    figure, panels = _panels(len(titles))
-    for axes, (name, title) in zip(panels, titles.items(), strict=True):
-        _label(axes, title, "share of summaries")
+    figure, panels = _panels(len(bins))
+    for axes, (name, binned) in zip(panels, bins.items(), strict=True):
+        edges = binned.edges
+        _label(axes, binned.title, "share of answers")
         filled = [place for group in counts.values() for place, count in enumerate(group[name]) if count]
         for place, (label, group) in enumerate(counts.items()):
             total = sum(group[name]) or 1
             shares = [count / total for count in group[name]]
-            axes.step(edges(name), shares, where="post", color=_COLOURS[place % len(_COLOURS)], label=label)
+            axes.step(edges, shares, where="post", color=_COLOURS[place % len(_COLOURS)], label=label)
         if filled:
-            limits = [*edges(name), edges(name)[-1] * 1.2]
+            limits = [*edges, edges[-1] * 1.2]
             axes.set_xlim(limits[max(min(filled) - 1, 0)], limits[min(max(filled) + 2, len(limits) - 1)])
     _legend(figure, panels[0])
     return figure

@@ -6,7 +6,6 @@ ROUGE: Lin, 2004, https://aclanthology.org/W04-1013, computed like the package r
 import re
 import unicodedata
 from functools import cache
-from statistics import fmean
 from typing import Any
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
@@ -73,9 +72,3 @@ def rouge(reference: str, summary: str, types: tuple[str, ...] = ROUGE_TYPES) ->
     # ROUGE-Lsum expects one sentence per line.
     scores = _scorer(types).score("\n".join(sentences(reference)), "\n".join(sentences(summary)))
     return {name: float(scores[name].fmeasure) for name in types}
-
-
-def mean_rouge(pairs: list[tuple[str, str]]) -> dict[str, float]:
-    """Mean F-measures over (reference, summary) pairs, at least one."""
-    scores = [rouge(reference, summary) for reference, summary in pairs]
-    return {name: fmean(score[name] for score in scores) for name in ROUGE_TYPES}

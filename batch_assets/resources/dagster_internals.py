@@ -13,6 +13,7 @@ from dagster._core.definitions.data_version import (
     get_input_event_pointer_tag,
 )
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from dagster._core.storage.runs import InMemoryRunStorage, SqliteRunStorage
 from dagster._core.storage.sqlite import LAST_KNOWN_STAMPED_SQLITE_ALEMBIC_REVISION
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
@@ -38,6 +39,7 @@ __all__ = [
     "DagsterSqliteStorage",
     "InMemoryRunStorage",
     "SqliteRunStorage",
+    "UnresolvedAssetJobDefinition",
     "get_input_data_version_tag",
     "get_input_event_pointer_tag",
 ]

@@ -15,6 +15,13 @@ class ModelRegistry:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._others: dict[str, ModelRegistry] = {}
+
+    def of(self, settings: Settings) -> "ModelRegistry":
+        """The registry with the experiment of a pipeline."""
+        if settings.experiment == self._settings.experiment:
+            return self
+        return self._others.setdefault(settings.experiment, ModelRegistry(settings))
 
     @cached_property
     def client(self) -> MlflowClient:

@@ -1,5 +1,6 @@
 """Finished completions of a run: immutable files that survive a killed run, so nothing is paid for twice."""
 
+import json
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -219,7 +220,8 @@ def refuse_if_all_failed(store: CompletionStore, batch: str, summaries: int) -> 
 class FinishedWork:
     """Completions that can be reused: those in the store, and those in the current output.
 
-    ``columns`` maps output columns to the completion fields that they hold.
+    ``columns`` maps output columns to the completion fields that they hold. ``typed_column`` is the one whose structs
+    are read as JSON.
     """
 
     store: CompletionStore
@@ -227,12 +229,15 @@ class FinishedWork:
     output_files: tuple[str, ...]
     storage_options: Mapping[str, str]
     columns: Mapping[str, str]
+    typed_column: str | None = None
 
     @classmethod
     def of(cls, store: CompletionStore, output: BatchSnapshot, batch: str) -> "FinishedWork":
         """The finished work on one batch of an output table."""
         files = tuple(data_file.path for data_file in output.files(batch))
-        return cls(store, output.uri, files, output.storage_options, output.table.completion_fields)
+        table = output.table
+        typed = table.output_column if table.has_typed_output else None
+        return cls(store, output.uri, files, output.storage_options, table.completion_fields, typed)
 
     def load(self) -> dict[str, Completion]:
         """Load all finished completions by request hash."""
@@ -250,7 +255,10 @@ class FinishedWork:
         """
         files = file_system(self.output_uri, self.storage_options)
         for rows in read_parquet(files, path, list(self.columns)):
-            by_field = {self.columns[name]: rows.column(name) for name in self.columns}
+            by_field = {
+                field: _as_json(rows.column(name)) if name == self.typed_column else rows.column(name)
+                for name, field in self.columns.items()
+            }
             columns = [
                 by_field[field.name].cast(field.type) if field.name in by_field else pa.nulls(len(rows), field.type)
                 for field in COMPLETION_SCHEMA
@@ -266,3 +274,10 @@ class FinishedWork:
                 for field in COMPLETION_SCHEMA
             ]
             yield pa.RecordBatch.from_arrays(columns, schema=COMPLETION_SCHEMA)
+
+
+def _as_json(structs: pa.Array) -> pa.Array:
+    texts = (
+        None if value is None else json.dumps(value, ensure_ascii=False, default=str) for value in structs.to_pylist()
+    )
+    return pa.array(list(texts), pa.string())

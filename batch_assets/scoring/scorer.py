@@ -17,7 +17,7 @@ import pyarrow as pa
 from batch_assets.engines.catalog import MLFLOW, load_engine
 from batch_assets.engines.contract import Engine, RowError, ScoringModel
 from batch_assets.engines.encoding import texts_of
-from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA
+from batch_assets.lake.contracts import Table
 from batch_assets.lake.counts import Counts, check_rows, counts_of
 from batch_assets.lake.lake import BatchSnapshot
 from batch_assets.scoring.completions import (
@@ -73,35 +73,35 @@ def score_batch(
     report: Callable[[str], None],
     load: Callable[[ScoringModel, int], Engine] = load_engine,
 ) -> ScoredBatch:
-    """Write one summary for every document of a batch, and commit the batch once.
+    """Write one answer for every document of a batch, and commit the batch once.
 
     Args:
         spark: the session.
-        documents: ``m4_1_prod_data`` at the version to score.
-        output: ``m4_1_batch_inference``, opened before the versions were resolved.
+        documents: the documents, at the version to score.
+        output: the table of the answers, opened before the versions were resolved.
         batch: key of the batch.
-        model: the version that writes the summaries.
+        model: the version that writes the answers.
         store: where finished completions are written.
         metadata: what the commit records.
         report: called with each progress message.
         load: creates the engine of a worker from a model and a number of threads.
 
     Raises:
-        BatchAssetsError: every request failed, rows are missing, or rows have neither a summary nor an error.
+        BatchAssetsError: every request failed, rows are missing, or rows have neither an answer nor an error.
         ConcurrentCommitError: another writer replaced the batch in the meantime.
     """
     from batch_assets.lake.deltars import read_batch, stage_frame
 
     started = time.monotonic()
-    frame = read_batch(spark, documents, batch).select(*PROD_DATA.column_names)
-    hashed = frame.mapInArrow(_with_hash(model), f"{PROD_DATA.spark_ddl}, {_HASH} string")
+    frame = read_batch(spark, documents, batch).select(*documents.table.column_names)
+    hashed = frame.mapInArrow(_with_hash(model), f"{documents.table.spark_ddl}, {_HASH} string")
     finished = FinishedWork.of(store, output, batch)
     with output.raise_if_superseded(batch):
         scored, workers = _score_missing(spark, hashed, batch, model, finished, report, load)
-        staged = stage_frame(_assemble(spark, hashed, model, finished), output, batch)
+        staged = stage_frame(_assemble(spark, hashed, output.table, model, finished), output, batch)
         counts, rows = counts_of(staged), documents.rows(batch)
         refuse_if_all_failed(store, batch, counts.summaries)
-        check_rows(batch, staged, rows)
+        check_rows(batch, staged, rows, output.table.output_column)
     version = output.replace(batch, staged, metadata)
     store.clear_batch()
     return ScoredBatch(version, rows, scored, counts, time.monotonic() - started, workers)
@@ -246,7 +246,9 @@ def _completion_type() -> "StructType":
     return from_arrow_schema(COMPLETION_SCHEMA)
 
 
-def _assemble(spark: "SparkSession", hashed: "DataFrame", model: ScoringModel, finished: FinishedWork) -> "DataFrame":
+def _assemble(
+    spark: "SparkSession", hashed: "DataFrame", table: Table, model: ScoringModel, finished: FinishedWork
+) -> "DataFrame":
     """Join the documents with their completions into output rows."""
     from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's documentation
 
@@ -254,13 +256,15 @@ def _assemble(spark: "SparkSession", hashed: "DataFrame", model: ScoringModel, f
     if completions is None:
         completions = spark.createDataFrame([], _completion_type())
     joined = hashed.join(completions, hashed[_HASH] == completions["request_hash"], "left")
-    scored = {name: F.col(field) for name, field in BATCH_INFERENCE.completion_fields.items()}
+    scored = {name: F.col(field) for name, field in table.completion_fields.items()}
+    if table.has_typed_output:
+        scored[table.output_column] = F.from_json("text", table.output_type)
     scored["error_message"] = F.when(F.col(_HASH).isNull(), RowError.NO_TEXT.value).otherwise(F.col("error_message"))
     # No model scored a document without text, but its row belongs to this model's batch.
     scored["model_name"] = F.coalesce(F.col("model"), F.lit(model.name))
     scored["model_version"] = F.coalesce(F.col("model_version"), F.lit(model.version))
     return joined.select(
-        *[scored.get(name, F.col(name)).alias(name) for name in BATCH_INFERENCE.column_names],
+        *[scored.get(name, F.col(name)).alias(name) for name in table.column_names],
     )
 
 

@@ -4,6 +4,7 @@ https://mlflow.org/docs/latest/api_reference/python_api/mlflow.pyfunc.html#mlflo
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,8 +52,8 @@ def score_with_spark_udf(
             now = datetime.now(UTC)
             store.write(
                 [
-                    Completion(
-                        row["text"],
+                    replace(
+                        model.checked(Completion(row["text"])),
                         request_hash=row["request_hash"],
                         model=model.name,
                         model_version=model.version,

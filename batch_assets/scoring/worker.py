@@ -128,7 +128,7 @@ class Scoring:
 
     def _with_request(self, request: _Request, completion: Completion) -> Completion:
         return replace(
-            completion,
+            self.model.checked(completion),
             request_hash=request.request_hash,
             model=self.model.name,
             model_version=self.model.version,

@@ -1,8 +1,10 @@
 """The data sets that the settings name."""
 
-from batch_assets.settings import EMBEDDED_DATASET, Settings
+from batch_assets.errors import BatchAssetsError
+from batch_assets.settings import EMBEDDED_DATASET, SUMMARIZATION, TASKS, Settings
 from batch_assets.sources.aclsum import ACLSumDataset
-from batch_assets.sources.dataset import Dataset
+from batch_assets.sources.column_mapping import ColumnMapping
+from batch_assets.sources.dataset import Dataset, NoDataset
 from batch_assets.sources.files import FileDataset, is_local_name
 from batch_assets.sources.hub import HubDataset
 from batch_assets.sources.landing_folder import LandingFolder
@@ -18,6 +20,8 @@ def scored_dataset(settings: Settings) -> Dataset:
     Raises:
         BatchAssetsError: the data set does not exist.
     """
+    if settings.dataset is None:
+        return NoDataset()
     return _open(settings, settings.dataset, settings.split, settings.limit)
 
 
@@ -25,23 +29,31 @@ def landing_folder(settings: Settings) -> LandingFolder:
     """The configured landing folder."""
     archives = settings.landed_files == "archive"
     rows = settings.batch_rows or _BATCH_ROWS
-    return LandingFolder(settings.landing_folder, rows, archives, settings.home / "locks")
+    columns = ColumnMapping.of(settings)
+    return LandingFolder(settings.landing_folder, rows, archives, settings.home / "locks", columns)
 
 
 def evaluation_dataset(settings: Settings) -> Dataset:
     """The data set that models are evaluated on; never the split that is scored.
 
-    Files have no validation split. Without BATCH_ASSETS_EVALUATION_DATASET, models are then evaluated on the embedded
-    data set.
+    Files have no validation split. Without BATCH_ASSETS_EVALUATION_DATASET, models that summarize are then evaluated on
+    the embedded data set.
 
     Raises:
-        BatchAssetsError: the data set does not exist.
+        BatchAssetsError: the data set does not exist, or none is named.
     """
     name = settings.evaluation_dataset
+    if name is None and settings.dataset is not None and not is_local_name(settings.dataset):
+        name = settings.dataset
     if name is None:
-        name = EMBEDDED_DATASET if is_local_name(settings.dataset) else settings.dataset
-    split = "test" if (name, settings.split) == (settings.dataset, "validation") else "validation"
-    return _open(settings, name, split, None)
+        if settings.task in TASKS and settings.task != SUMMARIZATION:
+            raise BatchAssetsError(
+                f"the pipeline {settings.pipeline} has no held-out documents to evaluate its model on: name them in "
+                "evaluation.dataset"
+            )
+        name = EMBEDDED_DATASET
+    other = "test" if (name, settings.split) == (settings.dataset, "validation") else "validation"
+    return _open(settings, name, settings.evaluation_split or other, None)
 
 
 def is_on_hub(name: str) -> bool:
@@ -52,7 +64,8 @@ def is_on_hub(name: str) -> bool:
 def _open(settings: Settings, name: str, split: str, limit: int | None) -> Dataset:
     if name == EMBEDDED_DATASET:
         return ACLSumDataset(split, settings.batch_rows or _EMBEDDED_BATCH_ROWS, limit)
-    rows = settings.batch_rows or _BATCH_ROWS
+    rows, columns = settings.batch_rows or _BATCH_ROWS, ColumnMapping.of(settings)
     if is_local_name(name):
-        return FileDataset(name, rows, limit)
-    return HubDataset(name, split, settings.home / "datasets", rows, limit)
+        return FileDataset(name, rows, limit, columns)
+    config = settings.dataset_config if name == settings.dataset else None
+    return HubDataset(name, split, settings.home / "datasets", rows, limit, columns, config)

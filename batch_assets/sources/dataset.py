@@ -4,13 +4,14 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
 from typing import Any
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.names import batch_from
+from batch_assets.sources.column_mapping import XSUM_COLUMNS, ColumnMapping
 from batch_assets.sources.records import Document, Record, Rejected, validate
 from batch_assets.text import has_text
 
@@ -52,10 +53,14 @@ class Dataset(ABC):
         name: display name.
         batch_rows: maximum number of records per batch.
         limit: read at most this many records; None for all.
+        columns: where a record has its id, text and reference.
     """
 
-    def __init__(self, name: str, batch_rows: int, limit: int | None = None) -> None:
+    def __init__(
+        self, name: str, batch_rows: int, limit: int | None = None, columns: ColumnMapping = XSUM_COLUMNS
+    ) -> None:
         self.name = name
+        self.columns = columns
         self._batch_rows = batch_rows
         self._limit = limit
         self._readers: list[tuple[Part, int, Iterator[Record]]] = []
@@ -115,13 +120,15 @@ class Dataset(ABC):
     def provenance(self, batch: str) -> dict[str, Any]:
         """The source of the batch: names, sizes and digests."""
         part = self._slices[batch]
-        return {**part.part.provenance, "first_record": part.start, "records": part.stop - part.start}
+        # With other columns, the same records become other documents.
+        columns = {} if self.columns == XSUM_COLUMNS else {"columns": json.loads(json.dumps(asdict(self.columns)))}
+        return {**part.part.provenance, "first_record": part.start, "records": part.stop - part.start, **columns}
 
     def check(self) -> None:
         """Check the first records of each part.
 
         Raises:
-            BatchAssetsError: the data set can't be read, is empty or has no ``document``.
+            BatchAssetsError: the data set can't be read, is empty or lacks a column of the text.
         """
         if not self.batches():
             raise BatchAssetsError(f"the data set {self.name} has no records")
@@ -132,36 +139,57 @@ class Dataset(ABC):
             fields = [record.fields for record in first if record.fields is not None]
             if not fields:
                 raise BatchAssetsError(f"{part.name} of the data set {self.name} can't be read: {first[0].problem}")
-            if not any("document" in record for record in fields):
+            if all(self.columns.missing_from(record) for record in fields):
                 found = ", ".join(sorted(fields[0])) or "none"
+                missing = self.columns.missing_from(fields[0])[0]
                 raise BatchAssetsError(
-                    f"{part.name} of the data set {self.name} has no column 'document' (columns: {found}): "
-                    "rename the column that holds the text to 'document', and its summary, if any, to 'summary'"
+                    f"{part.name} of the data set {self.name} has no column '{missing}' (columns: {found}): rename "
+                    "the column that holds the text, or name it in BATCH_ASSETS_TEXT (columns.text in a pipeline's "
+                    "file), and its reference answer, if any, in BATCH_ASSETS_REFERENCE (columns.reference)"
                 )
 
     def held_out(self, count: int) -> list[Document]:
-        """The first documents that have both a text and a summary.
+        """The first documents that have both a text and a reference.
 
         Raises:
             BatchAssetsError: no document has both.
         """
         found: list[Document] = []
         for part in self.parts():
-            for item in validate(self.read(part)):
-                if isinstance(item, Rejected) or not has_text(item.document) or not has_text(item.summary):
+            for item in validate(self.read(part), self.columns):
+                if isinstance(item, Rejected) or not has_text(item.document) or not has_text(item.reference):
                     continue
                 found.append(item)
                 if len(found) == count:
                     return found
         if not found:
             raise BatchAssetsError(
-                f"no document of {self.name} has a summary to compare with: set "
-                "BATCH_ASSETS_EVALUATION_DATASET to a data set with the columns 'document' and 'summary'"
+                f"no document of {self.name} has a '{self.columns.reference}' to compare with: set "
+                f"BATCH_ASSETS_EVALUATION_DATASET (evaluation.dataset in a pipeline's file) to a data set with the "
+                f"columns {', '.join(map(repr, [*self.columns.template.columns, self.columns.reference]))}"
             )
         return found
 
 
+class NoDataset(Dataset):
+    """The data set of a pipeline whose documents come from a landing folder alone."""
+
+    def __init__(self) -> None:
+        super().__init__("the landing folder", 1)
+
+    def parts(self) -> list[Part]:
+        """None."""
+        return []
+
+    def read(self, part: Part) -> Iterator[Record]:
+        """No records."""
+        return iter(())
+
+    def check(self) -> None:
+        """Nothing to check."""
+
+
 def digest_documents(documents: list[Document]) -> str:
-    """SHA-256 over ids, texts and summaries."""
-    rows = [[item.id, item.document, item.summary] for item in documents]
+    """SHA-256 over ids, texts and references."""
+    rows = [[item.id, item.document, item.reference] for item in documents]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 
 from batch_assets.errors import BatchAssetsError
+from batch_assets.sources.column_mapping import XSUM_COLUMNS, ColumnMapping
 from batch_assets.sources.dataset import Dataset, Part
 from batch_assets.sources.formats import SUFFIXES, is_readable, records_of, stem
 from batch_assets.sources.records import Record
@@ -30,21 +31,23 @@ def is_local_name(dataset: str) -> bool:
 class FileDataset(Dataset):
     """Files given by paths, folders or globs, separated by commas."""
 
-    def __init__(self, pattern: str, batch_rows: int, limit: int | None = None) -> None:
-        super().__init__(pattern, batch_rows, limit)
+    def __init__(
+        self, pattern: str, batch_rows: int, limit: int | None = None, columns: ColumnMapping = XSUM_COLUMNS
+    ) -> None:
+        super().__init__(pattern, batch_rows, limit, columns)
         self._paths = _find(pattern)
 
     def parts(self) -> list[Part]:
         """The files, in order."""
-        return [_part(path, path.stat().st_mtime_ns) for path in self._paths]
+        return [_part(path, path.stat().st_mtime_ns, tuple(self.columns.names)) for path in self._paths]
 
     def read(self, part: Part) -> Iterator[Record]:
         """Every record of one file."""
-        return records_of(_FILES, part.provenance["source"])
+        return records_of(_FILES, part.provenance["source"], self.columns.names)
 
 
 @cache
-def _part(path: Path, modified: int) -> Part:
+def _part(path: Path, modified: int, columns: tuple[str, ...]) -> Part:
     """Describe a file. The modification time is only a cache key, so that changes are noticed."""
     try:
         with path.open("rb") as file:
@@ -52,7 +55,7 @@ def _part(path: Path, modified: int) -> Part:
     except OSError as error:
         raise BatchAssetsError(f"{path} can't be read: {error.strerror}") from error
     provenance = {"source": str(path), "bytes": path.stat().st_size, "sha256": digest}
-    return Part(stem(path.name), sum(1 for _ in records_of(_FILES, str(path))), provenance)
+    return Part(stem(path.name), sum(1 for _ in records_of(_FILES, str(path), columns)), provenance)
 
 
 def _find(pattern: str) -> list[Path]:

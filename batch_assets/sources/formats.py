@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
 
@@ -26,7 +26,6 @@ LONGEST_RECORD = 16 * 1024 * 1024
 _MAX_RATIO, _ALWAYS_ALLOWED = 200, 64 * 1024 * 1024
 _BUFFER = 1024 * 1024
 _ROWS_AT_ONCE = 10
-_COLUMNS = ("id", "document", "summary")
 # UTF-32 first, because its little-endian mark starts with the one of UTF-16.
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -51,7 +50,7 @@ def stem(name: str) -> str:
     return name
 
 
-def records_of(files: pafs.FileSystem, path: str) -> Iterator[Record]:
+def records_of(files: pafs.FileSystem, path: str, columns: Sequence[str]) -> Iterator[Record]:
     """Yield every record of a file.
 
     Text is UTF-8, unless a byte order mark says otherwise. A record with invalid bytes is rejected later.
@@ -59,6 +58,7 @@ def records_of(files: pafs.FileSystem, path: str) -> Iterator[Record]:
     Args:
         files: file system of the file.
         path: path in the file system.
+        columns: columns that are needed; others may be left out.
 
     Raises:
         BatchAssetsError: the file, or the rest of it, can't be read.
@@ -68,10 +68,10 @@ def records_of(files: pafs.FileSystem, path: str) -> Iterator[Record]:
     try:
         with files.open_input_file(path) as source:
             if kind.endswith(".parquet"):
-                yield from _parquet(name, source)
+                yield from _parquet(name, source, columns)
             else:
                 text = _text(source, source.size(), is_packed=name.lower().endswith(".gz"))
-                yield from _csv(name, text) if kind.endswith(".csv") else _json_lines(name, text)
+                yield from _csv(name, text, columns) if kind.endswith(".csv") else _json_lines(name, text)
     # Rejected records store this error as their reason, and a changed reason would land the batch again.
     except (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error, UnicodeError) as error:
         raise BatchAssetsError(f"{path} can't be read: {error}") from error
@@ -138,11 +138,11 @@ def _lines(text: io.TextIOWrapper) -> Iterator[tuple[str, bool]]:
         yield line, is_complete
 
 
-def _csv(name: str, text: io.TextIOWrapper) -> Iterator[Record]:
+def _csv(name: str, text: io.TextIOWrapper, columns: Sequence[str]) -> Iterator[Record]:
     # Strict, because an unclosed quote would otherwise swallow the rest of the file silently.
     reader = csv.DictReader(_csv_lines(text), strict=True)
     names = list(reader.fieldnames or [])
-    repeated = sorted({name for name in _COLUMNS if names.count(name) > 1})
+    repeated = sorted({name for name in columns if names.count(name) > 1})
     if repeated:
         raise csv.Error(f"it names the column(s) {', '.join(repeated)} twice")
     for position in count():
@@ -171,11 +171,11 @@ def _csv_lines(text: io.TextIOWrapper) -> Iterator[str]:
         yield line
 
 
-def _parquet(name: str, source: pa.NativeFile) -> Iterator[Record]:
+def _parquet(name: str, source: pa.NativeFile, columns: Sequence[str]) -> Iterator[Record]:
     position = 0
     with pq.ParquetFile(source, pre_buffer=False, buffer_size=_BUFFER) as file:
-        columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
-        for rows in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns or None, use_threads=False):
+        present = [name for name in columns if name in file.schema_arrow.names]
+        for rows in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=present or None, use_threads=False):
             for place in range(rows.num_rows):
                 yield _parquet_row(name, position, rows.slice(place, 1))
                 position += 1

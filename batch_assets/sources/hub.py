@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from batch_assets.errors import BatchAssetsError
+from batch_assets.sources.column_mapping import XSUM_COLUMNS, ColumnMapping
 from batch_assets.sources.dataset import Dataset, Part
 from batch_assets.sources.records import Record
 
@@ -15,9 +16,19 @@ _CONVERTED = "refs/convert/parquet"
 class HubDataset(Dataset):
     """One split of a data set on the hub, downloaded once into ``cache``."""
 
-    def __init__(self, name: str, split: str, cache: Path, batch_rows: int, limit: int | None = None) -> None:
-        super().__init__(f"{name}/{split}", batch_rows, limit)
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        cache: Path,
+        batch_rows: int,
+        limit: int | None = None,
+        columns: ColumnMapping = XSUM_COLUMNS,
+        config: str | None = None,
+    ) -> None:
+        super().__init__("/".join(filter(None, (name, config, split))), batch_rows, limit, columns)
         self._id = name
+        self._config = config
         self._split = split
         self._cache = cache
         self._loaded: Any = None
@@ -32,7 +43,9 @@ class HubDataset(Dataset):
             import datasets
 
             def load(revision: str | None) -> Any:
-                return datasets.load_dataset(self._id, split=self._split, revision=revision, cache_dir=str(self._cache))
+                return datasets.load_dataset(
+                    self._id, self._config, split=self._split, revision=revision, cache_dir=str(self._cache)
+                )
 
             try:
                 try:
@@ -60,7 +73,8 @@ class HubDataset(Dataset):
     def parts(self) -> list[Part]:
         """The split."""
         loaded = self._load()
-        return [Part(f"{self._id}-{self._split}", loaded.num_rows, {"source": self.uri, "digest": loaded._fingerprint})]
+        name = "-".join(filter(None, (self._id, self._config, self._split)))
+        return [Part(name, loaded.num_rows, {"source": self.uri, "digest": loaded._fingerprint})]
 
     def read(self, part: Part) -> Iterator[Record]:
         """Every row of the split."""

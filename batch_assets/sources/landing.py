@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.contracts import PROD_DATA, PROD_DATA_REJECTED
-from batch_assets.lake.forgotten import digest_of, forgotten
+from batch_assets.lake.contracts import PipelineTables, Table
+from batch_assets.lake.forgotten import digest_of, forgotten, known_as
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.staging import TableWriter
 from batch_assets.sources.dataset import Dataset
@@ -23,7 +23,7 @@ _MAX_RAW_CHARACTERS = 10_000
 
 @dataclass(frozen=True)
 class LandedBatch:
-    """A batch of m4_1_prod_data. ``changed`` is false if it was up to date and nothing was written.
+    """A batch of documents. ``changed`` is false if it was up to date and nothing was written.
 
     ``observed`` is true if the batch has rows of another writer, which are never replaced.
     """
@@ -35,20 +35,21 @@ class LandedBatch:
     observed: bool = False
 
 
-def land_batch(dataset: Dataset, lake: Lake, batch: str, run_id: str) -> LandedBatch:
+def land_batch(dataset: Dataset, lake: Lake, tables: PipelineTables, batch: str, run_id: str) -> LandedBatch:
     """Replace a batch with the current records of its source, unless it is up to date or has another writer's rows.
 
     Args:
         dataset: data set with the batch.
-        lake: lake with the table.
+        lake: lake with the tables.
+        tables: tables of the documents and the rejected records.
         batch: key of the batch.
         run_id: id of the Dagster run, for the commit.
 
     Raises:
         BatchAssetsError: the source of the batch is missing, can't be read, or is not the one that it came from.
     """
-    rejected_table = lake.open(PROD_DATA_REJECTED)
-    table = lake.open(PROD_DATA)
+    rejected_table = lake.open(tables.rejected)
+    table = lake.open(tables.documents)
     commit = table.last_commit(batch)
     if commit is not None and not table.is_written_by_us(batch):
         return LandedBatch(commit.version, table.rows(batch), 0, changed=False, observed=True)
@@ -62,7 +63,11 @@ def land_batch(dataset: Dataset, lake: Lake, batch: str, run_id: str) -> LandedB
     provenance = dataset.provenance(batch)
 
     def items() -> Iterator[Document | Rejected]:
-        return validate(dataset.records(batch), lambda key: bool(forgotten_ids) and digest_of(key) in forgotten_ids)
+        return validate(
+            dataset.records(batch),
+            dataset.columns,
+            lambda key: bool(forgotten_ids) and digest_of(known_as(tables.documents, key)) in forgotten_ids,
+        )
 
     if commit is not None:
         recorded = commit.metadata
@@ -85,13 +90,20 @@ def land_batch(dataset: Dataset, lake: Lake, batch: str, run_id: str) -> LandedB
     for chunk in _chunks(items()):
         _update_digest(digest, chunk)
         landed = [
-            {"id": i.id, "document": i.document, "summary": i.summary, "source": i.source, "landed_at": now}
-            for i in chunk
-            if isinstance(i, Document)
+            {
+                "id": item.id,
+                "document": item.document,
+                tables.documents.reference_column: item.reference,
+                **dict(zip(dataset.columns.carry, item.carried, strict=True)),
+                "source": item.source,
+                "landed_at": now,
+            }
+            for item in chunk
+            if isinstance(item, Document)
         ]
         rejected_rows = [_rejected_row(item, now) for item in chunk if isinstance(item, Rejected)]
-        documents.write(pa.Table.from_pylist(landed, schema=PROD_DATA.file_schema))
-        rejected.write(pa.Table.from_pylist(rejected_rows, schema=PROD_DATA_REJECTED.file_schema))
+        documents.write(pa.Table.from_pylist(landed, schema=tables.documents.file_schema))
+        rejected.write(pa.Table.from_pylist(rejected_rows, schema=tables.rejected.file_schema))
         counts["documents"] += len(landed)
         counts["rejected"] += len(rejected_rows)
     metadata = {
@@ -109,14 +121,14 @@ def land_batch(dataset: Dataset, lake: Lake, batch: str, run_id: str) -> LandedB
     return LandedBatch(version, counts["documents"], counts["rejected"], changed=True)
 
 
-def obsolete_batches(dataset: Dataset, lake: Lake) -> list[str]:
+def obsolete_batches(dataset: Dataset, lake: Lake, documents: Table) -> list[str]:
     """Landed batches of the data set that it would not be split into now.
 
     A limit, another batch size or a file that has grown changes how a data set is split.
     """
-    if not lake.exists(PROD_DATA):
+    if not lake.exists(documents):
         return []
-    table = lake.open(PROD_DATA)
+    table = lake.open(documents)
     sources = {part.provenance["source"] for part in dataset.parts()}
     present = set(dataset.batches())
     left_over = []
@@ -140,7 +152,7 @@ def _chunks(items: Iterator[Document | Rejected]) -> Iterator[list[Document | Re
 
 
 def _characters(item: Document) -> int:
-    return len(item.id) + len(item.document or "") + len(item.summary or "")
+    return len(item.id) + len(item.document or "") + len(item.reference or "")
 
 
 def _digest_of(items: Iterator[Document | Rejected]) -> str:
@@ -152,7 +164,7 @@ def _digest_of(items: Iterator[Document | Rejected]) -> str:
 def _update_digest(digest: "hashlib._Hash", items: Iterable[Document | Rejected]) -> None:
     for item in items:
         if isinstance(item, Document):
-            parts: list[Any] = [item.id, item.document, item.summary, item.source]
+            parts: list[Any] = [item.id, item.document, item.reference, item.source, *item.carried]
         else:
             parts = [item.record.source, item.record.position, item.reason, item.record.raw]
         digest.update(json.dumps(parts).encode() + b"\n")

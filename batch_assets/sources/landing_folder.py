@@ -28,6 +28,7 @@ from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.storage import file_system
 from batch_assets.locks import locked
 from batch_assets.names import batch_from
+from batch_assets.sources.column_mapping import XSUM_COLUMNS, ColumnMapping
 from batch_assets.sources.dataset import Dataset, Part, Slice
 from batch_assets.sources.formats import SUFFIXES, is_readable, records_of, stem
 from batch_assets.sources.reasons import Reason
@@ -76,12 +77,14 @@ class LandingFolder:
         batch_rows: maximum number of records per batch.
         archives: move files to ``.taken`` once they are taken.
         locks: folder of lock files, for several processes on this machine; None if only one process takes files.
+        columns: where a record has its id, text and reference.
     """
 
     root: str
     batch_rows: int
     archives: bool = True
     locks: Path | None = None
+    columns: ColumnMapping = XSUM_COLUMNS
 
     def scan(self, before: Mapping[str, ScannedFile]) -> dict[str, ScannedFile]:
         """All dropped files by their path below the folder; ``before`` is the result of the last scan."""
@@ -330,7 +333,7 @@ class LandingFolder:
         """Yield the records of a file. If the rest can't be read, the last record says why."""
         position = 0
         try:
-            for record in records_of(self._files, path):
+            for record in records_of(self._files, path, self.columns.names):
                 position = record.position + 1
                 yield record
         except BatchAssetsError as error:
@@ -360,7 +363,7 @@ class LandedDataset(Dataset):
     """A batch that was taken from a landing folder, as a data set."""
 
     def __init__(self, folder: LandingFolder, name: str, record: Mapping[str, Any]) -> None:
-        super().__init__(f"{folder.root}/{_BATCHES}/{name}.json", record["rows"])
+        super().__init__(f"{folder.root}/{_BATCHES}/{name}.json", record["rows"], columns=folder.columns)
         self._folder, self._batch, self._record = folder, name, record
 
     def is_same(self, other: "LandedDataset") -> bool:

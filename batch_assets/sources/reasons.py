@@ -6,7 +6,7 @@ from enum import StrEnum
 class Reason(StrEnum):
     """A reason; the parts in braces depend on the record."""
 
-    NO_DOCUMENT = "there is no field 'document'"
+    NO_FIELD = "there is no field '{field}'"
     NOT_TEXT = "{field} is {type}, not text"
     ODD_ID = "id is {type}, neither text nor a whole number"
     NOT_UTF8 = "{field} has characters that are not valid UTF-8"

@@ -9,7 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from batch_assets.sources.column_mapping import ColumnMapping
 from batch_assets.sources.reasons import Reason
+from batch_assets.text_template import as_text
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,16 @@ class Record:
 
 @dataclass(frozen=True)
 class Document:
-    """A text to summarize, with its reference summary if there is one."""
+    """A text for the model, with its reference answer if there is one.
+
+    ``carried`` holds the values of the columns that are copied to the output.
+    """
 
     id: str
     document: str | None
-    summary: str | None
+    reference: str | None
     source: str
+    carried: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,9 @@ class Rejected:
 
 
 def validate(
-    records: Iterable[Record], is_forgotten: Callable[[str], bool] = lambda _: False
+    records: Iterable[Record],
+    columns: ColumnMapping,
+    is_forgotten: Callable[[str], bool] = lambda _: False,
 ) -> Iterator[Document | Rejected]:
     """Turn every record of one batch into a document or a rejected record.
 
@@ -54,22 +62,24 @@ def validate(
 
     Args:
         records: records of the batch.
+        columns: where a record has its id, text and reference.
         is_forgotten: whether the document with an id must not be kept. A record that can't be read is not kept if
             anything in it may be such an id.
     """
     seen: set[str] = set()
     copies: Counter[str] = Counter()
+    template = columns.template
     for record in records:
-        reason = record.problem or _problem(record.fields or {})
+        reason = record.problem or _problem(record.fields or {}, columns)
         if reason is not None:
-            must_forget = any(map(is_forgotten, possible_ids(record)))
+            must_forget = any(map(is_forgotten, possible_ids(record, columns.id)))
             yield _without_text(record) if must_forget else Rejected(record, reason)
             continue
         fields = record.fields or {}
-        document, summary = fields.get("document"), fields.get("summary")
-        identifier = fields.get("id")
+        document, reference = template.render(fields), _as_reference(fields.get(columns.reference))
+        identifier = fields.get(columns.id)
         if identifier is None or identifier == "":
-            key = hashlib.sha256(f"{document}\0{summary}".encode()).hexdigest()[:16]
+            key = hashlib.sha256(f"{document}\0{reference}".encode()).hexdigest()[:16]
             copies[key] += 1
             identifier = key if copies[key] == 1 else f"{key}-{copies[key]}"
         identifier = str(identifier)
@@ -80,18 +90,19 @@ def validate(
             yield Rejected(record, Reason.ID_AGAIN.format(id=identifier[:100]))
             continue
         seen.add(identifier)
-        yield Document(identifier, document, summary, record.source)
+        carried = tuple(as_text(fields.get(name)) for name in columns.carry)
+        yield Document(identifier, document, reference, record.source, carried)
 
 
-def possible_ids(record: Record) -> set[str]:
+def possible_ids(record: Record, id_column: str) -> set[str]:
     """The id of a record, or everything that may be its id if the record can't be read."""
     if record.fields is not None:
-        identifier = record.fields.get("id")
+        identifier = record.fields.get(id_column)
         return set() if identifier is None else {str(identifier)}
     return _ids_in(record.raw)
 
 
-def ids_in_raw(raw: str) -> set[str]:
+def ids_in_raw(raw: str, id_column: str) -> set[str]:
     """The id in the raw text of a rejected record, or everything that may be its id if the text can't be parsed."""
     try:
         fields = json.loads(raw)
@@ -99,7 +110,7 @@ def ids_in_raw(raw: str) -> set[str]:
         return _ids_in(raw)
     if not isinstance(fields, dict):
         return _ids_in(raw)
-    return set() if fields.get("id") is None else {str(fields["id"])}
+    return set() if fields.get(id_column) is None else {str(fields[id_column])}
 
 
 def _ids_in(raw: str) -> set[str]:
@@ -114,21 +125,29 @@ def _without_text(record: Record) -> Rejected:
     return Rejected(replace(record, fields=None, raw=""), Reason.FORGOTTEN)
 
 
-def _problem(fields: Mapping[str, Any]) -> str | None:
-    if "document" not in fields:
-        return Reason.NO_DOCUMENT.value
-    for name in ("document", "summary"):
+def _problem(fields: Mapping[str, Any], columns: ColumnMapping) -> str | None:
+    missing = columns.missing_from(fields)
+    if missing:
+        return Reason.NO_FIELD.format(field=missing[0])
+    # Only a template turns numbers into text.
+    texts: tuple[type, ...] = (str,) if columns.text in fields else (str, int, float)
+    references: tuple[type, ...] = (str, dict, list) if columns.is_reference_json else (str,)
+    for name, types in [*((name, texts) for name in columns.template.columns), (columns.reference, references)]:
         value = fields.get(name)
-        if value is not None and not isinstance(value, str):
+        if value is not None and not isinstance(value, types):
             return Reason.NOT_TEXT.format(field=name, type=type(value).__name__)
-    identifier = fields.get("id")
+    identifier = fields.get(columns.id)
     if identifier is not None and not isinstance(identifier, str | int):
         return Reason.ODD_ID.format(type=type(identifier).__name__)
-    for name in ("id", "document", "summary"):
+    for name in columns.names:
         value = fields.get(name)
         if isinstance(value, str) and not _is_unicode(value):
             return Reason.NOT_UTF8.format(field=name)
     return None
+
+
+def _as_reference(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
 def _is_unicode(text: str) -> bool:

@@ -5,8 +5,8 @@ from typing import Any
 from batch_assets.engines.quiet import quiet_transformers
 from batch_assets.errors import BatchAssetsError
 from batch_assets.models.checkpoint import Checkpoint
-from batch_assets.models.configured_task import task_of
 from batch_assets.settings import Settings
+from batch_assets.tasks.configured_task import task_of
 
 # Stands for the document while a chat template is rendered. No tokenizer's template contains it.
 _PLACEHOLDER = "\x00document\x00"
@@ -65,7 +65,7 @@ def prompt_template(pipeline: Any, settings: Settings) -> str | None:
         messages = [{"role": "system", "content": task.system_prompt}, {"role": "user", "content": request}]
         request = pipeline.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     else:
-        request = f"{request}\n\nSummary:"
+        request = f"{request}\n\n{task.cue}"
     return str(request).replace("{", "{{").replace("}", "}}").replace(_PLACEHOLDER, "{prompt}")
 
 

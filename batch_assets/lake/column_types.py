@@ -1,0 +1,107 @@
+"""The types of columns: from Spark's syntax to Arrow, from a JSON schema to Spark's syntax, and back."""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import pyarrow as pa
+
+_SIMPLE: dict[str, pa.DataType] = {
+    "string": pa.string(),
+    "long": pa.int64(),
+    "bigint": pa.int64(),
+    "int": pa.int32(),
+    "integer": pa.int32(),
+    "float": pa.float32(),
+    "double": pa.float64(),
+    "boolean": pa.bool_(),
+    "date": pa.date32(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+}
+_JSON_TYPES = {"string": "string", "integer": "bigint", "number": "double", "boolean": "boolean"}
+
+
+@cache
+def arrow_type(ddl: str) -> pa.DataType:
+    """The Arrow type of a type in Spark's syntax, such as ``array<struct<name: string>>``.
+
+    Raises:
+        ValueError: it is not such a type, or has types other than texts, numbers, booleans, dates and times.
+    """
+    simple = _SIMPLE.get(ddl.strip().lower())
+    if simple is not None:
+        return simple
+    from sqlglot import exp, parse_one
+    from sqlglot.errors import ParseError
+
+    try:
+        tree = parse_one(f"CAST(x AS {ddl})", dialect="spark")
+    except ParseError as error:
+        raise ValueError(f"{ddl!r} is not a type in Spark's syntax") from error
+    return _from_sql(tree.args["to"], exp)
+
+
+def _from_sql(kind: Any, exp: Any) -> pa.DataType:
+    if kind.this == exp.DataType.Type.STRUCT:
+        fields = [(field.this.name, _from_sql(field.args["kind"], exp)) for field in kind.expressions]
+        if len({name.lower() for name, _ in fields}) < len(fields):
+            raise ValueError("two fields have the same name")
+        return pa.struct(fields)
+    if kind.this in (exp.DataType.Type.ARRAY, exp.DataType.Type.LIST):
+        return pa.list_(_from_sql(kind.expressions[0], exp))
+    name = kind.sql(dialect="spark").lower()
+    if name not in _SIMPLE:
+        raise ValueError(f"{name} is not supported here: use {', '.join(_SIMPLE)}, array or struct")
+    return _SIMPLE[name]
+
+
+def struct_ddl(schema: str | Mapping[str, Any]) -> str:
+    """The type of answers, in Spark's syntax, from fields in that syntax or from the JSON schema of an object.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(schema, str):
+        text = schema.strip()
+        ddl = text if text.lower().startswith("struct<") else f"struct<{text}>"
+        if not pa.types.is_struct(arrow_type(ddl)):
+            raise ValueError("use fields such as name STRING, amount DOUBLE")
+        return spark_ddl(arrow_type(ddl))
+    if schema.get("type") != "object" or not schema.get("properties"):
+        raise ValueError("a JSON schema must have the type object, and properties")
+    return _json_ddl(schema)
+
+
+def _json_ddl(schema: Mapping[str, Any]) -> str:
+    kind = schema.get("type")
+    if kind == "object" and isinstance(schema.get("properties"), Mapping):
+        fields = (f"`{name}`: {_json_ddl(value)}" for name, value in schema["properties"].items())
+        return f"struct<{', '.join(fields)}>"
+    if kind == "array" and isinstance(schema.get("items"), Mapping):
+        return f"array<{_json_ddl(schema['items'])}>"
+    if kind not in _JSON_TYPES:
+        raise ValueError(f"the JSON type {kind!r} is not supported: use object, array, {', '.join(_JSON_TYPES)}")
+    return _JSON_TYPES[kind]
+
+
+def spark_ddl(kind: pa.DataType) -> str:
+    """An Arrow type in Spark's syntax."""
+    if pa.types.is_struct(kind):
+        return f"struct<{', '.join(f'`{field.name}`: {spark_ddl(field.type)}' for field in kind)}>"
+    if pa.types.is_list(kind):
+        return f"array<{spark_ddl(kind.value_type)}>"
+    return next(name for name, known in _SIMPLE.items() if known == kind)
+
+
+def json_schema(kind: pa.DataType) -> dict[str, Any]:
+    """The JSON schema of the values of an Arrow type; every value may be null."""
+    if pa.types.is_struct(kind):
+        properties = {field.name: json_schema(field.type) for field in kind}
+        return {"type": ["object", "null"], "properties": properties, "required": [field.name for field in kind]}
+    if pa.types.is_list(kind):
+        return {"type": ["array", "null"], "items": json_schema(kind.value_type)}
+    if pa.types.is_integer(kind):
+        return {"type": ["integer", "null"]}
+    if pa.types.is_floating(kind):
+        return {"type": ["number", "null"]}
+    return {"type": ["boolean" if pa.types.is_boolean(kind) else "string", "null"]}

@@ -1,0 +1,1 @@
+"""Pipelines: what their files say, and which of them a deployment has."""

@@ -1,0 +1,217 @@
+"""A pipeline: its fields, as in its file, and the settings that they become."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.settings import DEFAULT_PIPELINE, EMBEDDED_ENDPOINT, IN_PIPELINE_FILES, Settings, variables
+
+_FIELDS = {path: name for name, path in IN_PIPELINE_FILES.items()}
+SECTIONS = tuple(dict.fromkeys(path.partition(".")[0] for path in _FIELDS))
+# Fields that may hold a path, which then starts at the root of the project.
+_PATHS = ("dataset", "evaluation_dataset", "model", "landing")
+
+
+class PipelineError(BatchAssetsError):
+    """A field of a pipeline is not valid; ``path`` says where it is, such as ``source.dataset``."""
+
+    def __init__(self, message: str, path: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class Pipeline:
+    """One text source through one model into tables; docs/pipelines.md describes the fields.
+
+    Args:
+        name: prefix of its assets, jobs, sensors and tables, and name of its registered model.
+        source: ``dataset`` or ``landing``, and how it is split into batches.
+        columns: which columns hold the id, the text and the reference, and which are carried along.
+        task: ``kind`` and what it needs.
+        model: the checkpoint, and how it is run and promoted.
+        ai_query: the endpoint; without it, there is no asset for SQL.
+        evaluation: the held-out documents.
+        output: the table and the column of the answers.
+        checks: limits of the checks.
+        schedule: when stale batches are scored, as a cron expression; None for never.
+        owners: owners of the assets.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Mapping[str, Any],
+        *,
+        columns: Mapping[str, Any] | None = None,
+        task: Mapping[str, Any] | None = None,
+        model: Mapping[str, Any] | None = None,
+        ai_query: Mapping[str, Any] | None = None,
+        evaluation: Mapping[str, Any] | None = None,
+        output: Mapping[str, Any] | None = None,
+        checks: Mapping[str, Any] | None = None,
+        schedule: str | None = "0 2 * * *",
+        owners: str | None = None,
+    ) -> None:
+        sections = {
+            "columns": columns,
+            "task": task,
+            "model": model,
+            "ai_query": ai_query,
+            "evaluation": evaluation,
+            "output": output,
+            "checks": checks,
+            "owners": owners,
+        }
+        given = {section: value for section, value in sections.items() if value is not None}
+        self.attributes: Mapping[str, Any] = {"name": name, "source": source, "schedule": schedule, **given}
+
+    def settings(self, deployment: Settings, root: Path | None = None) -> Settings:
+        """The settings of this pipeline in a deployment.
+
+        Args:
+            deployment: the settings of the deployment.
+            root: where relative paths start; by default, the current folder.
+
+        Raises:
+            PipelineError: a field is unknown or not valid.
+        """
+        return settings_of(self.attributes, deployment, root or Path.cwd())
+
+
+def settings_of(attributes: Mapping[str, Any], deployment: Settings, root: Path) -> Settings:
+    """The settings of the pipeline with these fields.
+
+    Args:
+        attributes: the fields, in their sections.
+        deployment: the settings of the deployment, which are also those of its default pipeline.
+        root: where relative paths start.
+
+    Raises:
+        PipelineError: a field is unknown or not valid.
+    """
+    values = dict(_flat(attributes))
+    name = values.get("pipeline")
+    if name is None:
+        raise PipelineError("the field name is missing", "name")
+    for field in _PATHS:
+        if isinstance(values.get(field), str):
+            values[field] = _rooted(values[field], root)
+    own = values if name == DEFAULT_PIPELINE else {**_defaults(str(name), values, attributes, deployment), **values}
+    if name != DEFAULT_PIPELINE and (own["dataset"] is None) == (own["landing"] is None):
+        raise PipelineError("name exactly one kind of source: dataset or landing", "source")
+    shared = {field: getattr(deployment, field) for field in Settings.model_fields if field not in own}
+    try:
+        return Settings(**{**shared, **own})
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        field = str(first["loc"][0]) if first["loc"] else ""
+        path = IN_PIPELINE_FILES.get(field, _path_named_in(message))
+        for setting, variable in variables().items():
+            message = message.replace(variable, IN_PIPELINE_FILES.get(setting, variable))
+        raise PipelineError(f"{path}: {message}" if path else message, path) from error
+
+
+def default_pipeline_settings(
+    attributes: Mapping[str, Any], environment: Mapping[str, str], root: Path
+) -> dict[str, Any]:
+    """The fields of the default pipeline's file that no variable of the environment overrides.
+
+    Raises:
+        PipelineError: a field is unknown, or one of those that the tables of the default pipeline have no room for.
+    """
+    known = variables()
+    values = dict(_flat(attributes))
+    values.pop("pipeline", None)
+    for field in values:
+        if field not in known:
+            path = IN_PIPELINE_FILES[field]
+            raise PipelineError(f"{path}: the tables of the pipeline {DEFAULT_PIPELINE} are fixed", path)
+    return {
+        field: _rooted(value, root) if field in _PATHS and isinstance(value, str) else value
+        for field, value in values.items()
+        if known[field] not in environment
+    }
+
+
+def _flat(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Settings and their values.
+
+    Raises:
+        PipelineError: a field is unknown.
+    """
+    for section, content in attributes.items():
+        if section in _FIELDS:
+            yield _FIELDS[section], _plain(content)
+            continue
+        if section not in SECTIONS:
+            raise PipelineError(_unknown(section, SECTIONS), str(section))
+        if not isinstance(content, Mapping):
+            raise PipelineError(f"{section}: write its fields below it, such as {_first_field(section)}", section)
+        for field, value in content.items():
+            path = f"{section}.{field}"
+            if path not in _FIELDS:
+                raise PipelineError(_unknown(path, tuple(_FIELDS)), path)
+            yield _FIELDS[path], _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """A value as Settings take it: a mapping of an extraction's schema as JSON, a list of columns as a tuple."""
+    import json
+
+    if isinstance(value, Mapping) and "properties" in value:
+        return json.dumps(value)
+    return value
+
+
+def _first_field(section: str) -> str:
+    return next(path for path in _FIELDS if path.startswith(f"{section}."))
+
+
+def _unknown(path: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(path, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(_siblings(path, known))}"
+    return f"{path}: there is no such field; {hint}"
+
+
+def _siblings(path: str, known: tuple[str, ...]) -> list[str]:
+    section, dot, _ = path.rpartition(".")
+    return [one for one in known if one.startswith(f"{section}{dot}")]
+
+
+def _path_named_in(message: str) -> str:
+    """The field whose variable a message about several settings names first."""
+    fields = sorted(IN_PIPELINE_FILES, key=lambda field: -len(field))
+    found = [(message.find(field.upper()), field) for field in fields if field.upper() in message]
+    return IN_PIPELINE_FILES[min(found)[1]] if found else ""
+
+
+def _defaults(
+    name: str, values: Mapping[str, Any], attributes: Mapping[str, Any], deployment: Settings
+) -> dict[str, Any]:
+    """What a pipeline other than the default one has if its file does not say otherwise."""
+    fields = Settings.model_fields
+    return {
+        **{field: fields[field].default for field in IN_PIPELINE_FILES},
+        "dataset": None,
+        "endpoint": EMBEDDED_ENDPOINT if "ai_query" in attributes else None,
+        "model_name": name,
+        "experiment": f"{deployment.experiment}/{name}",
+        "owners": deployment.owners,
+    }
+
+
+def _rooted(value: str, root: Path) -> str:
+    """A relative path, or several separated by commas, below the root; other names and URIs as they are."""
+    if "://" in value or root == Path.cwd():
+        return value
+    return ",".join(_rooted_one(part.strip(), root) for part in value.split(","))
+
+
+def _rooted_one(name: str, root: Path) -> str:
+    is_path = name.startswith(".") or any(character in name for character in "*?") or (root / name).exists()
+    return str(root / name) if is_path and not Path(name).is_absolute() else name

@@ -1,0 +1,1 @@
+"""Tasks: what a model does with a text, how its answers are read, and how they are measured."""

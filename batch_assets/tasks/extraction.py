@@ -1,0 +1,125 @@
+"""Extraction: the fields of a schema, from each text."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
+from batch_assets.lake.column_types import arrow_type, json_schema, struct_ddl
+from batch_assets.quality.figures import Figure
+from batch_assets.settings import EXTRACTION
+from batch_assets.tasks.task import AnswerError, Task
+
+_FENCE = re.compile(r"^```(?:json)?\s*(.*?)\s*```$", re.DOTALL)
+_SHOWN_CHARACTERS = 200
+
+
+class Extraction(Task):
+    """Fields as a typed struct, scored by the share of the reference's fields that are equal.
+
+    Args:
+        schema: the fields in Spark's syntax, such as ``name STRING, amount DOUBLE``, or a JSON schema of an object.
+
+    Raises:
+        ValueError: the schema is neither.
+    """
+
+    name = EXTRACTION
+    lengths = (0, 120)
+    new_tokens = 240
+    main_score = "fields_equal"
+    words = ("extraction", "extractions")
+    output_column = "extracted"
+    cue = "JSON:"
+    system_prompt = "You extract data from texts. Answer with one JSON object only."
+
+    def __init__(self, schema: str) -> None:
+        self.output_type = struct_ddl(json.loads(schema) if schema.lstrip().startswith("{") else schema)
+        kind = arrow_type(self.output_type)
+        self.fields = [field.name for field in kind]
+        self._schema = json_schema(kind) | {"type": "object", "additionalProperties": False}
+        self._type = kind
+        listed = ", ".join(f'"{field.name}" ({_in_words(field.type)})' for field in kind)
+        self.prompt = (
+            f"Extract these fields from the following text: {listed}. Use null for what the text does not say.\n\n"
+            "{document}"
+        )
+
+    @cached_property
+    def _validator(self) -> Draft202012Validator:
+        return Draft202012Validator(self._schema)
+
+    def read(self, text: str) -> str:
+        """The JSON object in the text, with the fields of the schema in their order.
+
+        Raises:
+            AnswerError: the text is not JSON, or does not match the schema.
+        """
+        fenced = _FENCE.match(text.strip())
+        try:
+            value = json.loads(fenced.group(1) if fenced else text)
+        except ValueError as error:
+            raise AnswerError(f"the answer is not JSON: {error}") from error
+        worst = best_match(self._validator.iter_errors(value))
+        if worst is not None:
+            raise AnswerError(f"the answer doesn't match the schema: {worst.message[:_SHOWN_CHARACTERS]}")
+        try:
+            # Dates and large numbers match the schema but may not fit the type.
+            pa.array([value], _with_texts_for_dates(self._type))
+        except (pa.ArrowException, OverflowError) as error:
+            raise AnswerError(f"the answer doesn't match the schema: {error}") from error
+        return json.dumps({name: value[name] for name in self.fields}, ensure_ascii=False)
+
+    @property
+    def rules(self) -> str:
+        """The type."""
+        return self.output_type
+
+    @property
+    def figures(self) -> Sequence[Figure]:
+        """The share of equal fields, and the share of equal answers for each field."""
+        each = (
+            Figure(f"{name}_equal", f"{name} equal", f"Share of the answers whose field {name} is right", True)
+            for name in self.fields
+        )
+        first = Figure("fields_equal", "fields equal", "Mean share of the fields that equal the reference", True)
+        return (first, *each)
+
+    def scores(self, document: str, reference: str, text: str) -> dict[str, float]:
+        """The share of equal fields, and 1 or 0 for each of them."""
+        wanted, found = _object(reference), _object(text)
+        equal = {name: float(name in found and _same(wanted.get(name), found[name])) for name in self.fields}
+        each = {f"{name}_equal": value for name, value in equal.items()}
+        return {"fields_equal": sum(equal.values()) / len(equal), **each}
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _same(wanted: Any, found: Any) -> bool:
+    if isinstance(wanted, str) and isinstance(found, str):
+        return wanted.strip().casefold() == found.strip().casefold()
+    return bool(wanted == found)
+
+
+def _with_texts_for_dates(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _with_texts_for_dates(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(_with_texts_for_dates(kind.value_type))
+    return pa.string() if pa.types.is_temporal(kind) else kind
+
+
+def _in_words(kind: pa.DataType) -> str:
+    types: Mapping[str, Any] = json_schema(kind)
+    return str(types["type"][0])
