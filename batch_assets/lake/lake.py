@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 # The history of a batch is read from the commits, so the log is kept for ten years.
 _CONFIGURATION = {"delta.logRetentionDuration": "interval 3650 days"}
 
-# The table property that says which pipeline writes a table.
+# The metadata of the partition column that says which pipeline writes a table. delta-rs refuses table properties that
+# it doesn't know when it creates a table, and another commit could fail.
 _OWNER = "batch_assets.pipeline"
 
 # By default, delta-rs retries an unreachable lake for three minutes.
@@ -106,18 +107,18 @@ class Lake:
             create_table(
                 uri,
                 self.storage_options,
-                table.arrow_schema,
+                _owned_schema(table),
                 [PARTITION],
                 name=table.name,
                 description=table.description,
-                configuration=_CONFIGURATION if table.owner is None else {**_CONFIGURATION, _OWNER: table.owner},
+                configuration=_CONFIGURATION,
             )
         snapshot = WritableTable.open(uri, self.storage_options, version)
-        if snapshot.configuration.get(_OWNER) != table.owner:
-            owner = snapshot.configuration.get(_OWNER) or "nobody here"
+        owner = snapshot.column_metadata(PARTITION).get(_OWNER)
+        if owner != table.owner:
             raise BatchAssetsError(
-                f"the table at {uri} was not made by the pipeline {table.owner or 'summaries'} but by {owner}: move it "
-                "away, or give the pipeline another name"
+                f"the table at {uri} belongs to {f'the pipeline {owner}' if owner else 'somebody else'}, not to the pipeline "
+                f"{table.owner or 'summaries'}: move it away, or give the pipeline or its output another name"
             )
         problem = _difference(table, snapshot)
         if problem is not None:
@@ -132,7 +133,18 @@ def is_owned(lake: Lake, full_name: str, existing: "DeltaTable | None") -> bool:
     """Whether a table, which may not exist yet, belongs to a pipeline."""
     if full_name.lower() in {lake.full_name(table).lower() for table in DEFAULT_TABLES.all}:
         return True
-    return existing is not None and _OWNER in existing.metadata().configuration
+    if existing is None:
+        return False
+    return any(_OWNER in (field.metadata or {}) for field in existing.schema().fields)
+
+
+def _owned_schema(table: Table) -> pa.Schema:
+    """The schema of a new table, which says which pipeline it belongs to."""
+    schema = table.arrow_schema
+    if table.owner is None:
+        return schema
+    place = schema.get_field_index(PARTITION)
+    return schema.set(place, schema.field(place).with_metadata({_OWNER: table.owner}))
 
 
 def _difference(table: Table, snapshot: WritableTable) -> str | None:

@@ -73,12 +73,12 @@ class Snapshot:
     @property
     def is_append_only(self) -> bool:
         """Whether the table's properties forbid removing rows."""
-        return self.configuration.get("delta.appendOnly") == "true"
+        return bool(self._delta.metadata().configuration.get("delta.appendOnly") == "true")
 
-    @property
-    def configuration(self) -> Mapping[str, str]:
-        """The table's properties."""
-        return dict(self._delta.metadata().configuration)
+    def column_metadata(self, column: str) -> Mapping[str, Any]:
+        """What the table's schema says about a column, empty if there is no such column."""
+        found = (field.metadata for field in self._delta.schema().fields if field.name == column)
+        return dict(next(found, None) or {})
 
     def key(self, partition: Mapping[str, Any]) -> Partition:
         """Return the typed values of the partition columns, in order.
