@@ -102,6 +102,18 @@ _SECRET_PARAMETER = re.compile(
 )
 
 
+def check_pipeline_name(name: str) -> None:
+    """Check the name of a pipeline.
+
+    Raises:
+        ValueError: the name is not 1 to 50 characters of ``a-z0-9_``, a letter first, or is reserved.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,49}", name):
+        raise ValueError("use 1 to 50 characters of a-z, 0-9 and _, a letter first")
+    if name in _RESERVED_NAMES:
+        raise ValueError("this name is reserved")
+
+
 def _as_list(value: object) -> list[object]:
     return list(value) if isinstance(value, list) else []
 
@@ -299,10 +311,7 @@ class Settings(BaseSettings):
     @field_validator("pipeline")
     @classmethod
     def _pipeline_name(cls, name: str) -> str:
-        if not re.fullmatch(r"[a-z][a-z0-9_]{0,49}", name):
-            raise ValueError("use 1 to 50 characters of a-z, 0-9 and _, a letter first")
-        if name in _RESERVED_NAMES:
-            raise ValueError("this name is reserved")
+        check_pipeline_name(name)
         return name
 
     @field_validator("labels", mode="before")

@@ -75,7 +75,9 @@ def test_the_page_says_how_to_add_an_engine_a_source_a_check_and_a_default_model
     insert(configured, "    if name == EMBEDDED_DATASET:\n        return ACL", opening.text)
     insert(configured, "from batch_assets.settings", "from batch_assets.sources.lines import LineDataset\n")
     checks = package / "graph" / "model_checks.py"
-    checks.write_text(checks.read_text().replace("    return [beats_baseline, promotion]\n", textwrap.indent(check.text, "    ")))
+    checks.write_text(
+        checks.read_text().replace("    return [beats_baseline, promotion]\n", textwrap.indent(check.text, "    "))
+    )
     settings = package / "settings.py"
     content = settings.read_text()
     changed = re.sub(r"    model: str = Field\(.*\n", model.text, content)

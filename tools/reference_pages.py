@@ -71,9 +71,9 @@ def _settings() -> str:
     lines = [
         "# Settings\n",
         "A setting belongs to the deployment, which environment variables set, or to a [pipeline](../pipelines.md),",
-        "whose file sets it. For the pipeline `summaries`, which ships, a variable sets it too: it takes precedence over",
-        "`pipelines/summaries.yaml`, and that over the default. `make run`, `make ui`, the command `batch-assets` and the",
-        "Dagster code location read them. A `BATCH_ASSETS_` variable that is not on this page is refused.\n",
+        "whose file sets it. For the pipeline `summaries`, which ships, a variable sets it too: it takes precedence",
+        "over `pipelines/summaries.yaml`, and that over the default. `make run`, `make ui`, the command `batch-assets`",
+        "and the Dagster code location read them. A `BATCH_ASSETS_` variable that is not on this page is refused.\n",
         _MADE,
         "## Of a pipeline\n",
         "| in its file | variable, for `summaries` only | default | meaning |",

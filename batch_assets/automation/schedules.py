@@ -40,7 +40,7 @@ def pipeline_schedules(settings: Settings, jobs: Mapping[str, ExecutableJob]) ->
         documents, scored, quality = (
             current_snapshot(lake, table) for table in (tables.documents, tables.scored, tables.quality)
         )
-        answered = None if settings.endpoint is None else current_snapshot(lake, tables.answered)
+        answered = None if tables.answered is None else current_snapshot(lake, tables.answered)
         stale = stale_batches_now(context.instance, settings, documents, scored, champion)
         busy = busy_batches(context.instance, pipeline)
         unfinished = unfinished_batches(documents, scored, answered, quality, busy)

@@ -9,6 +9,7 @@ import click
 
 from batch_assets.cli.batches import land, rescore, run
 from batch_assets.cli.models import models, promote, rollback, try_
+from batch_assets.cli.pipelines import check, new
 from batch_assets.cli.query import query
 from batch_assets.cli.state import doctor, forget, status, ui, upkeep
 from batch_assets.errors import BatchAssetsError, ExitStatus
@@ -34,13 +35,30 @@ class _Group(click.Group):
 
 @click.group(cls=_Group)
 def main() -> None:
-    """Turn text in Delta tables into governed summaries.
+    """Turn text in Delta tables into governed output of models.
 
-    Settings are environment variables that start with BATCH_ASSETS_; see docs/reference/settings.md.
+    Pipelines are files in the folder pipelines, and the environment variables that start with BATCH_ASSETS_; see
+    docs/reference/settings.md.
     """
     # Dagster warns about its own beta parameters whenever definitions are loaded.
     warnings.filterwarnings("ignore", module="dagster")
 
 
-for _command in (run, land, rescore, models, promote, rollback, try_, query, status, doctor, forget, ui, upkeep):
+for _command in (
+    run,
+    new,
+    check,
+    land,
+    rescore,
+    models,
+    promote,
+    rollback,
+    try_,
+    query,
+    status,
+    doctor,
+    forget,
+    ui,
+    upkeep,
+):
     main.add_command(_command)

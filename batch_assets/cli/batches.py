@@ -106,7 +106,7 @@ def _print_answers(settings: Settings, batch: str) -> None:
     lake, tables = Lake.of(settings), tables_of(settings)
     output = tables.scored.output_column
     by_endpoint: dict[str, Any] = {}
-    if settings.endpoint is not None:
+    if tables.answered is not None:
         answered = sample_rows(lake.open(tables.answered), batch, ["id", output], settings.samples)
         by_endpoint = {row["id"]: row[output] for row in answered}
     columns = ["id", "document", tables.scored.reference_column, output]
@@ -120,7 +120,7 @@ def _print_answers(settings: Settings, batch: str) -> None:
         return
     titles = ["document", f"expert {task_of(settings).words[0]}", "champion", "ai_query"]
     cells = [[*(_cut(row[name]) for name in columns[1:]), _cut(by_endpoint.get(row["id"]))] for row in rows]
-    shown = len(titles) if settings.endpoint is not None else len(titles) - 1
+    shown = len(titles) if tables.answered is not None else len(titles) - 1
     print_table(titles[:shown], [row[:shown] for row in cells])
 
 

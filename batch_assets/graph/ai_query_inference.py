@@ -66,7 +66,9 @@ def _quoted(text: str) -> str:
 def build_ai_query_inference(settings: Settings) -> dg.AssetsDefinition:
     """The asset of a pipeline's answers by an endpoint."""
     keys, tables, task = AssetKeys(settings.pipeline), tables_of(settings), task_of(settings)
-    table, endpoint = tables.answered, str(settings.endpoint)
+    table, endpoint = tables.answered, settings.endpoint
+    assert table is not None
+    assert endpoint is not None
     lineage = column_lineage(
         {
             **{name: [(keys.documents, name)] for name in ("id", "batch")},

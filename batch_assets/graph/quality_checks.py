@@ -41,7 +41,6 @@ def quality_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
     limits = settings.model_dump()
     names = variables() if settings.is_default else IN_PIPELINE_FILES
     keys, tables, task = AssetKeys(settings.pipeline), tables_of(settings), measured_task(settings)
-    answer_tables = [tables.scored, *([] if settings.endpoint is None else [tables.answered])]
     answers, drift_bins = task.words[1], task.binned
 
     def label(row: Mapping[str, Any]) -> str:
@@ -60,7 +59,7 @@ def quality_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
                 if share > limit:
                     wrong[label(row)] = f"{row[counted]} of {row[total]} {total_word}, {share:.0%}"
                     if counted == "errors":
-                        wrong[label(row)] += _error_causes(lake, answer_tables, row)
+                        wrong[label(row)] += _error_causes(lake, tables.of_answers, row)
             return wrong
 
         description = f"At most {limit:.0%} ({names[name]}) of a batch's {what}."
@@ -70,7 +69,7 @@ def quality_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
                 name,
                 description,
                 judge,
-                more=lambda lake: {"no_text": no_text_by_table(lake, answer_tables)},
+                more=lambda lake: {"no_text": no_text_by_table(lake, tables.of_answers)},
             )
         return batch_check(keys.quality, name, description, judge, severity=_WARN)
 
@@ -93,7 +92,7 @@ def quality_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
         wrong: dict[str, str] = {}
         shown: dict[str, Any] = {}
         rows = newest(lake, tables)
-        for table in reversed([table.name for table in answer_tables]):
+        for table in reversed([table.name for table in tables.of_answers]):
             of_table = [row for row in rows if row["table_name"] == table]
             for position in range(max(len(of_table) - _COMPARED_BATCHES, 1), len(of_table)):
                 row, before = of_table[position], of_table[max(position - _COMPARED_BATCHES, 0) : position]
@@ -184,9 +183,9 @@ def _histograms(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
     return {name.removesuffix("_histogram"): add([row[name] for row in rows]) for name in names}
 
 
-def _error_causes(lake: Lake, answer_tables: Sequence[Table], row: Mapping[str, Any]) -> str:
+def _error_causes(lake: Lake, tables: Sequence[Table], row: Mapping[str, Any]) -> str:
     """Describe how many of a batch's errors come from its documents, and how many from an endpoint outage."""
-    table = next(table for table in answer_tables if table.name == row["table_name"])
+    table = next(table for table in tables if table.name == row["table_name"])
     messages = [
         message
         for part in lake.open(table).read(row["batch"], ["error_message"])

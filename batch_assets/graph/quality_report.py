@@ -31,7 +31,6 @@ _MAX_EXAMPLES = 5
 def build_quality_report(settings: Settings) -> dg.AssetsDefinition:
     """The asset of a pipeline's quality report."""
     keys, tables, task = AssetKeys(settings.pipeline), tables_of(settings), measured_task(settings)
-    answer_tables = [tables.scored, *([] if settings.endpoint is None else [tables.answered])]
 
     @dg.asset(
         key=keys.report,
@@ -76,7 +75,7 @@ def build_quality_report(settings: Settings) -> dg.AssetsDefinition:
                 (first, second): count for pair, count in outcomes.items() for first, second in [json.loads(pair)]
             },
             versions=overview(registry.client, settings, lake, []),
-            no_text=no_text_by_table(lake, answer_tables),
+            no_text=no_text_by_table(lake, tables.of_answers),
             score=task_of(settings).main_score,
             scores=scores,
             baseline=baseline,

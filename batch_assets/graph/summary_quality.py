@@ -30,7 +30,7 @@ _SHOWN = ("rougeL", "compression")
 def build_summary_quality(settings: Settings) -> dg.AssetsDefinition:
     """The asset of the measures of a pipeline's answers."""
     keys, tables, task = AssetKeys(settings.pipeline), tables_of(settings), measured_task(settings)
-    answer_assets = [keys.scored, *([] if settings.endpoint is None else [keys.answered])]
+    answer_assets = [keys.scored, *([] if tables.answered is None else [keys.answered])]
     lineage = _lineage(keys, tables, answer_assets)
     shown = [figure.name for figure in task.figures if figure.name in _SHOWN or figure.name == task.main_score]
 
@@ -51,7 +51,7 @@ def build_summary_quality(settings: Settings) -> dg.AssetsDefinition:
         """Measure the batches of the run whose answers have changed."""
         output = lake.open(tables.quality)
         scored = lake.open(tables.scored)
-        answered = None if settings.endpoint is None else lake.open(tables.answered)
+        answered = None if tables.answered is None else lake.open(tables.answered)
         documents = open_pinned_documents(context, lake, settings)
 
         def measure(batch: str) -> BatchOutcome:

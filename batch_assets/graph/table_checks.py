@@ -36,7 +36,7 @@ def table_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
         ),
         _one_model(settings, keys, tables),
     ]
-    if settings.endpoint is not None:
+    if tables.answered is not None:
         checks.append(contract_check(keys.answered, tables.answered))
     return checks
 

@@ -232,18 +232,24 @@ _QUALITY_COUNTS, _QUALITY_EXAMPLES = 11, 3
 
 @dataclass(frozen=True)
 class PipelineTables:
-    """The tables of one pipeline; ``answered`` is the one that ``ai_query`` writes."""
+    """The tables of one pipeline; ``answered`` is the one that ``ai_query`` writes, None without an endpoint."""
 
     documents: Table
     rejected: Table
     scored: Table
-    answered: Table
+    answered: Table | None
     quality: Table
 
     @property
     def all(self) -> tuple[Table, ...]:
         """The tables, in the order in which a run writes them."""
-        return self.documents, self.rejected, self.scored, self.answered, self.quality
+        found = (self.documents, self.rejected, self.scored, self.answered, self.quality)
+        return tuple(table for table in found if table is not None)
+
+    @property
+    def of_answers(self) -> tuple[Table, ...]:
+        """The tables with answers."""
+        return (self.scored,) if self.answered is None else (self.scored, self.answered)
 
 
 DEFAULT_TABLES = PipelineTables(PROD_DATA, PROD_DATA_REJECTED, BATCH_INFERENCE, AI_QUERY_INFERENCE, SUMMARY_QUALITY)
@@ -257,6 +263,8 @@ def pipeline_tables(
     carried: Sequence[str] = (),
     figures: Sequence[Column] = (),
     output_table: str | None = None,
+    *,
+    has_endpoint: bool = False,
 ) -> PipelineTables:
     """The tables of a pipeline other than the default one.
 
@@ -267,6 +275,7 @@ def pipeline_tables(
         carried: columns that are copied from the source, as text.
         figures: the columns of the quality table that depend on the task.
         output_table: name of the table of the answers, if it is not ``<name>_predictions``.
+        has_endpoint: whether ``ai_query`` writes answers too.
 
     Raises:
         ValueError: two columns of a table have the same name, or a name is not valid.
@@ -305,7 +314,7 @@ def pipeline_tables(
         documents,
         derived(PROD_DATA_REJECTED, "rejected", PROD_DATA_REJECTED.columns),
         scored if output_table is None else replace(scored, name=check_name(output_table)),
-        derived(AI_QUERY_INFERENCE, "ai_query", AI_QUERY_INFERENCE.columns),
+        derived(AI_QUERY_INFERENCE, "ai_query", AI_QUERY_INFERENCE.columns) if has_endpoint else None,
         derived(SUMMARY_QUALITY, "quality", [*quality[:_QUALITY_COUNTS], *figures, *quality[-_QUALITY_EXAMPLES:]]),
     )
 

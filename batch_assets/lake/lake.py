@@ -116,9 +116,10 @@ class Lake:
         snapshot = WritableTable.open(uri, self.storage_options, version)
         owner = snapshot.column_metadata(PARTITION).get(_OWNER)
         if owner != table.owner:
+            whose = f"the pipeline {owner}" if owner else "somebody else"
             raise BatchAssetsError(
-                f"the table at {uri} belongs to {f'the pipeline {owner}' if owner else 'somebody else'}, not to the pipeline "
-                f"{table.owner or 'summaries'}: move it away, or give the pipeline or its output another name"
+                f"the table at {uri} belongs to {whose}, not to the pipeline {table.owner or 'summaries'}: move it "
+                "away, or give the pipeline or its output another name"
             )
         problem = _difference(table, snapshot)
         if problem is not None:

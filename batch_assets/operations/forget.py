@@ -48,7 +48,7 @@ def find(lake: Lake, settings: Settings, document_id: str) -> Found:
     batches = {}
     sources: set[str] = set()
     tables = tables_of(settings)
-    for table in (tables.documents, tables.rejected, tables.scored, tables.answered):
+    for table in (tables.documents, tables.rejected, *tables.of_answers):
         if not lake.exists(table):
             continue
         snapshot = lake.open(table)
@@ -95,13 +95,13 @@ def forget(lake: Lake, settings: Settings, client: MlflowClient, document_id: st
     found = find(lake, settings, document_id)
     CompletionStore.clear_statements(lake)
     for batch in found.all_batches:
-        for table in (tables.scored, tables.answered):
+        for table in tables.of_answers:
             CompletionStore.of(lake, table, batch, "").clear_batch()
         _remove_example(lake, tables, batch, document_id, run_id)
     for report in found.reports:
         (settings.report_file.parent / report).unlink(missing_ok=True)
     _replace_reports(client, settings, document_id)
-    for table in (tables.scored, tables.answered):
+    for table in tables.of_answers:
         for batch in found.batches.get(table.name, []):
             snapshot = lake.open(table)
             _replace(snapshot, batch, _without(snapshot, batch, document_id), {"run_id": run_id})

@@ -26,6 +26,21 @@ def check_run(settings: Settings) -> Dataset:
             available; no asset was touched.
     """
     check_java()
+    check_pipeline(settings)
+    lake = Lake.of(settings)
+    for table in tables_of(settings).all:
+        if lake.exists(table):
+            lake.open(table)
+    connect(settings)
+    return scored_dataset(settings)
+
+
+def check_pipeline(settings: Settings) -> None:
+    """Make sure that a pipeline has its source, its model, its engine and its endpoint; creates nothing.
+
+    Raises:
+        BatchAssetsError: one of them is not available.
+    """
     checkpoint_source(settings).check()
     engine = ENGINES.get(settings.engine)
     if engine is not None and not engine.is_installed:
@@ -34,15 +49,8 @@ def check_run(settings: Settings) -> Dataset:
         endpoint = configured_endpoint(settings.endpoints, settings.endpoint)
         if endpoint is not None:
             check_key(endpoint)
-    lake = Lake.of(settings)
-    for table in tables_of(settings).all:
-        if lake.exists(table):
-            lake.open(table)
-    connect(settings)
-    dataset = scored_dataset(settings)
-    dataset.check()
+    scored_dataset(settings).check()
     evaluation_dataset(settings).held_out(1)
-    return dataset
 
 
 def check_port(port: int, setting: str) -> None:

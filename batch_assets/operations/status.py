@@ -110,7 +110,7 @@ def batches_in(instance: dg.DagsterInstance, settings: Settings, champion: int |
     failures = _failures(instance, pipeline)
     lake = Lake.of(settings, fail_fast=True)
     documents, rejected, output = (lake.find(one) for one in (tables.documents, tables.rejected, tables.scored))
-    answered = None if settings.endpoint is None else lake.find(tables.answered)
+    answered = None if tables.answered is None else lake.find(tables.answered)
     quality = lake.find(tables.quality)
     unfinished = unfinished_batches(documents, output, answered, quality, busy) if failures else []
     stale = stale_batches_now(instance, settings, documents, output, champion)

@@ -93,7 +93,7 @@ def record_state(instance: dg.DagsterInstance, settings: Settings, batches: Sequ
     lake = Lake.of(settings)
     tables = tables_of(settings)
     documents, output, quality = lake.open(tables.documents), lake.open(tables.scored), lake.open(tables.quality)
-    answered = None if settings.endpoint is None else lake.open(tables.answered)
+    answered = None if tables.answered is None else lake.open(tables.answered)
     stale = stale_batches_now(instance, settings, documents, output, None if champion is None else champion.number)
     unfinished = unfinished_batches(documents, output, answered, quality, frozenset())
     needs_work = {*stale, *unfinished} & {*batches}

@@ -1,16 +1,20 @@
 """The pipelines of a deployment: the default one, and one for each file in the folder of pipelines."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.contracts import Table
 from batch_assets.lake.lake import Lake
 from batch_assets.pipelines.pipeline import PipelineError, default_pipeline_settings, settings_of
 from batch_assets.pipelines.pipeline_files import attributes_in, files_in, located
 from batch_assets.settings import DEFAULT_PIPELINE, Settings, load_settings
 from batch_assets.tasks.output_tables import tables_of
+
+# The field to change when two pipelines collide.
+_FIELD_OF = {"name": "name", "model": "model.name", "table": "output.table", "landing": "source.landing"}
 
 
 @dataclass(frozen=True)
@@ -50,27 +54,37 @@ def load_deployment() -> Deployment:
         BatchAssetsError: a variable of the environment is not valid.
     """
     default = load_settings()
-    root = default.pipelines.parent
+    return _read(default, files_in(default.pipelines), default.pipelines.parent)
+
+
+def deployment_of(files: Sequence[Path]) -> Deployment:
+    """Read some files of pipelines, wherever they are; relative paths in them start in the current folder.
+
+    Raises:
+        BatchAssetsError: a variable of the environment is not valid.
+    """
+    found = _read(load_settings(), files, Path.cwd())
+    return Deployment([one for one in found.pipelines if not one.is_default], found.problems)
+
+
+def _read(default: Settings, files: Sequence[Path], root: Path) -> Deployment:
     problems: list[BrokenPipeline] = []
     others: dict[Path, Settings] = {}
-    for file in files_in(default.pipelines):
+    for file in files:
         try:
-            try:
-                attributes = attributes_in(file)
-                if attributes.get("name") == DEFAULT_PIPELINE:
-                    default = load_settings(**default_pipeline_settings(attributes, os.environ, root))
-                    continue
-                settings = settings_of(attributes, default, root)
-                tables_of(settings)
-            except PipelineError as error:
-                raise BatchAssetsError(located(file, error)) from error
-            collision = next(collisions(settings, [(str(one), other) for one, other in others.items()], default), None)
-            if collision is not None:
-                raise BatchAssetsError(f"{file}: {collision}")
+            attributes = attributes_in(file)
+            if attributes.get("name") == DEFAULT_PIPELINE:
+                default = load_settings(**default_pipeline_settings(attributes, os.environ, root))
+                continue
+            settings = settings_of(attributes, default, root)
+            known = [("the default pipeline", default), *((str(one), other) for one, other in others.items())]
+            refuse_collision(settings, known)
+        except PipelineError as error:
+            problems.append(BrokenPipeline(file.stem, located(file, error)))
         except BatchAssetsError as error:
             problems.append(BrokenPipeline(file.stem, str(error)))
-            continue
-        others[file] = settings
+        else:
+            others[file] = settings
     return Deployment([default, *others.values()], problems)
 
 
@@ -78,35 +92,45 @@ def refuse_collisions(pipelines: Sequence[Settings]) -> None:
     """Refuse pipelines that would write to the same place.
 
     Raises:
-        BatchAssetsError: two of them have a name, a table, a model or a landing folder in common.
+        PipelineError: two of them have a name, a table, a model or a landing folder in common.
     """
     for place, settings in enumerate(pipelines):
-        before = [(f"the pipeline {other.pipeline}", other) for other in pipelines[:place]]
-        for collision in collisions(settings, before, None):
-            raise BatchAssetsError(f"the pipeline {settings.pipeline}: {collision}")
+        refuse_collision(settings, [(f"the pipeline {other.pipeline}", other) for other in pipelines[:place]])
 
 
-def collisions(settings: Settings, others: Sequence[tuple[str, Settings]], default: Settings | None) -> Iterator[str]:
-    """What a pipeline has in common with others, where each must have its own, regardless of case.
+def refuse_collision(settings: Settings, others: Sequence[tuple[str, Settings]]) -> None:
+    """Refuse a pipeline that would write to the same place as another one; names are compared regardless of case.
 
     Args:
         settings: the pipeline.
         others: the other pipelines, each with what it is called.
-        default: the default pipeline, unless it is among the others.
+
+    Raises:
+        PipelineError: it has a name, a table, a model or a landing folder in common with another one.
     """
     own = _places(settings)
-    known = [*([] if default is None else [("the default pipeline", default)]), *others]
-    for called, other in known:
-        for place, title in _places(other).items():
-            if place in own:
-                yield f"its {title} {place[1]} is also that of {called}"
+    for called, other in others:
+        for place in _places(other).keys() & own.keys():
+            raise PipelineError(f"its {own[place]} {place[1]} is also that of {called}", _FIELD_OF[place[0]])
 
 
 def _places(settings: Settings) -> dict[tuple[str, str], str]:
     """Everything that a pipeline writes to, with what it is."""
     lake = Lake.of(settings)
     places = {("name", settings.pipeline.lower()): "name", ("model", settings.registered_model.lower()): "model"}
-    places |= {("table", lake.full_name(table).lower()): "table" for table in tables_of(settings).all}
+    places |= {("table", lake.full_name(table).lower()): "table" for table in _tables(settings)}
     if settings.is_landing:
         places["landing", settings.landing_folder.rstrip("/").lower()] = "landing folder"
     return places
+
+
+def _tables(settings: Settings) -> tuple[Table, ...]:
+    """The tables of a pipeline.
+
+    Raises:
+        PipelineError: its task or its columns are not valid.
+    """
+    try:
+        return tables_of(settings).all
+    except BatchAssetsError as error:
+        raise PipelineError(str(error), "task") from error

@@ -39,6 +39,7 @@ def tables_of(settings: Settings) -> PipelineTables:
             settings.carry,
             [*figures, *histograms, outcomes],
             settings.output_table,
+            has_endpoint=settings.endpoint is not None,
         )
     except ValueError as error:
         raise BatchAssetsError(f"the pipeline {settings.pipeline} can't have its tables: {error}") from error

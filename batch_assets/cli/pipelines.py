@@ -1,0 +1,77 @@
+"""Commands about the files of pipelines: new, check."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from batch_assets.cli.common import json_option, load_all, print_json
+from batch_assets.errors import BatchAssetsError, ExitStatus
+
+
+@click.command()
+@click.argument("name")
+def new(name: str) -> None:
+    """Write a commented file for a pipeline called NAME into the folder of pipelines.
+
+    Editors with YAML support complete and check its fields. Exit status: 0 written, 2 the name is not valid or taken.
+
+    \b
+    batch-assets new tickets
+    """
+    from batch_assets.pipelines.schema import pipeline_schema
+    from batch_assets.pipelines.starter import SCHEMA_FILE, starter
+    from batch_assets.settings import check_pipeline_name
+
+    deployment = load_all()
+    folder = deployment.pipelines[0].pipelines
+    try:
+        check_pipeline_name(name)
+    except ValueError as error:
+        raise BatchAssetsError(f"{name!r} can't be the name of a pipeline: {error}") from error
+    if name in {settings.pipeline for settings in deployment.pipelines}:
+        raise BatchAssetsError(f"there is a pipeline {name} already: choose another name")
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.yaml"
+    try:
+        with file.open("x", encoding="utf-8") as target:
+            target.write(starter(name))
+    except FileExistsError as error:
+        raise BatchAssetsError(f"{file} exists already: mend or remove it, or choose another name") from error
+    (folder / SCHEMA_FILE).write_text(json.dumps(pipeline_schema(), indent=1) + "\n", encoding="utf-8")
+    click.echo(f"{file} written: fill it in, then run 'batch-assets check' and 'batch-assets run {name}'")
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@json_option
+def check(files: tuple[Path, ...], as_json: bool) -> None:
+    """Check the files of all pipelines, or FILES in the folder of another Dagster project, such as defs.yaml.
+
+    Checks each file by itself, then whether two pipelines would write to the same place, and whether their sources and
+    models are there. Exit status: 0 all are valid, 1 at least one is not.
+
+    \b
+    batch-assets check
+    """
+    from batch_assets.operations.preflight import check_pipeline
+    from batch_assets.pipelines.deployment import deployment_of
+
+    deployment = deployment_of(files) if files else load_all()
+    problems = {problem.name: problem.message for problem in deployment.problems}
+    for settings in deployment.pipelines:
+        try:
+            check_pipeline(settings)
+        except (BatchAssetsError, OSError) as error:
+            problems[settings.pipeline] = str(error)
+    valid = [settings.pipeline for settings in deployment.pipelines if settings.pipeline not in problems]
+    if as_json:
+        print_json({"valid": valid, "problems": problems})
+    else:
+        for name in valid:
+            click.echo(f"ok       {name}")
+        for name, message in problems.items():
+            click.echo(f"problem  {name}: {' '.join(message.split())}")
+    if problems:
+        sys.exit(ExitStatus.FAILED)
