@@ -8,15 +8,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from batch_assets.build_pipeline import build_pipeline, build_pipelines
     from batch_assets.component import InferencePipeline
+    from batch_assets.pipeline_definitions import build_pipeline, build_pipelines
     from batch_assets.pipelines.pipeline import Pipeline
 
 _HOMES = {
     "InferencePipeline": "batch_assets.component",
     "Pipeline": "batch_assets.pipelines.pipeline",
-    "build_pipeline": "batch_assets.build_pipeline",
-    "build_pipelines": "batch_assets.build_pipeline",
+    "build_pipeline": "batch_assets.pipeline_definitions",
+    "build_pipelines": "batch_assets.pipeline_definitions",
 }
 
 __all__ = ["InferencePipeline", "Pipeline", "build_pipeline", "build_pipelines"]

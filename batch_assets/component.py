@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 from pydantic import BaseModel, ConfigDict, create_model
 
-from batch_assets.build_pipeline import pipeline_definitions, shared_resources
+from batch_assets.pipeline_definitions import pipeline_definitions, shared_resources
 from batch_assets.pipelines.pipeline import SECTIONS, settings_of
 from batch_assets.pipelines.pipeline_files import COMPONENT
 from batch_assets.pipelines.starter import starter

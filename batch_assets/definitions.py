@@ -8,8 +8,8 @@ import dagster as dg
 from batch_assets.automation.jobs import upkeep_job
 from batch_assets.automation.schedules import upkeep_schedule
 from batch_assets.automation.sensors import alert_sensor
-from batch_assets.build_pipeline import pipeline_definitions, shared_resources
 from batch_assets.graph.broken_pipelines import broken_pipelines
+from batch_assets.pipeline_definitions import pipeline_definitions, shared_resources
 from batch_assets.pipelines.deployment import Deployment, load_deployment
 from batch_assets.resources.terminal import terminal_logger
 from batch_assets.settings import Settings

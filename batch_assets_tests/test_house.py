@@ -11,7 +11,7 @@ FLOORS = (
     "cli",
     "definitions",
     "component",
-    "build_pipeline",
+    "pipeline_definitions",
     "operations",
     "automation",
     "graph",

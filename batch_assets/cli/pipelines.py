@@ -36,7 +36,7 @@ def new(name: str) -> None:
     file = folder / f"{name}.yaml"
     try:
         with file.open("x", encoding="utf-8") as target:
-            target.write(starter(name))
+            target.write(starter(name, has_schema=True))
     except FileExistsError as error:
         raise BatchAssetsError(f"{file} exists already: mend or remove it, or choose another name") from error
     (folder / SCHEMA_FILE).write_text(json.dumps(pipeline_schema(), indent=1) + "\n", encoding="utf-8")

@@ -1,6 +1,8 @@
 """A pipeline: its fields, as in its file, and the settings that they become."""
 
 import difflib
+import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -111,8 +113,8 @@ def settings_of(attributes: Mapping[str, Any], deployment: Settings, root: Path)
         message = first["msg"].removeprefix("Value error, ")
         field = str(first["loc"][0]) if first["loc"] else ""
         path = IN_PIPELINE_FILES.get(field, _path_named_in(message))
-        for setting, variable in variables().items():
-            message = message.replace(variable, IN_PIPELINE_FILES.get(setting, variable))
+        for setting, place in IN_PIPELINE_FILES.items():
+            message = re.sub(rf"\b{setting.upper()}\b", place, message)
         raise PipelineError(f"{path}: {message}" if path else message, path) from error
 
 
@@ -161,8 +163,6 @@ def _flat(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _plain(value: Any) -> Any:
     """A value as Settings take it: a mapping of an extraction's schema as JSON, a list of columns as a tuple."""
-    import json
-
     if isinstance(value, Mapping) and "properties" in value:
         return json.dumps(value)
     return value

@@ -1,0 +1,313 @@
+"""Files of pipelines: what is accepted, what is refused and how, and what becomes of them in Dagster."""
+
+import json
+from pathlib import Path
+
+import dagster as dg
+import jsonschema
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from batch_assets import InferencePipeline, Pipeline, build_pipeline, build_pipelines
+from batch_assets.cli import main
+from batch_assets.definitions import build_defs
+from batch_assets.errors import BatchAssetsError
+from batch_assets.graph.partitions import busy_batches, known_batches, range_tags, register_batches
+from batch_assets.pipelines.deployment import load_deployment
+from batch_assets.pipelines.pipeline import PipelineError, settings_of
+from batch_assets.pipelines.schema import pipeline_schema
+from batch_assets.pipelines.starter import starter
+from batch_assets.settings import DEFAULT_PIPELINE, IN_PIPELINE_FILES, PREFIX, Settings, load_settings
+from batch_assets.tasks.output_tables import tables_of
+from batch_assets_tests.conftest import write_json_lines
+from batch_assets_tests.ticket_t5 import LABELS, tickets
+
+TICKETS = {
+    "name": "tickets",
+    "source": {"dataset": "tickets.jsonl"},
+    "columns": {"id": "ticket_id", "text": "{subject}: {body}", "reference": "category", "carry": ["customer"]},
+    "task": {"kind": "classification", "labels": list(LABELS)},
+    "output": {"table": "ticket_categories", "column": "category"},
+}
+
+
+@pytest.fixture
+def folder(tmp_path, home, monkeypatch) -> Path:
+    """The folder of pipelines of a deployment."""
+    folder = tmp_path / "pipelines"
+    folder.mkdir()
+    write_json_lines(tmp_path / "tickets.jsonl", tickets(3))
+    monkeypatch.setenv(f"{PREFIX}HOME", str(home))
+    monkeypatch.setenv(f"{PREFIX}PIPELINES", str(folder))
+    return folder
+
+
+def write(folder: Path, attributes: dict, name: str | None = None) -> Path:
+    content = {"type": "batch_assets.InferencePipeline", "attributes": attributes}
+    path = folder / f"{name or attributes['name']}.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def changed(**sections) -> dict:
+    """The tickets with other sections; None leaves one out."""
+    return {section: value for section, value in {**TICKETS, **sections}.items() if value is not None}
+
+
+def test_a_file_adds_a_second_graph_beside_the_first_with_names_of_its_own(folder):
+    write(folder, TICKETS)
+    repository = build_defs().get_repository_def()
+    graph = repository.asset_graph
+    theirs = {key.path[-1] for key in graph.get_all_asset_keys() if key.path[0] == "tickets"}
+    ours = {"source_dataset", "base_checkpoint", "prod_data", "logged_model", "model_evaluation", "champion_model"}
+    assert theirs == ours | {"batch_inference", "answer_quality", "quality_report"}
+    assert {graph.get(key).group_name for key in graph.get_all_asset_keys() if key.path[0] == "tickets"} == {"tickets"}
+    assert graph.get(dg.AssetKey("prod_data")).partitions_def.name == "batch_assets/batch"
+    assert graph.get(dg.AssetKey(["tickets", "prod_data"])).partitions_def.name == "batch_assets/tickets"
+    jobs = {job.name for job in repository.get_all_jobs() if job.name.startswith("tickets_")}
+    assert jobs == {
+        f"tickets_{name}" for name in ("materialize_all", "land_batches", "score_batches", "promote", "rollback")
+    }
+    assert {"prod_data_sensor", "tickets_prod_data_sensor"} <= {one.name for one in repository.sensor_defs}
+    assert "tickets_landing_sensor" not in {one.name for one in repository.sensor_defs}
+    assert {"nightly_scoring", "tickets_nightly_scoring"} <= {one.name for one in repository.schedule_defs}
+    selected = repository.get_job("tickets_materialize_all").asset_layer.selected_asset_keys
+    assert {key.path[0] for key in selected} == {"tickets"}
+    assert {len(key.path) for key in repository.get_job("materialize_all").asset_layer.selected_asset_keys} == {1}
+
+
+def test_the_tables_of_a_pipeline_have_the_names_and_columns_that_its_file_gives_them(folder):
+    write(folder, TICKETS)
+    tables = tables_of(load_deployment().pipeline("tickets"))
+    names = [table.name for table in tables.all]
+    assert names == ["tickets_documents", "tickets_rejected", "ticket_categories", "tickets_quality"]
+    assert tables.documents.column_names[:4] == ["id", "document", "reference", "customer"]
+    assert tables.scored.output_column == "category"
+    assert {"accuracy", "label_histogram", "outcomes", "answers"} <= set(tables.quality.column_names)
+    words = " ".join(column.description for table in tables.all for column in table.columns)
+    assert "summar" not in words.lower()
+    assert all(table.owner == "tickets" for table in tables.all)
+
+
+@pytest.mark.parametrize(
+    ("sections", "at", "message"),
+    [
+        ({"source": None}, "attributes:", "name exactly one kind of source: dataset or landing"),
+        ({"source": {"dataset": "a.csv", "landing": "in"}}, "source:", "name exactly one kind of source"),
+        ({"source": {"datset": "a"}}, "datset:", "source.datset: there is no such field; did you mean source.dataset?"),
+        ({"sources": {"dataset": "a.csv"}}, "sources:", "sources: there is no such field; did you mean source?"),
+        ({"task": {"kind": "classify"}}, "kind:", "task.kind: use summarization, classification, extraction"),
+        ({"task": {"kind": "classification"}}, "task:", "task.labels and the task classification need each other"),
+        (
+            {"task": {"kind": "classification", "labels": [True, False]}},
+            "labels:",
+            "task.labels: use a list of at least",
+        ),
+        ({"task": {"kind": "classification", "labels": ["a", "A "]}}, "labels:", "two labels differ at most in case"),
+        ({"task": {"kind": "extraction", "schema": "name STRNG"}}, "task:", "task.schema"),
+        ({"task": {"kind": "generation"}}, "task:", "the task generation needs a task.prompt"),
+        ({"columns": {"text": "{a.b}"}}, "text:", "columns.text: use only the names of columns in braces, such as {a}"),
+        ({"columns": {"text": "{a!r}"}}, "text:", "columns.text: use only the names of columns"),
+        ({"columns": {"text": "{a}", "reference": "a"}}, "text:", "the model must not see the reference: remove {a}"),
+        ({"columns": {"carry": ["ID"]}}, "task:", "would have two columns id"),
+        ({"checks": {"drift": "high"}}, "drift:", "checks.drift: Input should be a valid number"),
+        ({"schedule": "daily"}, "schedule:", "schedule: use a cron expression"),
+        ({"name": "Tickets"}, "name:", "name: use 1 to 50 characters of a-z, 0-9 and _, a letter first"),
+        ({"name": "grounding"}, "name:", "name: this name is reserved"),
+        ({"output": {"table": "m4_1_prod_data"}}, "table:", "main.default.m4_1_prod_data is also that of the default"),
+    ],
+)
+def test_an_invalid_file_is_refused_with_its_line_and_field_and_the_others_load(folder, sections, at, message):
+    file = write(folder, changed(**sections), "broken")
+    line = next(n for n, text in enumerate(file.read_text().splitlines(), 1) if text.strip().startswith(at))
+    write(folder, changed(name="letters", output=None))
+    deployment = load_deployment()
+    assert [one.pipeline for one in deployment.pipelines] == [DEFAULT_PIPELINE, "letters"]
+    (problem,) = deployment.problems
+    assert problem.name == "broken"
+    assert message in problem.message
+    assert problem.message.startswith(f"{file}, line {line}: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("type: batch_assets.InferencePipeline\nattributes: {name: [}", "line 2 is not YAML"),
+        (
+            "type: batch_assets.InferencePipeline\nattributes:\n  name: a\n  name: b",
+            "line 4 is not YAML: the field name",
+        ),
+        ("type: dagster.Something\nattributes: {}", "line 1: the file must begin with type: batch_assets"),
+        ("- a list", "line 1: the file must begin with type"),
+        ("", "line 1: the file must begin with type"),
+        ("type: batch_assets.InferencePipeline", "the fields of the pipeline must be below attributes"),
+        ("type: batch_assets.InferencePipeline\nattributes: {source: {dataset: a}}", "the field name is missing"),
+        (b"\xff\xfe\x00", "it is not UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_pipeline_is_refused(folder, content, message):
+    (folder / "odd.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    (problem,) = load_deployment().problems
+    assert message in problem.message
+
+
+def test_an_invalid_file_is_a_failing_check_in_dagster_and_shows_in_status_and_check(folder):
+    write(folder, changed(task={"kind": "classify"}), "broken")
+    graph = build_defs().resolve_asset_graph()
+    (check,) = [key for key in graph.asset_check_keys if key.asset_key.path[0] == "invalid_pipelines"]
+    assert check.asset_key.path[1] == "broken"
+    run = CliRunner().invoke(main, ["status"])
+    assert "invalid pipeline: " in run.output
+    assert "line 13: task.kind" in run.output
+    checked = CliRunner().invoke(main, ["check"])
+    assert checked.exit_code == 1
+    assert "ok       summaries" in checked.output
+    assert "problem  broken: " in checked.output
+
+
+def test_pipelines_that_would_write_to_the_same_place_are_refused_whatever_the_case(folder):
+    first = write(folder, TICKETS, "a")
+    write(folder, changed(name="letters", output={"table": "TICKET_Categories"}), "b")
+    write(folder, changed(output=None), "c")
+    deployment = load_deployment()
+    assert [one.pipeline for one in deployment.pipelines] == [DEFAULT_PIPELINE, "tickets"]
+    table, name = (problem.message for problem in deployment.problems)
+    assert f"its table main.default.ticket_categories is also that of {first}" in table
+    assert f"is also that of {first}" in name
+
+
+def test_environment_variables_configure_the_default_pipeline_only_and_win_over_its_file(folder, monkeypatch):
+    write(folder, {"name": DEFAULT_PIPELINE, "source": {"limit": 7, "split": "validation"}, "checks": {"drift": 0.5}})
+    write(folder, TICKETS)
+    monkeypatch.setenv(f"{PREFIX}LIMIT", "3")
+    monkeypatch.setenv(f"{PREFIX}RESCORE", "all")
+    deployment = load_deployment()
+    default, theirs = deployment.pipelines
+    assert (default.limit, default.split, default.drift, default.rescore) == (3, "validation", 0.5, "all")
+    assert (theirs.limit, theirs.split, theirs.drift, theirs.rescore) == (None, "test", 0.25, "none")
+    assert (theirs.home, theirs.model_name, theirs.experiment) == (default.home, "tickets", "batch_assets/tickets")
+    assert theirs.endpoint is None
+
+
+def test_the_default_pipeline_has_no_room_for_other_tables(folder):
+    write(folder, {"name": DEFAULT_PIPELINE, "output": {"table": "mine"}})
+    (problem,) = load_deployment().problems
+    assert "output.table: the tables of the pipeline summaries are fixed" in problem.message
+
+
+def test_relative_paths_start_at_the_folder_above_the_files(folder, tmp_path):
+    write(folder, changed(evaluation={"dataset": "tickets.jsonl"}, model={"checkpoint": "./model"}))
+    settings = load_deployment().pipeline("tickets")
+    assert settings.dataset == str(tmp_path / "tickets.jsonl")
+    assert settings.evaluation_dataset == str(tmp_path / "tickets.jsonl")
+    assert settings.model == str(tmp_path / "model")
+
+
+def test_commands_ask_for_the_pipeline_if_there_are_several(folder):
+    write(folder, TICKETS)
+    for words in (["rescore", "--all", "--yes"], ["rollback"], ["promote", "1"], ["try", "x"], ["forget", "x"]):
+        run = CliRunner().invoke(main, words)
+        assert (run.exit_code, "add --pipeline summaries or tickets" in run.output) == (2, True), words
+    unknown = CliRunner().invoke(main, ["run", "letters"])
+    assert (unknown.exit_code, "there is no pipeline letters; the pipelines: summaries, tickets" in unknown.output) == (
+        2,
+        True,
+    )
+    no_landing = CliRunner().invoke(main, ["land", "--pipeline", "tickets", str(folder.parent / "tickets.jsonl")])
+    assert "the pipeline tickets has no landing folder: its source is a data set" in no_landing.output
+
+
+def test_a_new_file_is_valid_and_its_schema_accepts_it_and_refuses_unknown_fields(folder):
+    made = CliRunner().invoke(main, ["new", "letters"])
+    assert made.exit_code == 0, made.output
+    content = yaml.safe_load((folder / "letters.yaml").read_text())
+    schema = json.loads((folder / "pipeline.schema.json").read_text())
+    assert schema == json.loads(json.dumps(pipeline_schema()))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(content, schema)
+    assert load_deployment().pipeline("letters").labels == tuple((label, None) for label in LABELS)
+    content["attributes"]["task"]["lables"] = ["a", "b"]
+    with pytest.raises(jsonschema.ValidationError, match="lables"):
+        jsonschema.validate(content, schema)
+    again = CliRunner().invoke(main, ["new", "letters"])
+    assert (again.exit_code, "there is a pipeline letters already" in again.output) == (2, True)
+    odd = CliRunner().invoke(main, ["new", "Letters!"])
+    assert (odd.exit_code, "can't be the name of a pipeline" in odd.output) == (2, True)
+
+
+def test_every_setting_of_a_pipeline_is_in_the_schema_and_exists():
+    assert set(IN_PIPELINE_FILES) <= set(Settings.model_fields)
+    attributes = pipeline_schema()["properties"]["attributes"]["properties"]
+    for path in IN_PIPELINE_FILES.values():
+        section, _, field = path.partition(".")
+        assert section in attributes
+        assert not field or field in attributes[section]["properties"]
+
+
+def test_runs_of_one_pipeline_do_not_make_batches_of_another_busy():
+    with dg.DagsterInstance.ephemeral() as instance:
+        for pipeline in (DEFAULT_PIPELINE, "tickets"):
+            register_batches(instance, pipeline, ["monday", "tuesday"])
+        job = dg.define_asset_job("tickets_score_batches").name
+        instance.create_run_for_job(dg.job(name=job)(lambda: None), tags=range_tags(["monday", "tuesday"]))
+        assert busy_batches(instance, DEFAULT_PIPELINE) == set()
+        assert busy_batches(instance, "tickets") == {"monday", "tuesday"}
+        assert known_batches(instance, DEFAULT_PIPELINE) == known_batches(instance, "tickets")
+
+
+def test_a_pipeline_in_python_has_the_same_fields_and_can_be_merged_with_other_assets(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+
+    @dg.asset(deps=[dg.AssetKey(["tickets", "batch_inference"])])
+    def report_on_tickets() -> None: ...
+
+    pipeline = Pipeline(**TICKETS)
+    theirs = dg.Definitions(assets=[report_on_tickets])
+    lake = object()
+    merged = dg.Definitions.merge(theirs, build_pipeline(pipeline, resource_overrides={"lake": lake}))
+    graph = merged.resolve_asset_graph()
+    assert graph.get(dg.AssetKey("report_on_tickets")).parent_keys == {dg.AssetKey(["tickets", "batch_inference"])}
+    assert merged.resources["lake"] is lake
+    assert dg.AssetKey("prod_data") not in graph.get_all_asset_keys()
+    written = settings_of(TICKETS, load_settings(), Path.cwd())
+    assert pipeline.settings(load_settings()) == written
+    with pytest.raises(PipelineError, match="is also that of the pipeline tickets"):
+        build_pipelines([pipeline, pipeline])
+
+
+def test_the_component_loads_from_a_project_of_somebody_else_with_templates_off_in_prompts(folder, monkeypatch):
+    defs = folder.parent / "theirs" / "defs"
+    for name in ("tickets", "letters"):
+        (defs / name).mkdir(parents=True)
+        attributes = changed(name=name, output=None, source={"dataset": "{{ env.DATA }}"})
+        attributes["task"] = {"kind": "generation", "prompt": "{{ env.SECRET }} {document}"}
+        content = {"type": "batch_assets.InferencePipeline", "attributes": attributes}
+        (defs / name / "defs.yaml").write_text(yaml.safe_dump(content))
+    (defs.parent / "__init__.py").touch()
+    (folder.parent / "pyproject.toml").write_text(
+        '[tool.dg]\ndirectory_type = "project"\n[tool.dg.project]\nroot_module = "theirs"\n'
+    )
+    monkeypatch.setenv("DATA", str(folder.parent / "tickets.jsonl"))
+    monkeypatch.setenv("SECRET", "open sesame")
+    monkeypatch.syspath_prepend(folder.parent)
+    loaded = dg.load_from_defs_folder(path_within_project=defs)
+    graph = loaded.resolve_asset_graph()
+    assert {key.path[0] for key in graph.get_all_asset_keys()} == {"tickets", "letters"}
+    metadata = graph.get(dg.AssetKey(["tickets", "source_dataset"])).metadata
+    assert metadata["data set"] == str(folder.parent / "tickets.jsonl")
+    assert "open sesame" not in str(vars(InferencePipeline))
+
+
+def test_a_scaffolded_file_is_a_valid_pipeline(folder):
+    attributes = yaml.safe_load(starter("letters"))["attributes"]
+    assert settings_of(attributes, load_settings(), folder.parent).pipeline == "letters"
+
+
+def test_an_unknown_task_class_of_one_pipeline_leaves_the_others_running(folder):
+    write(folder, changed(task={"kind": "nowhere:Nothing"}, output=None))
+    deployment = load_deployment()
+    assert [one.pipeline for one in deployment.pipelines] == [DEFAULT_PIPELINE]
+    assert "can't be used: No module named 'nowhere'" in deployment.problems[0].message
+    with pytest.raises(BatchAssetsError, match="nowhere"):
+        deployment.pipeline("tickets")
