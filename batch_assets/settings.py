@@ -4,11 +4,12 @@ import difflib
 import os
 import pkgutil
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.names import check_name
@@ -539,6 +540,26 @@ class Settings(BaseSettings):
     def dagster_home(self) -> Path:
         """Dagster's storage of runs, events and partitions."""
         return self.home / "dagster"
+
+
+class _WithoutEnvironment(Settings):
+    """Settings whose values are all given."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *others: Any, **more: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read nothing from the environment."""
+        return (init_settings,)
+
+
+def complete_settings(values: Mapping[str, Any]) -> Settings:
+    """Settings from values for all of them; the environment is not read.
+
+    Raises:
+        ValidationError: a value is not valid.
+    """
+    return _WithoutEnvironment(**values)
 
 
 def variables() -> dict[str, str]:

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 
 from batch_assets.ai_functions.requests import NO_ANSWER
-from batch_assets.definitions import build_defs
+from batch_assets.graph.quality_checks import quality_checks
+from batch_assets.graph.table_checks import table_checks
 from batch_assets.lake.contracts import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.staging import stage
@@ -25,7 +26,7 @@ class Tables:
 
     def __init__(self, home, **values) -> None:
         self.lake = Lake(str(home / "lake"))
-        self.definitions = build_defs(settings=settings_for(home, **values))
+        self.settings = settings_for(home, **values)
 
     def write(self, table, batch: str, rows: list[dict], **metadata) -> int:
         snapshot = self.lake.open(table)
@@ -50,13 +51,9 @@ class Tables:
         return self.write(PROD_DATA, batch, texts)
 
     def check(self, name: str, asset: str | None = None) -> dg.AssetCheckResult:
-        (check,) = [
-            one
-            for one in self.definitions.asset_checks
-            for key in one.check_keys
-            if key.name == name and asset in (None, key.asset_key.to_user_string())
-        ]
-        return check(self.lake)
+        checks = [*table_checks(self.settings), *quality_checks(self.settings)]
+        (check,) = [one for one in checks if one.name == name and asset in (None, one.asset.to_user_string())]
+        return check.evaluate(self.lake, None)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +34,7 @@ dataset.check()
 assert [record.fields["document"] for record in dataset.records("poem")] == ["First.", "Second."]
 
 checks = build_defs(settings=settings).resolve_asset_graph().asset_check_keys
-assert "has_model_card" in {key.name for key in checks}
+assert "model_card" in {key.name for key in checks}
 
 source = checkpoint_source(settings)
 assert isinstance(source, HubCheckpoint) and source.name == "google/flan-t5-small"
@@ -75,9 +74,8 @@ def test_the_page_says_how_to_add_an_engine_a_source_a_check_and_a_default_model
     insert(configured, "    if name == EMBEDDED_DATASET:\n        return ACL", opening.text)
     insert(configured, "from batch_assets.settings", "from batch_assets.sources.lines import LineDataset\n")
     checks = package / "graph" / "model_checks.py"
-    checks.write_text(
-        checks.read_text().replace("    return [beats_baseline, promotion]\n", textwrap.indent(check.text, "    "))
-    )
+    insert(checks, "\ndef model_checks", f"\n{check.text}\n")
+    insert(checks, "        Check(\n            keys.evaluation", "        model_card(settings),\n")
     settings = package / "settings.py"
     content = settings.read_text()
     changed = re.sub(r"    model: str = Field\(.*\n", model.text, content)

@@ -287,11 +287,11 @@ def test_the_contract_check_fails_if_a_column_type_differs_and_passes_otherwise(
 
     check = contract_check(dg.AssetKey("prod_data"), PROD_DATA)
     lake.open(PROD_DATA)
-    assert check(lake=lake).passed
+    assert check.evaluate(lake, None).passed
     other = Lake(str(tmp_path / "other"))
     theirs = {"id": 9, "document": "x", "summary": "y", "batch": "a", "source": "x", "landed_at": NOW}
     write_deltalake(other.table_uri(PROD_DATA), pa.Table.from_pylist([theirs]), partition_by=["batch"])
-    result = check(lake=other)
+    result = check.evaluate(other, None)
     assert not result.passed
     assert "column id is int64, not string" in result.metadata["difference"].value
 

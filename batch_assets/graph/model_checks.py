@@ -2,22 +2,19 @@
 
 import dagster as dg
 
+from batch_assets.graph.batch_checks import Check
 from batch_assets.graph.pipeline_names import AssetKeys
+from batch_assets.lake.lake import Lake
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import SUMMARIZATION, Settings
 from batch_assets.tasks.configured_task import task_of
 
 
-def model_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
+def model_checks(settings: Settings) -> list[Check]:
     """The checks of a pipeline's model."""
     keys = AssetKeys(settings.pipeline)
 
-    @dg.asset_check(
-        asset=keys.evaluation,
-        name="beats_lead_baseline" if settings.task == SUMMARIZATION else "beats_baseline",
-        description="The newest model's main score is higher than those of the baselines, which need no model.",
-    )
-    def beats_baseline(registry: dg.ResourceParam[ModelRegistry]) -> dg.AssetCheckResult:
+    def beats_baselines(lake: Lake, registry: ModelRegistry) -> dg.AssetCheckResult:
         """Warn if a baseline scores as well as the model, or better."""
         from batch_assets.models.model_runs import newest_run
         from batch_assets.models.overview import baseline_names
@@ -32,12 +29,7 @@ def model_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
             metadata={task.main_score: score, **baselines},
         )
 
-    @dg.asset_check(
-        asset=keys.champion,
-        description="No refused challenger is waiting. The metadata has the reason for the last decision and both "
-        "scores.",
-    )
-    def promotion(registry: dg.ResourceParam[ModelRegistry]) -> dg.AssetCheckResult:
+    def no_refused_challenger(lake: Lake, registry: ModelRegistry) -> dg.AssetCheckResult:
         """Warn if a refused version is still the challenger."""
         from batch_assets.models.promotion import recorded_decision
         from batch_assets.models.registry import CHALLENGER, CHAMPION, with_alias
@@ -51,4 +43,18 @@ def model_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
             metadata={} if version is None else {"version": version.number, **recorded_decision(version)},
         )
 
-    return [beats_baseline, promotion]
+    baseline_check = "beats_lead_baseline" if settings.task == SUMMARIZATION else "beats_baseline"
+    return [
+        Check(
+            keys.evaluation,
+            baseline_check,
+            "The newest model's main score is higher than those of the baselines, which need no model.",
+            beats_baselines,
+        ),
+        Check(
+            keys.champion,
+            "promotion",
+            "No refused challenger is waiting. The metadata has the reason for the last decision and both scores.",
+            no_refused_challenger,
+        ),
+    ]

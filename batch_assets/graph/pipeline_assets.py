@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from batch_assets.graph.ai_query_inference import build_ai_query_inference
+from batch_assets.graph.batch_checks import check_definitions
 from batch_assets.graph.batch_inference import build_batch_inference
 from batch_assets.graph.champion_model import build_champion_model
 from batch_assets.graph.external_assets import external_assets
@@ -49,5 +50,5 @@ def pipeline_assets(settings: Settings) -> PipelineAssets:
     return PipelineAssets(
         [asset.map_asset_specs(lambda spec: spec.replace_attributes(owners=owners)) for asset in assets],
         [spec.replace_attributes(owners=owners) for spec in external_assets(settings)],
-        [*table_checks(settings), *quality_checks(settings), *model_checks(settings)],
+        check_definitions([*table_checks(settings), *quality_checks(settings), *model_checks(settings)]),
     )

@@ -10,13 +10,14 @@ import dagster as dg
 
 from batch_assets.ai_functions.requests import NO_ANSWER
 from batch_assets.engines.contract import RowError
-from batch_assets.graph.batch_checks import batch_check, result
+from batch_assets.graph.batch_checks import Check, batch_check, result
 from batch_assets.graph.pipeline_names import AssetKeys
 from batch_assets.lake.contracts import PipelineTables, Table
 from batch_assets.lake.counts import no_text_by_table
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.quality.batch_measures import last_measured, quality_rows
 from batch_assets.quality.histograms import add
+from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import IN_PIPELINE_FILES, Settings, variables
 from batch_assets.staleness import stale_batches
 from batch_assets.tasks.output_tables import measured_task, tables_of
@@ -36,7 +37,7 @@ _COMPARED_BATCHES = 50
 _cached_rows: dict[tuple[str, int, str, int], list[Mapping[str, Any]]] = {}
 
 
-def quality_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
+def quality_checks(settings: Settings) -> list[Check]:
     """Create the checks with the thresholds of the settings."""
     limits = settings.model_dump()
     names = variables() if settings.is_default else IN_PIPELINE_FILES
@@ -47,7 +48,7 @@ def quality_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
         batch = str(row["batch"])
         return batch if row["table_name"] == tables.scored.name else f"{batch} ({row['table_name']})"
 
-    def rate_check(name: str) -> dg.AssetChecksDefinition:
+    def rate_check(name: str) -> Check:
         counted, total, what = _RATES[name]
         total_word, what = answers if total == "summaries" else total, what.format(answers=answers)
         limit = float(limits[name])
@@ -77,15 +78,7 @@ def quality_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
         over = [row for row in newest(lake, tables) if (row["repetition"] or 0) > settings.repetition]
         return {label(row): f"{row['repetition']:.0%} of the trigrams repeat an earlier one" for row in over}
 
-    @dg.asset_check(
-        asset=keys.quality,
-        name="drift",
-        description=f"The {_listed([bins.title for bins in drift_bins.values()])} of each batch's {answers} are "
-        f"distributed as in earlier batches: the population stability index is at most {settings.drift} "
-        f"({names['drift']}), or no higher than "
-        "chance explains for a batch of that size.",
-    )
-    def drift_check(lake: dg.ResourceParam[Lake]) -> dg.AssetCheckResult:
+    def evaluate_drift(lake: Lake, registry: ModelRegistry) -> dg.AssetCheckResult:
         from batch_assets.quality import plots
         from batch_assets.quality.drift import drift
 
@@ -111,13 +104,7 @@ def quality_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
             shown["plot"] = dg.MetadataValue.md(plots.image(figure, shown["batch"]))
         return result(wrong, _WARN, shown)
 
-    @dg.asset_check(
-        asset=keys.scored,
-        name="freshness",
-        description=f"No batch has waited more than {settings.fresh_hours} hours ({names['fresh_hours']}) for its "
-        f"{answers}.",
-    )
-    def freshness(lake: dg.ResourceParam[Lake]) -> dg.AssetCheckResult:
+    def waiting(lake: Lake) -> Mapping[str, str]:
         documents, output = lake.open(tables.documents), lake.open(tables.scored)
         wrong = {}
         for batch in stale_batches(documents, output, busy=frozenset()):
@@ -125,9 +112,15 @@ def quality_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
             hours = 0.0 if commit is None else (time.time() - commit.seconds) / 3600
             if hours > settings.fresh_hours:
                 wrong[batch] = f"changed {hours:.0f} hours ago and not scored since"
-        return result(wrong, _WARN)
+        return wrong
 
-    checks = [*(rate_check(name) for name in _RATES), freshness]
+    description = (
+        f"No batch has waited more than {settings.fresh_hours} hours ({names['fresh_hours']}) for its {answers}."
+    )
+    checks = [
+        *(rate_check(name) for name in _RATES),
+        batch_check(keys.scored, "freshness", description, waiting, severity=_WARN),
+    ]
     if any(figure.name == "repetition" for figure in task.figures):
         description = (
             f"At most {settings.repetition:.0%} ({names['repetition']}) of the trigrams of an answer repeat an earlier "
@@ -135,7 +128,12 @@ def quality_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
         )
         checks.append(batch_check(keys.quality, "repetition", description, repeats, severity=_WARN))
     if drift_bins:
-        checks.append(drift_check)
+        description = (
+            f"The {_listed([bins.title for bins in drift_bins.values()])} of each batch's {answers} are distributed as "
+            f"in earlier batches: the population stability index is at most {settings.drift} ({names['drift']}), or no "
+            "higher than chance explains for a batch of that size."
+        )
+        checks.append(Check(keys.quality, "drift", description, evaluate_drift))
     return checks
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import dagster as dg
 import pyarrow.compute as pc
 
-from batch_assets.graph.batch_checks import batch_check, result
+from batch_assets.graph.batch_checks import Check, batch_check, result
 from batch_assets.graph.pipeline_names import AssetKeys
 from batch_assets.lake.contracts import PipelineTables, Table
 from batch_assets.lake.lake import BatchSnapshot, Lake
@@ -14,7 +14,7 @@ from batch_assets.settings import Settings
 from batch_assets.tasks.output_tables import tables_of
 
 
-def table_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
+def table_checks(settings: Settings) -> list[Check]:
     """The checks of a pipeline's tables."""
     keys, tables = AssetKeys(settings.pipeline), tables_of(settings)
     checks = [
@@ -41,15 +41,14 @@ def table_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
     return checks
 
 
-def contract_check(asset: dg.AssetKey, table: Table, name: str = "contract") -> dg.AssetChecksDefinition:
+def contract_check(asset: dg.AssetKey, table: Table, name: str = "contract") -> Check:
     """Create a check that the Delta table has the columns and types of its contract."""
 
-    @dg.asset_check(asset=asset, name=name, description=f"{table.name} has the columns of its contract.")
-    def check(lake: dg.ResourceParam[Lake]) -> dg.AssetCheckResult:
+    def evaluate(lake: Lake, registry: ModelRegistry) -> dg.AssetCheckResult:
         difference = lake.difference(table)
         return dg.AssetCheckResult(passed=difference is None, metadata={"difference": difference or "none"})
 
-    return check
+    return Check(asset, name, f"{table.name} has the columns of its contract.", evaluate)
 
 
 def _row_count_mismatches(lake: Lake, tables: PipelineTables) -> Mapping[str, str]:
@@ -99,13 +98,8 @@ def _version_numbers(scored: BatchSnapshot, batch: str) -> list[int]:
     return sorted({number for part in numbers for number in part.to_pylist() if number is not None})
 
 
-def _one_model(settings: Settings, keys: AssetKeys, tables: PipelineTables) -> dg.AssetChecksDefinition:
-    @dg.asset_check(
-        asset=keys.scored,
-        name="one_model",
-        description="One model wrote all answers of a batch: if several versions wrote it, they have the same digest.",
-    )
-    def one_model(lake: dg.ResourceParam[Lake], registry: dg.ResourceParam[ModelRegistry]) -> dg.AssetCheckResult:
+def _one_model(settings: Settings, keys: AssetKeys, tables: PipelineTables) -> Check:
+    def evaluate(lake: Lake, registry: ModelRegistry) -> dg.AssetCheckResult:
         """Compare the digests of the versions that wrote a batch."""
         from batch_assets.models.registry import digest_of, get_version
 
@@ -118,4 +112,5 @@ def _one_model(settings: Settings, keys: AssetKeys, tables: PipelineTables) -> d
                 wrong[batch] = f"versions {', '.join(str(number) for number in numbers)} have different digests"
         return result(wrong)
 
-    return one_model
+    description = "One model wrote all answers of a batch: if several versions wrote it, they have the same digest."
+    return Check(keys.scored, "one_model", description, evaluate)

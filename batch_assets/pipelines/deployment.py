@@ -69,7 +69,9 @@ def deployment_of(files: Sequence[Path]) -> Deployment:
 
 def _read(default: Settings, files: Sequence[Path], root: Path) -> Deployment:
     problems: list[BrokenPipeline] = []
-    others: dict[Path, Settings] = {}
+    others: list[Settings] = []
+    taken = _Places()
+    taken.take(default, "the default pipeline")
     for file in files:
         try:
             attributes = attributes_in(file)
@@ -77,15 +79,14 @@ def _read(default: Settings, files: Sequence[Path], root: Path) -> Deployment:
                 default = load_settings(**default_pipeline_settings(attributes, os.environ, root))
                 continue
             settings = settings_of(attributes, default, root)
-            known = [("the default pipeline", default), *((str(one), other) for one, other in others.items())]
-            refuse_collision(settings, known)
+            taken.take(settings, str(file))
         except PipelineError as error:
             problems.append(BrokenPipeline(file.stem, located(file, error)))
         except BatchAssetsError as error:
             problems.append(BrokenPipeline(file.stem, str(error)))
         else:
-            others[file] = settings
-    return Deployment([default, *others.values()], problems)
+            others.append(settings)
+    return Deployment([default, *others], problems)
 
 
 def refuse_collisions(pipelines: Sequence[Settings]) -> None:
@@ -94,24 +95,29 @@ def refuse_collisions(pipelines: Sequence[Settings]) -> None:
     Raises:
         PipelineError: two of them have a name, a table, a model or a landing folder in common.
     """
-    for place, settings in enumerate(pipelines):
-        refuse_collision(settings, [(f"the pipeline {other.pipeline}", other) for other in pipelines[:place]])
+    taken = _Places()
+    for settings in pipelines:
+        taken.take(settings, f"the pipeline {settings.pipeline}")
 
 
-def refuse_collision(settings: Settings, others: Sequence[tuple[str, Settings]]) -> None:
-    """Refuse a pipeline that would write to the same place as another one; names are compared regardless of case.
+class _Places:
+    """What pipelines write to; each must have its own, and names are compared regardless of case."""
 
-    Args:
-        settings: the pipeline.
-        others: the other pipelines, each with what it is called.
+    def __init__(self) -> None:
+        self._taken: dict[tuple[str, str], str] = {}
 
-    Raises:
-        PipelineError: it has a name, a table, a model or a landing folder in common with another one.
-    """
-    own = _places(settings)
-    for called, other in others:
-        for place in _places(other).keys() & own.keys():
-            raise PipelineError(f"its {own[place]} {place[1]} is also that of {called}", _FIELD_OF[place[0]])
+    def take(self, settings: Settings, called: str) -> None:
+        """Add the places of a pipeline; ``called`` is how messages about the next ones call it.
+
+        Raises:
+            PipelineError: another pipeline has one of the places.
+        """
+        own = _places(settings)
+        for place, title in own.items():
+            if place in self._taken:
+                whose = self._taken[place]
+                raise PipelineError(f"its {title} {place[1]} is also that of {whose}", _FIELD_OF[place[0]])
+        self._taken |= dict.fromkeys(own, called)
 
 
 def _places(settings: Settings) -> dict[tuple[str, str], str]:

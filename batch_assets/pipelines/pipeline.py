@@ -10,7 +10,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.settings import DEFAULT_PIPELINE, EMBEDDED_ENDPOINT, IN_PIPELINE_FILES, Settings, variables
+from batch_assets.settings import (
+    DEFAULT_PIPELINE,
+    EMBEDDED_ENDPOINT,
+    IN_PIPELINE_FILES,
+    Settings,
+    complete_settings,
+    variables,
+)
 
 _FIELDS = {path: name for name, path in IN_PIPELINE_FILES.items()}
 SECTIONS = tuple(dict.fromkeys(path.partition(".")[0] for path in _FIELDS))
@@ -107,7 +114,7 @@ def settings_of(attributes: Mapping[str, Any], deployment: Settings, root: Path)
         raise PipelineError("name exactly one kind of source: dataset or landing", "source")
     shared = {field: getattr(deployment, field) for field in Settings.model_fields if field not in own}
     try:
-        return Settings(**{**shared, **own})
+        return complete_settings({**shared, **own})
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
