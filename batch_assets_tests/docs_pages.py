@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RUN = {"sh", "python", "sql"}
-SHOWN = {"text", "toml", "jsonl", "mermaid"}
+SHOWN = {"text", "toml", "jsonl", "yaml", "mermaid"}
 
 _COMMENT = re.compile(r"<!-- (not run|file|background): (.+) -->")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")

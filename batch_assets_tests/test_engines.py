@@ -130,7 +130,7 @@ def test_a_model_is_converted_once_for_ctranslate2_and_writes_the_same_as_the_re
 ):
     settings, client, version = t5_version
     lines: list[str] = []
-    outcome = "ctranslate2 in float32: 5 of 5 summaries equal to the reference's, ROUGE-1 +0.0000"
+    outcome = "ctranslate2 in float32: 5 of 5 texts equal to the reference's, rouge1 +0.0000"
     assert prepare_engine(client, version, settings, held_out, lines.append) == outcome
     assert prepare_engine(client, version, settings, held_out, lines.append) == outcome
     assert lines in ([], ["converting the model for ctranslate2 in float32", outcome])
@@ -163,7 +163,7 @@ def test_eight_bits_are_used_only_on_request_and_their_cost_is_logged(request, f
     metrics = client.get_run(version.run_id).data.metrics
     assert abs(metrics[f"{engine}_int8_rouge1_difference"]) < 0.2
     assert 0 <= metrics[f"{engine}_int8_equal"] <= 1
-    assert "ROUGE-1" in client.get_model_version(version.name, str(version.number)).tags[f"engine.{engine}-int8"]
+    assert "rouge1" in client.get_model_version(version.name, str(version.number)).tags[f"engine.{engine}-int8"]
     assert all(generation.text for generation in generate(load_engine(model, 2), texts))
     assert model.request_hash("x") != prepared((settings, client, version), held_out).request_hash("x")
 
@@ -332,7 +332,7 @@ def test_auto_never_chooses_a_conversion_that_differed_or_was_not_compared(t5_ve
     settings, client, version = t5_version
     prepared(t5_version, held_out)
     parse = Conversion.parse
-    for changes, reason in [({"equal": 4}, "4 of 5 summaries"), ({"compared": 0}, "not compared")]:
+    for changes, reason in [({"equal": 4}, "4 of 5 texts"), ({"compared": 0}, "not compared")]:
         monkeypatch.setattr(
             Conversion, "parse", lambda text, changes=changes: dataclasses.replace(parse(text), **changes)
         )

@@ -41,7 +41,9 @@ RECORDS = [
 
 def report_of(document_id: str) -> str:
     one = {"batch": "a", "id": document_id, "score": 1.0, "document": "d", "reference": "s", "answer": "g"}
-    facts = Facts("m", Summarization(), Summarization.words, [], {}, {}, [], {}, "rouge1", {}, None, None, [], {}, {})
+    facts = Facts(
+        "m", Summarization(), Summarization.words, [], {}, {}, [], {}, "rouge1", {}, None, None, [], {}, {}, {}
+    )
     return page(facts, {}, {"Farthest": [one]}, datetime.now(UTC))
 
 

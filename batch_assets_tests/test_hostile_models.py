@@ -245,7 +245,7 @@ def test_every_supported_tokenizer_belongs_to_transformers_and_unpickles_nothing
 # Functions that load files written moments earlier by themselves or by an installed dependency.
 OWN_FILES = {"smollm2.py:_convert", "openvino_engine.py:_export", "ctranslate2_engine.py:convert"}
 # Functions that receive a Checkpoint, which is checked when it is created.
-CHECKED_BEFORE = {"checkpoint.py:check_tokenizer", "pipeline.py:build_pipeline"}
+CHECKED_BEFORE = {"checkpoint.py:check_tokenizer", "transformers_pipeline.py:build_pipeline"}
 
 
 def test_no_function_loads_an_unchecked_model():

@@ -311,3 +311,20 @@ def test_an_unknown_task_class_of_one_pipeline_leaves_the_others_running(folder)
     assert "can't be used: No module named 'nowhere'" in deployment.problems[0].message
     with pytest.raises(BatchAssetsError, match="nowhere"):
         deployment.pipeline("tickets")
+
+
+def test_a_missing_model_or_source_of_one_pipeline_leaves_the_definitions_and_commands_of_the_others(folder):
+    write(folder, changed(model={"checkpoint": "./nowhere"}, source={"dataset": "nowhere/*.jsonl"}))
+    keys = build_defs().resolve_asset_graph().get_all_asset_keys()
+    assert {dg.AssetKey("prod_data"), dg.AssetKey(["tickets", "prod_data"])} <= keys
+    assert CliRunner().invoke(main, ["status"]).exit_code == 0
+    checked = CliRunner().invoke(main, ["check"])
+    assert "ok       summaries" in checked.output
+    assert "problem  tickets: " in checked.output
+
+
+def test_the_file_of_the_pipeline_that_ships_says_what_the_defaults_are(folder):
+    shipped = Path(__file__).parent.parent / "pipelines" / f"{DEFAULT_PIPELINE}.yaml"
+    (folder / shipped.name).write_text(shipped.read_text())
+    assert load_deployment().problems == []
+    assert load_deployment().pipelines[0] == load_settings()

@@ -134,7 +134,7 @@ def test_rows_with_neither_a_summary_nor_an_error_are_not_committed(spark, lake,
             return ((place, Completion(text=None)) for place in range(len(documents)))
 
     land(lake, "a", ["x", None])
-    with pytest.raises(BatchAssetsError, match="batch a: 1 rows have neither a summary nor an error"):
+    with pytest.raises(BatchAssetsError, match="batch a: 1 rows have neither an answer nor an error"):
         score(spark, lake, "a", score_model_of_its_own(t5), load=Silent)
     assert rows(lake, "a") == []
 

@@ -12,9 +12,11 @@ import dagster as dg
 from batch_assets.automation.alerts import send_alert
 from batch_assets.automation.jobs import ExecutableJob
 from batch_assets.automation.run_requests import run_requests
+from batch_assets.graph.batch_checks import result
 from batch_assets.graph.observation import champion_number, current_snapshot, stale_batches_now
 from batch_assets.graph.partitions import busy_batches, register_batches
 from batch_assets.graph.pipeline_names import LAND_BATCHES, SCORE_BATCHES, TAKE_FILES, TAKE_OP, AssetKeys, prefixed
+from batch_assets.graph.quality_checks import FRESHNESS, waiting_batches
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import Settings
@@ -92,10 +94,11 @@ def pipeline_sensors(settings: Settings, jobs: Mapping[str, ExecutableJob]) -> l
         register_batches(context.instance, pipeline, documents.batches())
         state: dict[str, Any] = json.loads(context.cursor or '{"reported": {}, "asked": {}}')
         _report_other_writers(context, keys.documents, documents, state["reported"])
+        evaluations = _freshness(settings, documents, output, state)
         champion = champion_number(registry, settings)
         if champion is None:
             reason = "there is no champion yet: materialize champion_model"
-            return dg.SensorResult(skip_reason=reason, cursor=json.dumps(state))
+            return dg.SensorResult(skip_reason=reason, cursor=json.dumps(state), asset_events=evaluations)
         busy = busy_batches(context.instance, pipeline)
         stale = stale_batches_now(context.instance, settings, documents, output, champion)
         # A batch whose run failed is not requested again just because a neighbouring batch is new.
@@ -104,7 +107,7 @@ def pipeline_sensors(settings: Settings, jobs: Mapping[str, ExecutableJob]) -> l
         # Finished batches are removed: every tick writes the cursor, so it must not grow with the lake.
         waiting = {*stale, *busy}
         state["asked"] = {batch: reason for batch, reason in state["asked"].items() if batch in waiting} | fresh
-        return dg.SensorResult(run_requests=requests, cursor=json.dumps(state))
+        return dg.SensorResult(run_requests=requests, cursor=json.dumps(state), asset_events=evaluations)
 
     @dg.sensor(
         name=prefixed(pipeline, "champion_sensor"),
@@ -174,6 +177,26 @@ def _report_other_writers(context: Any, key: dg.AssetKey, documents: BatchSnapsh
         metadata: dict[str, Any] = {"rows": documents.rows(batch), "author": commit.author}
         _report(context, key, batch, str(commit.version), metadata)
         reported[batch] = commit.version
+
+
+def _freshness(
+    settings: Settings, documents: BatchSnapshot, output: BatchSnapshot, state: dict[str, Any]
+) -> list[dg.AssetCheckEvaluation]:
+    """Evaluate the check of freshness when the batches that wait too long are others than at the last tick."""
+    waiting = waiting_batches(documents, output, settings.fresh_hours)
+    if sorted(waiting) == state.get("waiting", []):
+        return []
+    state["waiting"] = sorted(waiting)
+    found = result(waiting, dg.AssetCheckSeverity.WARN)
+    return [
+        dg.AssetCheckEvaluation(
+            asset_key=AssetKeys(settings.pipeline).scored,
+            check_name=FRESHNESS,
+            passed=found.passed,
+            severity=found.severity,
+            metadata=found.metadata,
+        )
+    ]
 
 
 def _report(context: Any, key: dg.AssetKey, batch: str | None, version: str, metadata: dict[str, Any]) -> None:

@@ -57,11 +57,18 @@ def status(pipeline: str | None, as_json: bool) -> None:
             click.echo(f"pipeline {name}")
         _print_batches(found.batches, found.counts)
         _print_champion(found)
+        for check, bad in found.failing.items():
+            click.echo(f"check {check} fails" + (f" for {_few(list(bad))}" if bad else ""))
     if found.runs:
         click.echo("last runs")
+        # Each state has the batches of its own pipeline's runs only.
+        batches = {run.run_id: run.batches for state in states.values() for run in state.runs if run.batches}
         print_table(
             ["run", "job", "status", "began", "ended", "batches"],
-            [(run.run_id, run.job, run.status, run.began, run.ended, _few(run.batches)) for run in found.runs],
+            [
+                (run.run_id, run.job, run.status, run.began, run.ended, _few(batches.get(run.run_id, [])))
+                for run in found.runs
+            ],
         )
     else:
         click.echo("no runs yet")
@@ -77,7 +84,7 @@ def _print_batches(batches: "Sequence[Batch]", counts: dict[str, int]) -> None:
     notable = batches if len(batches) <= _BATCHES_SHOWN else [batch for batch in batches if batch.state != SCORED]
     shown = notable[:_BATCHES_SHOWN]
     if shown:
-        titles = ["batch", "state", "documents", "rejected", "summaries", "errors", "no text", "version", "scored"]
+        titles = ["batch", "state", "documents", "rejected", "answers", "errors", "no text", "version", "scored"]
         print_table(titles, [tuple(asdict(batch).values()) for batch in shown])
     if len(shown) < len(batches):
         click.echo(f"{len(batches) - len(shown)} more batches are not shown; --json lists all")

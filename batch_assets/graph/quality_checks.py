@@ -1,6 +1,5 @@
 """Asset checks for the answers: error and other rates, repetition, drift, and batches that wait too long."""
 
-import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,13 +15,15 @@ from batch_assets.lake.contracts import PipelineTables, Table
 from batch_assets.lake.counts import no_text_by_table
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.quality.batch_measures import last_measured, quality_rows
-from batch_assets.quality.histograms import add
+from batch_assets.quality.histograms import Bins
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import IN_PIPELINE_FILES, Settings, variables
 from batch_assets.staleness import stale_batches
 from batch_assets.tasks.output_tables import measured_task, tables_of
 
 _WARN = dg.AssetCheckSeverity.WARN
+# Evaluated by a sensor too: no run happens while nothing does.
+FRESHNESS = "freshness"
 # Check name, which is also the setting of its limit: counted column, column of the total, description.
 _RATES = {
     "error_rate": ("errors", "documents", "documents failed; documents without text are not counted"),
@@ -30,6 +31,7 @@ _RATES = {
     "cut_rate": ("cut", "summaries", "{answers} were cut off at the length limit"),
     "truncated_rate": ("truncated", "documents", "documents were truncated to the model's input limit"),
 }
+_HISTOGRAM = "_histogram"
 # Earlier batches that a batch is compared with, and newest batches that are compared: older ones say little about the
 # usual distribution.
 _COMPARED_BATCHES = 50
@@ -89,7 +91,10 @@ def quality_checks(settings: Settings) -> list[Check]:
             of_table = [row for row in rows if row["table_name"] == table]
             for position in range(max(len(of_table) - _COMPARED_BATCHES, 1), len(of_table)):
                 row, before = of_table[position], of_table[max(position - _COMPARED_BATCHES, 0) : position]
-                counts = {"earlier batches": _histograms(before), row["batch"]: _histograms([row])}
+                counts = {
+                    "earlier batches": _histograms(drift_bins, before),
+                    row["batch"]: _histograms(drift_bins, [row]),
+                }
                 expected, now = counts.values()
                 found = {bins.title: drift(expected[name], now[name]) for name, bins in drift_bins.items()}
                 compared = {title: one for title, one in found.items() if one is not None}
@@ -105,21 +110,14 @@ def quality_checks(settings: Settings) -> list[Check]:
         return result(wrong, _WARN, shown)
 
     def waiting(lake: Lake) -> Mapping[str, str]:
-        documents, output = lake.open(tables.documents), lake.open(tables.scored)
-        wrong = {}
-        for batch in stale_batches(documents, output, busy=frozenset()):
-            commit = documents.last_commit(batch)
-            hours = 0.0 if commit is None else (time.time() - commit.seconds) / 3600
-            if hours > settings.fresh_hours:
-                wrong[batch] = f"changed {hours:.0f} hours ago and not scored since"
-        return wrong
+        return waiting_batches(lake.open(tables.documents), lake.open(tables.scored), settings.fresh_hours)
 
     description = (
         f"No batch has waited more than {settings.fresh_hours} hours ({names['fresh_hours']}) for its {answers}."
     )
     checks = [
         *(rate_check(name) for name in _RATES),
-        batch_check(keys.scored, "freshness", description, waiting, severity=_WARN),
+        batch_check(keys.scored, FRESHNESS, description, waiting, severity=_WARN),
     ]
     if any(figure.name == "repetition" for figure in task.figures):
         description = (
@@ -135,6 +133,17 @@ def quality_checks(settings: Settings) -> list[Check]:
         )
         checks.append(Check(keys.quality, "drift", description, evaluate_drift))
     return checks
+
+
+def waiting_batches(documents: BatchSnapshot, output: BatchSnapshot, hours: float) -> dict[str, str]:
+    """Batches that have waited for their answers for more than some hours, each with how long."""
+    wrong = {}
+    for batch in stale_batches(documents, output, busy=frozenset()):
+        commit = documents.last_commit(batch)
+        waited = 0.0 if commit is None else (time.time() - commit.seconds) / 3600
+        if waited > hours:
+            wrong[batch] = f"changed {waited:.0f} hours ago and not scored since"
+    return wrong
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -164,21 +173,24 @@ def _read_newest(quality: BatchSnapshot, documents: BatchSnapshot) -> list[Mappi
 
 
 def _merge_models(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Merge the metrics of all models of one batch and table into one row."""
+    """Merge the metrics of all models of one batch and table into one row; it has a list of their histograms."""
     counted = {name for figures in _RATES.values() for name in figures[:2]}
     summaries = sum(row["summaries"] for row in rows)
     repeated = sum((row.get("repetition") or 0.0) * row["summaries"] for row in rows)
     return {
         **rows[0],
         **{name: sum(row[name] for row in rows) for name in counted},
-        **{f"{name}_histogram": json.dumps(counts) for name, counts in _histograms(rows).items()},
+        **{name: [row[name] for row in rows] for name in rows[0] if name.endswith(_HISTOGRAM)},
         "repetition": repeated / summaries if summaries else None,
     }
 
 
-def _histograms(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
-    names = [name for name in rows[0] if name.endswith("_histogram")]
-    return {name.removesuffix("_histogram"): add([row[name] for row in rows]) for name in names}
+def _histograms(binned: Mapping[str, Bins], rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """Counts by bin over merged rows."""
+    return {
+        name: bins.add([stored for row in rows for stored in row[f"{name}{_HISTOGRAM}"]])
+        for name, bins in binned.items()
+    }
 
 
 def _error_causes(lake: Lake, tables: Sequence[Table], row: Mapping[str, Any]) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import dagster as dg
 
 from batch_assets.graph.pipeline_names import AssetKeys, group_of
+from batch_assets.graph.quality_checks import quality_checks
+from batch_assets.graph.table_checks import table_checks
 from batch_assets.lake.counts import no_text_by_table
 from batch_assets.lake.lake import Lake
 from batch_assets.quality import plots
@@ -26,6 +28,8 @@ _MAX_REPORTS = 50
 # Batches in the throughput plot, and materializations read per batch. Each batch is one query to Dagster's storage.
 _MAX_BATCHES, _MAX_EVENTS = 50, 5
 _MAX_EXAMPLES = 5
+# Checks whose failure is an error; the others warn.
+_ERRORS = {"every_record", "row_parity", "one_model", "error_rate"}
 
 
 def build_quality_report(settings: Settings) -> dg.AssetsDefinition:
@@ -83,6 +87,7 @@ def build_quality_report(settings: Settings) -> dg.AssetsDefinition:
             pairs=pairs,
             rates=_throughput(context.instance, keys.scored, batches[-_MAX_BATCHES:]),
             links=links,
+            failing=_failing(settings, lake, registry),
         )
         figures = draw(facts)
         now = datetime.now(UTC)
@@ -117,6 +122,17 @@ def build_quality_report(settings: Settings) -> dg.AssetsDefinition:
         return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(str(snapshot.version)))
 
     return quality_report
+
+
+def _failing(settings: Settings, lake: Lake, registry: ModelRegistry) -> dict[str, Mapping[str, str]]:
+    """The bad batches of each check that is an error when it fails."""
+    found: dict[str, Mapping[str, str]] = {}
+    for check in [*table_checks(settings), *quality_checks(settings)]:
+        if check.name in _ERRORS:
+            bad = check.evaluate(lake, registry).metadata["batches"]
+            if isinstance(bad, dg.JsonMetadataValue) and isinstance(bad.value, dict) and bad.value:
+                found[check.name] = bad.value
+    return found
 
 
 def _outcomes(rows: Sequence[Mapping[str, Any]], table: str) -> dict[str, int]:

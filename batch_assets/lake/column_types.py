@@ -8,8 +8,8 @@ import pyarrow as pa
 
 _SIMPLE: dict[str, pa.DataType] = {
     "string": pa.string(),
-    "long": pa.int64(),
     "bigint": pa.int64(),
+    "long": pa.int64(),
     "int": pa.int32(),
     "integer": pa.int32(),
     "float": pa.float32(),
@@ -43,6 +43,8 @@ def arrow_type(ddl: str) -> pa.DataType:
 
 def _from_sql(kind: Any, exp: Any) -> pa.DataType:
     if kind.this == exp.DataType.Type.STRUCT:
+        if not all(isinstance(field, exp.ColumnDef) and field.args.get("kind") for field in kind.expressions):
+            raise ValueError("use fields such as name STRING, amount DOUBLE")
         fields = [(field.this.name, _from_sql(field.args["kind"], exp)) for field in kind.expressions]
         if len({name.lower() for name, _ in fields}) < len(fields):
             raise ValueError("two fields have the same name")
@@ -64,12 +66,10 @@ def struct_ddl(schema: str | Mapping[str, Any]) -> str:
     if isinstance(schema, str):
         text = schema.strip()
         ddl = text if text.lower().startswith("struct<") else f"struct<{text}>"
-        if not pa.types.is_struct(arrow_type(ddl)):
-            raise ValueError("use fields such as name STRING, amount DOUBLE")
         return spark_ddl(arrow_type(ddl))
     if schema.get("type") != "object" or not schema.get("properties"):
         raise ValueError("a JSON schema must have the type object, and properties")
-    return _json_ddl(schema)
+    return spark_ddl(arrow_type(_json_ddl(schema)))
 
 
 def _json_ddl(schema: Mapping[str, Any]) -> str:

@@ -12,6 +12,8 @@ from batch_assets.errors import BatchAssetsError
 from batch_assets.graph.observation import stale_batches_now
 from batch_assets.graph.partitions import batches_of, busy_batches, known_batches
 from batch_assets.graph.pipeline_names import AssetKeys
+from batch_assets.graph.quality_checks import quality_checks
+from batch_assets.graph.table_checks import table_checks
 from batch_assets.lake.counts import Counts, counts_by_batch
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.resources.dagster_storage import existing_instance
@@ -74,12 +76,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Status:
-    """The state of a pipeline; ``champion_problem`` says why the champion is unknown."""
+    """The state of a pipeline; ``champion_problem`` says why the champion is unknown.
+
+    ``failing`` has the checks that found bad batches when they last ran, with the problem of each batch.
+    """
 
     batches: list[Batch]
     champion: Champion | None
     champion_problem: str | None
     runs: list[Run]
+    failing: dict[str, dict[str, str]]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -100,7 +106,9 @@ def status_of(settings: Settings) -> Status:
         except BatchAssetsError as error:
             problem = str(error)
         batches = batches_in(instance, settings, champion.version if champion else None)
-        return Status(batches, champion, problem, last_runs(instance, settings.pipeline))
+        return Status(
+            batches, champion, problem, last_runs(instance, settings.pipeline), failing_checks(instance, settings)
+        )
 
 
 def batches_in(instance: dg.DagsterInstance, settings: Settings, champion: int | None) -> list[Batch]:
@@ -208,6 +216,21 @@ def last_runs(instance: dg.DagsterInstance, pipeline: str) -> list[Run]:
         )
         for record in instance.get_run_records(limit=_RUNS_SHOWN)
     ]
+
+
+def failing_checks(instance: dg.DagsterInstance, settings: Settings) -> dict[str, dict[str, str]]:
+    """The checks of a pipeline's tables that failed when they last ran, with their bad batches."""
+    keys = {dg.AssetCheckKey(check.asset, check.name) for check in [*table_checks(settings), *quality_checks(settings)]}
+    found = {}
+    for key, record in instance.event_log_storage.get_latest_asset_check_execution_by_key(list(keys)).items():
+        event = record.event.dagster_event if record.event else None
+        if event is None or event.event_type != dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            continue
+        evaluation = event.asset_check_evaluation_data
+        batches = evaluation.metadata.get("batches")
+        if not evaluation.passed:
+            found[key.name] = dict(batches.value) if batches and isinstance(batches.value, dict) else {}
+    return dict(sorted(found.items()))
 
 
 def _failures(instance: dg.DagsterInstance, pipeline: str) -> dict[str, float]:

@@ -67,7 +67,6 @@ def quality_rows(quality: BatchSnapshot, batch: str) -> list[dict[str, Any]]:
 class _Sums:
     """Counts, sums and extremes over documents of one model version. Two instances can be added."""
 
-    task: Measurement
     counts: Counter[str] = field(default_factory=Counter)
     totals: dict[str, float] = field(default_factory=dict)
     values: Counter[str] = field(default_factory=Counter)
@@ -76,14 +75,14 @@ class _Sums:
     best: list[tuple[float, str]] = field(default_factory=list)
     worst: list[tuple[float, str]] = field(default_factory=list)
 
-    def count(self, row: Mapping[str, Any]) -> None:
+    def count(self, task: Measurement, row: Mapping[str, Any]) -> None:
         """Add a document, unless it has no text."""
         document, text = row["document"], row["answer"]
         if not has_text(document):
             return
         reference = row["reference"] if has_text(row["reference"]) else None
-        figures = {} if text is None else self.task.measure(document, reference, text)
-        score = figures.get(self.task.main_score)
+        figures = {} if text is None else task.measure(document, reference, text)
+        score = figures.get(task.main_score)
         flags = {
             "documents": True,
             "summaries": text is not None,
@@ -98,16 +97,15 @@ class _Sums:
             if value is not None:
                 self.totals[name] = self.totals.get(name, 0.0) + value
                 self.values[name] += 1
-                if name in self.task.binned:
-                    self.bins[name, self.task.binned[name].place(value)] += 1
+                if name in task.binned:
+                    self.bins[name, task.binned[name].place(value)] += 1
         if score is not None:
             self._keep_extremes([(score, row["id"])], [(score, row["id"])])
-        if reference is not None and text is not None and (outcome := self.task.outcome(reference, text)) is not None:
+        if reference is not None and text is not None and (outcome := task.outcome(reference, text)) is not None:
             self.outcomes[outcome] += 1
 
     def __add__(self, other: "_Sums") -> "_Sums":
         combined = _Sums(
-            self.task,
             self.counts + other.counts,
             {
                 name: self.totals.get(name, 0.0) + other.totals.get(name, 0.0)
@@ -126,7 +124,7 @@ class _Sums:
         self.best = heapq.nsmallest(_EXAMPLES, self.best + best, key=lambda example: (-example[0], example[1]))
         self.worst = heapq.nsmallest(_EXAMPLES, self.worst + worst)
 
-    def row(self) -> dict[str, Any]:
+    def row(self, task: Measurement) -> dict[str, Any]:
         """Counts, means, histograms, outcomes and extremes as columns of the quality table."""
         counts = {name: self.counts[name] for name in _COUNTS}
         # Rounded, because the last digits depend on the order in which Spark's tasks end.
@@ -134,14 +132,14 @@ class _Sums:
             figure.name: round(self.totals[figure.name] / self.values[figure.name], 6)
             if self.values[figure.name]
             else None
-            for figure in self.task.figures
+            for figure in task.figures
         }
         histograms = {
             f"{name}_histogram": bins.histogram({place: n for (key, place), n in self.bins.items() if key == name})
-            for name, bins in self.task.binned.items()
+            for name, bins in task.binned.items()
         }
         extremes = {
-            name: json.dumps([{"id": id_, self.task.main_score: round(score, 4)} for score, id_ in examples])
+            name: json.dumps([{"id": id_, task.main_score: round(score, 4)} for score, id_ in examples])
             for name, examples in (("best", self.best), ("worst", self.worst))
         }
         outcomes = json.dumps(dict(sorted(self.outcomes.items())), ensure_ascii=False)
@@ -166,7 +164,7 @@ def measure_batch(
         sums: dict[tuple[str, ...], _Sums] = {}
         for rows in batches:
             for row in rows.to_pylist():
-                sums.setdefault(tuple(row[name] or "" for name in _VERSION), _Sums(task)).count(row)
+                sums.setdefault(tuple(row[name] or "" for name in _VERSION), _Sums()).count(task, row)
         yield pa.RecordBatch.from_pydict({"sums": pa.array([pickle.dumps(sums)], pa.binary())})
 
     texts = [f"CAST({name} AS STRING) AS {name}" for name in _INPUT]
@@ -179,7 +177,7 @@ def measure_batch(
             "table_name": table_name,
             "model_name": model_name,
             "model_version": model_version or None,
-            **sum((sums[version] for sums in task_sums if version in sums), _Sums(task)).row(),
+            **sum((sums[version] for sums in task_sums if version in sums), _Sums()).row(task),
             "measured_at": now,
         }
         for version in sorted({version for sums in task_sums for version in sums})

@@ -7,7 +7,7 @@ from typing import Any
 
 from batch_assets.quality import plots
 from batch_assets.quality.figures import Figure, Measurement
-from batch_assets.quality.histograms import Bins, add
+from batch_assets.quality.histograms import Bins
 from batch_assets.quality.markdown import markdown_table
 
 _COUNTS = ("documents", "summaries", "errors")
@@ -37,6 +37,7 @@ class Facts:
         pairs: their scores on the same documents.
         rates: documents per second, by batch.
         links: URLs by title.
+        failing: the problems of bad batches, by check and batch.
     """
 
     model: str
@@ -54,6 +55,7 @@ class Facts:
     pairs: Sequence[tuple[float, float]]
     rates: Mapping[str, float]
     links: Mapping[str, str]
+    failing: Mapping[str, Mapping[str, str]]
 
 
 def shown_figures(task: Measurement) -> list[Figure]:
@@ -94,7 +96,9 @@ def draw(facts: Facts) -> dict[str, Any]:
         figures[title] = plots.against(facts.pairs, *(f"{facts.score}, {name}" for name in facts.compared))
     newest = dict(list(groups.items())[-_MAX_LINES:])
     histograms = {
-        _label(key): {name: add([row[f"{name}_histogram"] for row in group]) for name in _drawn(facts.task)}
+        _label(key): {
+            name: bins.add([row[f"{name}_histogram"] for row in group]) for name, bins in _drawn(facts.task).items()
+        }
         for key, group in newest.items()
     }
     if histograms and _drawn(facts.task):
@@ -149,6 +153,7 @@ def page(
         batches=len({row["batch"] for row in facts.rows}),
         written=f"{now:%Y-%m-%d %H:%M} UTC",
         links=facts.links,
+        failing=facts.failing,
         totals_columns=[title for title, _ in columns],
         no_text=facts.no_text,
         totals=[[_cell(row[name]) for _, name in columns] for row in totals(facts.rows, facts.task)],

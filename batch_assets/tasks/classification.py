@@ -35,7 +35,7 @@ class Classification(Task):
         self._by_key = {_key(label): label for label in labels}
         listed = "\n".join(f"- {label}" + (f": {text}" if text else "") for label, text in labels.items())
         self.prompt = f"Classify the following text with one of these labels:\n{_literal(listed)}\n\n{{document}}"
-        self.binned = {"label": Bins("label", tuple(float(place) for place in range(len(self.labels))))}
+        self.binned = {"label": Bins.named("label", self.labels)}
 
     def read(self, text: str) -> str:
         """The label that the text is, whatever its case, quotation marks or full stop.

@@ -3,7 +3,8 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from datetime import date, datetime
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -42,17 +43,13 @@ class Extraction(Task):
         self.output_type = struct_ddl(json.loads(schema) if schema.lstrip().startswith("{") else schema)
         kind = arrow_type(self.output_type)
         self.fields = [field.name for field in kind]
-        self._schema = json_schema(kind) | {"type": "object", "additionalProperties": False}
+        self._schema = json.dumps(json_schema(kind) | {"type": "object", "additionalProperties": False})
         self._type = kind
         listed = ", ".join(f'"{field.name}" ({_in_words(field.type)})' for field in kind)
         self.prompt = (
             f"Extract these fields from the following text: {listed}. Use null for what the text does not say.\n\n"
             "{document}"
         )
-
-    @cached_property
-    def _validator(self) -> Draft202012Validator:
-        return Draft202012Validator(self._schema)
 
     def read(self, text: str) -> str:
         """The JSON object in the text, with the fields of the schema in their order.
@@ -65,13 +62,12 @@ class Extraction(Task):
             value = json.loads(fenced.group(1) if fenced else text)
         except ValueError as error:
             raise AnswerError(f"the answer is not JSON: {error}") from error
-        worst = best_match(self._validator.iter_errors(value))
+        worst = best_match(_validator(self._schema).iter_errors(value))
         if worst is not None:
             raise AnswerError(f"the answer doesn't match the schema: {worst.message[:_SHOWN_CHARACTERS]}")
         try:
-            # Dates and large numbers match the schema but may not fit the type.
-            pa.array([value], _with_texts_for_dates(self._type))
-        except (pa.ArrowException, OverflowError) as error:
+            _check_values(value, self._type)
+        except (ValueError, OverflowError) as error:
             raise AnswerError(f"the answer doesn't match the schema: {error}") from error
         return json.dumps({name: value[name] for name in self.fields}, ensure_ascii=False)
 
@@ -112,12 +108,32 @@ def _same(wanted: Any, found: Any) -> bool:
     return bool(wanted == found)
 
 
-def _with_texts_for_dates(kind: pa.DataType) -> pa.DataType:
+@lru_cache(maxsize=64)
+def _validator(schema: str) -> Draft202012Validator:
+    return Draft202012Validator(json.loads(schema))
+
+
+def _check_values(value: Any, kind: pa.DataType) -> None:
+    """Check what a JSON schema can't: that dates and times are some, and that whole numbers fit.
+
+    Raises:
+        ValueError: a text is no date or time in ISO 8601.
+        OverflowError: a number is too large.
+    """
+    if value is None:
+        return
     if pa.types.is_struct(kind):
-        return pa.struct([(field.name, _with_texts_for_dates(field.type)) for field in kind])
-    if pa.types.is_list(kind):
-        return pa.list_(_with_texts_for_dates(kind.value_type))
-    return pa.string() if pa.types.is_temporal(kind) else kind
+        for field in kind:
+            _check_values(value[field.name], field.type)
+    elif pa.types.is_list(kind):
+        for item in value:
+            _check_values(item, kind.value_type)
+    elif pa.types.is_date(kind):
+        date.fromisoformat(value)
+    elif pa.types.is_timestamp(kind):
+        datetime.fromisoformat(value)
+    elif pa.types.is_integer(kind) and abs(value) >= 1 << (kind.bit_width - 1):
+        raise OverflowError(f"{value} is too large")
 
 
 def _in_words(kind: pa.DataType) -> str:

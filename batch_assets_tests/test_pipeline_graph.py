@@ -1,0 +1,293 @@
+"""Pipelines beside the default one, materialized on one Spark session and one instance."""
+
+import json
+from pathlib import Path
+
+import dagster as dg
+import pyarrow as pa
+import pytest
+import yaml
+from click.testing import CliRunner
+from deltalake import write_deltalake
+
+from batch_assets.cli import main
+from batch_assets.definitions import build_defs
+from batch_assets.errors import BatchAssetsError
+from batch_assets.graph.partitions import known_batches, register_batches
+from batch_assets.graph.pipeline_names import LAND_BATCHES, MATERIALIZE_ALL, SCORE_BATCHES
+from batch_assets.lake.lake import Lake
+from batch_assets.models.registry import champion
+from batch_assets.models.tracking import connect
+from batch_assets.operations.local_runs import materialize
+from batch_assets.pipelines.deployment import load_deployment
+from batch_assets.settings import DEFAULT_PIPELINE, PREFIX, Settings
+from batch_assets.sources.configured import landing_folder
+from batch_assets.tasks.output_tables import tables_of
+from batch_assets_tests.conftest import SMALL_T5, write_json_lines
+from batch_assets_tests.servers import ChatServer, completion
+from batch_assets_tests.ticket_t5 import LABELS, tickets
+
+TICKET_T5 = Path(__file__).with_name("ticket-t5")
+# The body of an article is long enough for the small T5, which repeats its beginning.
+BODY = "The council has approved the plan for a new bridge across the river, which will open to traffic next year."
+
+
+class Pipelines:
+    """A deployment with three pipelines: the default one, and two from files."""
+
+    def __init__(self, folder: Path, instance: dg.DagsterInstance) -> None:
+        self.folder = folder
+        self.instance = instance
+
+    def settings(self, pipeline: str) -> Settings:
+        return load_deployment().pipeline(pipeline)
+
+    def run(self, pipeline: str, job: str, batches: list[str], **changes) -> list[str]:
+        register_batches(self.instance, pipeline, batches)
+        settings = self.settings(pipeline).model_copy(update=changes)
+        return materialize(build_defs(settings=settings), self.instance, pipeline, job, batches)
+
+    def rows(self, pipeline: str, table: str, batch: str) -> list[dict]:
+        settings = self.settings(pipeline)
+        snapshot = Lake.of(settings).find(getattr(tables_of(settings), table))
+        return [row for part in snapshot.read(batch) for row in part.to_pylist()]
+
+    def metadata(self, pipeline: str, asset: str, batch: str) -> dict:
+        records = self.instance.fetch_materializations(
+            dg.AssetRecordsFilter(dg.AssetKey([pipeline, asset]), asset_partitions=[batch]), limit=1
+        ).records
+        return {key: value.value for key, value in records[0].asset_materialization.metadata.items()}
+
+
+@pytest.fixture(scope="module")
+def server():
+    with ChatServer(lambda body, n: completion(f"Title {n}")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, server) -> Path:
+    folder = tmp_path_factory.mktemp("deployment")
+    (folder / "pipelines").mkdir()
+    write_json_lines(
+        folder / "data" / "monday.jsonl", [*tickets(6, seed=3), {"ticket_id": "none", "subject": None, "body": None}]
+    )
+    write_json_lines(folder / "held_out.jsonl", tickets(6, seed=4))
+    articles = [{"id": f"a{n}", "body": f"{n}. {BODY}", "title": f"{n}. The council has approved"} for n in range(3)]
+    write_json_lines(folder / "articles.jsonl", articles)
+    (folder / "endpoints.toml").write_text(f'[endpoints.counted]\nbase_url = "{server.url}"\nmodel = "m"\n')
+    files = {
+        "tickets": {
+            "source": {"dataset": "data/*.jsonl"},
+            "columns": {
+                "id": "ticket_id",
+                "text": "{subject}\n\n{body}",
+                "reference": "category",
+                "carry": ["customer"],
+            },
+            "task": {"kind": "classification", "labels": list(LABELS)},
+            "model": {"checkpoint": str(TICKET_T5)},
+            "evaluation": {"dataset": "held_out.jsonl", "rows": 6},
+            "output": {"table": "ticket_categories", "column": "category"},
+        },
+        "titles": {
+            "source": {"landing": "incoming"},
+            "columns": {"text": "body", "reference": "title"},
+            "task": {"kind": "generation", "prompt": "Don't shout.\n\n{document}\n\nTitle:"},
+            "model": {"checkpoint": str(SMALL_T5), "max_length": 12, "engine": "transformers"},
+            "ai_query": {"endpoint": "counted", "limit": 2},
+            "evaluation": {"dataset": "articles.jsonl", "rows": 2},
+        },
+    }
+    for name, attributes in files.items():
+        content = {"type": "batch_assets.InferencePipeline", "attributes": {"name": name, **attributes}}
+        (folder / "pipelines" / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def instance():
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+@pytest.fixture
+def pipelines(folder, instance, monkeypatch, spark) -> Pipelines:
+    values = {"HOME": folder / "home", "PIPELINES": folder / "pipelines", "ENDPOINTS": folder / "endpoints.toml"}
+    for name, value in {**values, "SPARK_MASTER": "local[2,4]", "SETTLE_SECONDS": 0}.items():
+        monkeypatch.setenv(f"{PREFIX}{name}", str(value))
+    return Pipelines(folder, instance)
+
+
+@pytest.fixture
+def scored(pipelines) -> Pipelines:
+    """The tickets after their first run."""
+    if known_batches(pipelines.instance, "tickets") == []:
+        assert pipelines.run("tickets", MATERIALIZE_ALL, ["monday"]) == []
+    connect(pipelines.settings("tickets"))
+    return pipelines
+
+
+def test_tickets_are_classified_with_carried_columns_measured_and_reported(scored):
+    rows = {row["id"]: row for row in scored.rows("tickets", "scored", "monday")}
+    expected = {row["ticket_id"]: row for row in tickets(6, seed=3)}
+    assert {name: row["category"] for name, row in rows.items()} == {
+        **{name: row["category"] for name, row in expected.items()},
+        "none": None,
+    }
+    assert rows["none"]["error_message"] == "the document has no text"
+    assert {name: rows[name]["customer"] for name in expected} == {n: row["customer"] for n, row in expected.items()}
+    assert {row["reference"] for row in rows.values()} == {*LABELS, None}
+    assert scored.metadata("tickets", "batch_inference", "monday")["rows_scored"] == 6
+    (quality,) = scored.rows("tickets", "quality", "monday")
+    assert (quality["accuracy"], quality["answers"], quality["references"], quality["errors"]) == (1, 6, 6, 0)
+    assert json.loads(quality["outcomes"]) == {json.dumps([label, label]): 2 for label in LABELS}
+    assert json.loads(quality["label_histogram"]) == dict.fromkeys(LABELS, 2)
+    settings = scored.settings("tickets")
+    report = settings.report_file.read_text()
+    assert "Reference against answer" in report
+    assert "macro_f1: 1.000" in report
+    assert "summar" not in report.lower().replace("tickets_summar", "")
+    client = connect(settings)
+    version = champion(client, settings)
+    assert version.name == "main.default.tickets"
+    assert client.get_run(version.run_id).data.metrics["majority_accuracy"] == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_a_second_run_of_a_pipeline_scores_nothing_and_new_labels_make_it_stale_on_request(scored):
+    before = Lake.of(scored.settings("tickets")).find(tables_of(scored.settings("tickets")).scored).version
+    assert scored.run("tickets", SCORE_BATCHES, ["monday"]) == []
+    assert scored.metadata("tickets", "batch_inference", "monday")["rows_scored"] == 0
+    labels = (*((label, None) for label in LABELS), ("other", None))
+    assert scored.run("tickets", SCORE_BATCHES, ["monday"], labels=labels) == []
+    now = Lake.of(scored.settings("tickets")).find(tables_of(scored.settings("tickets")).scored).version
+    assert now == before
+    assert scored.run("tickets", SCORE_BATCHES, ["monday"], labels=labels[:1] + labels[2:], rescore="all") == []
+    rows = {row["id"]: row for row in scored.rows("tickets", "scored", "monday")}
+    refused = [row for row in rows.values() if row["reference"] == "bug"]
+    assert {row["error_message"] for row in refused} == {"the answer is none of the labels: 'bug'"}
+    assert {row["category"] for row in refused} == {None}
+    assert scored.run("tickets", SCORE_BATCHES, ["monday"], rescore="all") == []
+    assert {row["error_message"] for row in scored.rows("tickets", "scored", "monday")} == {
+        None,
+        "the document has no text",
+    }
+
+
+def test_dropped_files_of_a_pipeline_get_answers_by_model_and_by_endpoint(pipelines, server):
+    settings = pipelines.settings("titles")
+    landing = landing_folder(settings)
+    landing.take_copies([pipelines.folder / "articles.jsonl"], "monday", replaces=False)
+    before = len(server.requests)
+    assert pipelines.run("titles", MATERIALIZE_ALL, ["monday"]) == []
+    rows = pipelines.rows("titles", "scored", "monday")
+    assert len(rows) == 3
+    assert all(row["generated_text"] and row["error_message"] is None for row in rows)
+    assert sorted(body["messages"][-1]["content"] for body, _ in server.requests[before:]) == [
+        f"Don't shout.\n\n{n}. {BODY}\n\nTitle:" for n in range(2)
+    ]
+    answered = pipelines.rows("titles", "answered", "monday")
+    assert {row["id"]: row["generated_text"][:6] for row in answered} == {"a0": "Title ", "a1": "Title "}
+    by_table = {row["table_name"]: row for row in pipelines.rows("titles", "quality", "monday")}
+    assert set(by_table) == {"titles_predictions", "titles_ai_query"}
+    assert by_table["titles_predictions"]["rougeL"] > 0.2
+    assert by_table["titles_ai_query"]["answers"] == 2
+
+
+def test_pipelines_with_equal_batches_do_not_touch_each_other(scored):
+    assert known_batches(scored.instance, DEFAULT_PIPELINE) == []
+    default = scored.settings(DEFAULT_PIPELINE)
+    assert [Lake.of(default).exists(table) for table in tables_of(default).all] == [False] * 5
+    events = scored.instance.get_latest_materialization_event(dg.AssetKey("batch_inference"))
+    assert events is None
+
+
+def test_the_checks_of_a_pipeline_ran_in_one_step_for_each_asset_and_passed(scored):
+    keys = build_defs(settings=scored.settings("tickets")).resolve_asset_graph().asset_check_keys
+    names = {key.name for key in keys}
+    assert {"contract", "row_parity", "one_model", "error_rate", "drift", "beats_baseline", "promotion"} <= names
+    assert "repetition" not in names
+    storage = scored.instance.event_log_storage
+    for key in keys:
+        (record,) = storage.get_asset_check_execution_history(check_key=key, limit=1)
+        assert record.event.dagster_event.asset_check_evaluation_data.passed, key
+
+
+def test_one_bad_batch_leaves_its_check_red_and_later_runs_green(scored):
+    write_json_lines(
+        scored.folder / "data" / "tuesday.jsonl", [{**row, "ticket_id": f"{n}"} for n, row in enumerate(tickets(3))]
+    )
+    strict = {"error_rate": 0.0, "labels": (("billing", None), ("question", None))}
+    assert scored.run("tickets", MATERIALIZE_ALL, ["tuesday"], **strict, new_model=False) == []
+    key = dg.AssetCheckKey(dg.AssetKey(["tickets", "answer_quality"]), "error_rate")
+
+    def verdict() -> dict:
+        (record,) = scored.instance.event_log_storage.get_asset_check_execution_history(check_key=key, limit=1)
+        return record.event.dagster_event.asset_check_evaluation_data.metadata["batches"].value
+
+    assert list(verdict()) == ["tuesday"]
+    assert scored.run("tickets", SCORE_BATCHES, ["monday"], error_rate=0.0) == []
+    assert list(verdict()) == ["tuesday"]
+
+
+def test_a_table_of_another_pipeline_or_of_somebody_else_is_never_written(scored):
+    settings = scored.settings("tickets")
+    lake, tables = Lake.of(settings), tables_of(settings)
+    with pytest.raises(BatchAssetsError, match="belongs to the pipeline tickets, not to the pipeline letters"):
+        lake.open(tables_of(settings.model_copy(update={"pipeline": "letters"})).scored)
+    theirs = tables_of(settings.model_copy(update={"pipeline": "theirs", "output_table": None})).scored
+    write_deltalake(lake.table_uri(theirs), pa.table({"id": ["1"], "batch": ["a"]}), partition_by=["batch"])
+    with pytest.raises(BatchAssetsError, match="belongs to somebody else, not to the pipeline theirs"):
+        lake.open(theirs)
+    assert lake.open(tables.scored).table.owner == "tickets"
+
+
+def test_commands_show_all_pipelines_and_use_one(scored):
+    shown = json.loads(CliRunner().invoke(main, ["status", "--json"]).output)
+    assert set(shown["pipelines"]) == {DEFAULT_PIPELINE, "tickets", "titles"}
+    assert shown["invalid_pipelines"] == []
+    one = json.loads(CliRunner().invoke(main, ["status", "tickets", "--json"]).output)
+    assert one["champion"]["model"] == "main.default.tickets"
+    assert one["champion"]["score_name"] == "accuracy"
+    versions = CliRunner().invoke(main, ["models", "--json"]).output.splitlines()
+    assert "main.default.tickets" in {json.loads(line)["model"] for line in versions}
+    tried = CliRunner().invoke(main, ["try", "--pipeline", "tickets", "App crashes\n\nHello, an error appears."])
+    assert tried.output.splitlines()[0] == "bug"
+
+
+def test_a_project_of_somebody_else_materializes_a_pipeline(scored, tmp_path, monkeypatch):
+    defs = tmp_path / "theirs" / "defs"
+    (defs / "letters").mkdir(parents=True)
+    attributes = yaml.safe_load((scored.folder / "pipelines" / "tickets.yaml").read_text())["attributes"]
+    attributes |= {"name": "letters", "source": {"dataset": "letters.jsonl"}, "evaluation": {"dataset": "held.jsonl"}}
+    del attributes["output"]
+    content = {"type": "batch_assets.InferencePipeline", "attributes": attributes}
+    (defs / "letters" / "defs.yaml").write_text(yaml.safe_dump(content))
+    (defs / "mine.py").write_text(
+        "import dagster as dg\n\n\n@dg.asset(deps=[dg.AssetKey(['letters', 'batch_inference'])])\n"
+        "def report_on_letters() -> None: ...\n"
+    )
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.dg]\ndirectory_type = "project"\n[tool.dg.project]\nroot_module = "theirs"\n'
+    )
+    for package in (defs.parent, defs):
+        (package / "__init__.py").touch()
+    write_json_lines(tmp_path / "letters.jsonl", tickets(3, seed=8))
+    write_json_lines(tmp_path / "held.jsonl", tickets(3, seed=9))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv(f"{PREFIX}HOME", str(tmp_path / "home"))
+    loaded = dg.load_from_defs_folder(path_within_project=defs)
+    register_batches(scored.instance, "letters", ["letters"])
+    assert materialize(loaded, scored.instance, "letters", LAND_BATCHES, ["letters"]) == []
+    graph = loaded.resolve_asset_graph()
+    assert dg.AssetKey("report_on_letters") in graph.get_all_asset_keys()
+    settings = load_deployment().pipelines[0]
+    landed = [row for part in Lake.of(settings).open(_documents("letters")).read("letters") for row in part.to_pylist()]
+    assert len(landed) == 3
+
+
+def _documents(pipeline: str):
+    settings = load_deployment().pipelines[0]
+    return tables_of(
+        settings.model_copy(update={"pipeline": pipeline, "carry": ("customer",), "endpoint": None})
+    ).documents
