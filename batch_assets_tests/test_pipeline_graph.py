@@ -256,7 +256,7 @@ def test_commands_show_all_pipelines_and_use_one(scored):
 
 
 def test_a_project_of_somebody_else_materializes_a_pipeline(scored, tmp_path, monkeypatch):
-    defs = tmp_path / "theirs" / "defs"
+    defs = tmp_path / "another_project" / "defs"
     (defs / "letters").mkdir(parents=True)
     attributes = yaml.safe_load((scored.folder / "pipelines" / "tickets.yaml").read_text())["attributes"]
     attributes |= {"name": "letters", "source": {"dataset": "letters.jsonl"}, "evaluation": {"dataset": "held.jsonl"}}
@@ -268,7 +268,7 @@ def test_a_project_of_somebody_else_materializes_a_pipeline(scored, tmp_path, mo
         "def report_on_letters() -> None: ...\n"
     )
     (tmp_path / "pyproject.toml").write_text(
-        '[tool.dg]\ndirectory_type = "project"\n[tool.dg.project]\nroot_module = "theirs"\n'
+        '[tool.dg]\ndirectory_type = "project"\n[tool.dg.project]\nroot_module = "another_project"\n'
     )
     for package in (defs.parent, defs):
         (package / "__init__.py").touch()
