@@ -121,6 +121,7 @@ def test_the_key_is_not_sent_to_a_redirect(monkeypatch):
         assert elsewhere.requests == []
 
 
+@pytest.mark.proof
 def test_a_server_that_fails_30_percent_of_the_time_answers_all_500_requests_once():
     tries: Counter[str] = Counter()
     answered: Counter[str] = Counter()

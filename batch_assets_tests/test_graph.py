@@ -422,6 +422,7 @@ def test_only_changed_batches_are_stale_and_scored_again(graph, data, documents)
     assert {key for key in before if before[key] != after[key]} == {(table.name, "a") for table in TABLES}
 
 
+@pytest.mark.proof
 def test_the_graph_keeps_working_after_its_tables_and_landing_folder_move_to_a_bucket(
     graph, tmp_path, s3_workers, documents
 ):
@@ -506,6 +507,7 @@ def test_a_failed_batch_writes_nothing_while_the_other_batches_are_committed_and
     assert 1 + 10 <= len(unasked.server.requests) - asked <= 4 + 10
 
 
+@pytest.mark.proof
 def test_a_new_champion_rescores_history_only_on_request_and_logs_no_text_when_samples_are_off(graph, documents):
     before = graph.tables()
     runs_before = {run.run_id for run in graph.instance.get_runs()}

@@ -174,6 +174,28 @@ def test_a_second_run_of_a_pipeline_scores_nothing_and_new_labels_make_it_stale_
     }
 
 
+def test_a_new_champion_rescores_on_request_and_no_text_is_shown_when_samples_are_off(scored):
+    settings = scored.settings("tickets")
+    before = scored.rows("tickets", "scored", "monday")
+    files = {*settings.artifact_root.rglob("*")}
+    runs = {run.run_id for run in scored.instance.get_runs()}
+    changes = {"samples": 0, "max_length": 19}
+    assert scored.run("tickets", MATERIALIZE_ALL, ["monday"], **changes) == []
+    assert champion(connect(settings), settings).number == 2
+    assert scored.rows("tickets", "scored", "monday") == before
+    assert scored.run("tickets", SCORE_BATCHES, ["monday"], **changes, rescore="all") == []
+    assert {row["model_version"] for row in scored.rows("tickets", "scored", "monday")} == {2}
+    assert {row["model_version"] for row in scored.rows("tickets", "quality", "monday")} == {"1", "2"}
+    # Nothing that Dagster and MLflow store about these two runs contains a document's text.
+    later = [run.run_id for run in scored.instance.get_runs() if run.run_id not in runs]
+    events = [str(event) for run_id in later for event in scored.instance.all_logs(run_id)]
+    new = {*settings.artifact_root.rglob("*")} - files
+    kept = [path.read_text(errors="replace") for path in new if path.suffix in {".json", ".md", ".txt", ".html"}]
+    bodies = {row["body"] for seed in (3, 4) for row in tickets(6, seed=seed)}
+    assert (len(later), len(kept) > 5) == (2, True)
+    assert [text for text in [*events, *kept] for body in bodies if body in text] == []
+
+
 def test_dropped_files_of_a_pipeline_get_answers_by_model_and_by_endpoint(pipelines, server):
     settings = pipelines.settings("titles")
     landing = landing_folder(settings)

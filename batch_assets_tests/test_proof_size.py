@@ -13,6 +13,7 @@ ROWS = int(os.environ.get("SIZE_ROWS", "1000"))
 SLACK = 1.5
 
 
+@pytest.mark.proof
 def test_each_batch_is_one_commit_and_one_file_per_table_at_any_number_of_batches(home):
     small, large = measured(home, None, [2, 6], rows=5)
     assert [each["documents"] for each in (small, large)] == [10, 30]

@@ -331,6 +331,7 @@ def test_an_attempt_is_cleared_unless_the_process_dies(lake):
     assert store.attempts("job") == {}
 
 
+@pytest.mark.proof
 def test_the_stock_spark_udf_engine_writes_the_same_summaries(spark, lake, t5_version, documents):
     settings, client, version = t5_version
     stock = scoring_model(client, version, settings.model_copy(update={"engine": "mlflow"}))
