@@ -19,6 +19,7 @@ from batch_assets.lake.lake import Lake
 from batch_assets.models.registry import champion
 from batch_assets.models.tracking import connect
 from batch_assets.operations.local_runs import materialize
+from batch_assets.operations.reset import reset
 from batch_assets.pipelines.deployment import load_deployment
 from batch_assets.settings import DEFAULT_PIPELINE, PREFIX, Settings
 from batch_assets.sources.configured import landing_folder
@@ -262,6 +263,41 @@ def test_a_table_of_another_pipeline_or_of_somebody_else_is_never_written(scored
     with pytest.raises(BatchAssetsError, match="belongs to somebody else, not to the pipeline theirs"):
         lake.open(theirs)
     assert lake.open(tables.scored).table.owner == "tickets"
+
+
+def test_a_changed_source_is_refused_until_the_pipeline_is_reset(scored):
+    file = scored.folder / "pipelines" / "letters.yaml"
+    attributes = yaml.safe_load((scored.folder / "pipelines" / "tickets.yaml").read_text())["attributes"]
+    attributes["name"] = "letters"
+    del attributes["output"]
+    write_json_lines(scored.folder / "letters.jsonl", tickets(3, seed=8))
+    write_json_lines(scored.folder / "others.jsonl", tickets(3, seed=9))
+
+    def landing(dataset: str) -> list[str]:
+        content = {
+            "type": "batch_assets.InferencePipeline",
+            "attributes": {**attributes, "source": {"dataset": dataset}},
+        }
+        file.write_text(yaml.safe_dump(content))
+        return scored.run("letters", LAND_BATCHES, [Path(dataset).stem])
+
+    try:
+        assert landing("letters.jsonl") == []
+        assert len(landing("others.jsonl")) == 1
+        settings = scored.settings("letters")
+        with pytest.raises(
+            BatchAssetsError, match=r'was set up with .*"letters.jsonl".* now .*batch-assets reset letters'
+        ):
+            Lake.of(settings).open(tables_of(settings).documents)
+        assert Lake.of(settings).find(tables_of(settings).documents).rows() == 3
+        done = []
+        reset(settings.model_copy(update={"home": scored.folder / "home"}), done.append)
+        assert "letters_documents removed" in done
+        assert landing("others.jsonl") == []
+        assert scored.rows("letters", "documents", "letters") == []
+        assert len(scored.rows("letters", "documents", "others")) == 3
+    finally:
+        file.unlink()
 
 
 def test_commands_show_all_pipelines_and_use_one(scored):

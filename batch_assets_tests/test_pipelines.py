@@ -328,3 +328,8 @@ def test_the_file_of_the_pipeline_that_ships_says_what_the_defaults_are(folder):
     (folder / shipped.name).write_text(shipped.read_text())
     assert load_deployment().problems == []
     assert load_deployment().pipelines[0] == load_settings()
+
+
+def test_the_pipeline_that_ships_cannot_be_reset(folder):
+    run = CliRunner().invoke(main, ["reset", DEFAULT_PIPELINE, "--yes"])
+    assert (run.exit_code, "the pipeline summaries can't be reset" in run.output) == (2, True)

@@ -44,6 +44,29 @@ def new(name: str) -> None:
 
 
 @click.command()
+@click.argument("pipeline")
+@click.option("--yes", is_flag=True, help="Start without asking for confirmation.")
+def reset(pipeline: str, yes: bool) -> None:
+    """Remove the tables of PIPELINE with all their rows, so that its next run starts afresh.
+
+    Its source, its registered model, its MLflow runs and its reports stay. Needed after a change of its source, id
+    column or output. Exit status: 0 done, 1 you answered no, 2 a run is active, or it is the pipeline that ships.
+
+    \b
+    batch-assets reset tickets
+    """
+    from batch_assets.operations import reset as resetting
+
+    settings = load_all().pipeline(pipeline)
+    rows = resetting.rows_by_table(settings)
+    for table, count in rows.items():
+        click.echo(f"{table}: {count} rows")
+    if not yes:
+        click.confirm("Remove them permanently?", abort=True)
+    resetting.reset(settings, click.echo)
+
+
+@click.command()
 @click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @json_option
 def check(files: tuple[Path, ...], as_json: bool) -> None:

@@ -44,6 +44,12 @@ def register_batches(instance: dg.DagsterInstance, pipeline: str, batches: Seque
                 raise
 
 
+def forget_batches(instance: dg.DagsterInstance, pipeline: str) -> None:
+    """Remove the batches of a pipeline from its partitions."""
+    for batch in known_batches(instance, pipeline):
+        instance.delete_dynamic_partition(str(batch_partitions(pipeline).name), batch)
+
+
 def _unknown(instance: dg.DagsterInstance, pipeline: str, batches: Sequence[str]) -> list[str]:
     known = set(known_batches(instance, pipeline))
     return [batch for batch in dict.fromkeys(batches) if batch not in known]

@@ -36,12 +36,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """One table of the lake, partitioned by batch; ``owner`` is its pipeline, None for the default one."""
+    """One table of the lake, partitioned by batch.
+
+    ``owner`` is its pipeline, None for the default one. ``identity`` says what must never change about the pipeline, in
+    the table of its documents.
+    """
 
     name: str
     description: str
     columns: tuple[Column, ...]
     owner: str | None = None
+    identity: str | None = None
 
     @cached_property
     def arrow_schema(self) -> pa.Schema:
@@ -265,6 +270,7 @@ def pipeline_tables(
     output_table: str | None = None,
     *,
     has_endpoint: bool = False,
+    identity: str | None = None,
 ) -> PipelineTables:
     """The tables of a pipeline other than the default one.
 
@@ -276,6 +282,7 @@ def pipeline_tables(
         figures: the columns of the quality table that depend on the task.
         output_table: name of the table of the answers, if it is not ``<name>_predictions``.
         has_endpoint: whether ``ai_query`` writes answers too.
+        identity: what must never change about the pipeline.
 
     Raises:
         ValueError: two columns of a table have the same name, or a name is not valid.
@@ -311,7 +318,7 @@ def pipeline_tables(
     scored = derived(BATCH_INFERENCE, "predictions", [*documents.columns, *BATCH_INFERENCE.columns[len(original) :]])
     quality = SUMMARY_QUALITY.columns
     return PipelineTables(
-        documents,
+        replace(documents, identity=identity),
         derived(PROD_DATA_REJECTED, "rejected", PROD_DATA_REJECTED.columns),
         scored if output_table is None else replace(scored, name=check_name(output_table)),
         derived(AI_QUERY_INFERENCE, "ai_query", AI_QUERY_INFERENCE.columns) if has_endpoint else None,

@@ -4,11 +4,12 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.commit_log import Commit
@@ -17,6 +18,7 @@ from batch_assets.lake.features import UnreadableTableError
 from batch_assets.lake.missing_table import MissingTable
 from batch_assets.lake.snapshot import DataFile, schema_difference
 from batch_assets.lake.staging import StagedFile, StagingArea
+from batch_assets.lake.storage import file_system
 from batch_assets.lake.writable_table import Transaction, WritableTable, create_table
 from batch_assets.names import check_batch, check_name, is_batch
 
@@ -30,7 +32,7 @@ _CONFIGURATION = {"delta.logRetentionDuration": "interval 3650 days"}
 
 # The metadata of the partition column that says which pipeline writes a table. delta-rs refuses table properties that
 # it doesn't know when it creates a table, and another commit could fail.
-_OWNER = "batch_assets.pipeline"
+_OWNER, _IDENTITY = "batch_assets.pipeline", "batch_assets.identity"
 
 # By default, delta-rs retries an unreachable lake for three minutes.
 _FAIL_FAST = {"max_retries": "1", "retry_timeout": "5s", "timeout": "5s", "connect_timeout": "5s"}
@@ -93,7 +95,8 @@ class Lake:
             BatchAssetsError: the existing table does not match the contract.
         """
         if self.exists(table):
-            return self.open(table)
+            # Whoever only looks may see what another version of the pipeline has written.
+            return self.open(replace(table, identity=None))
         return BatchSnapshot(table, MissingTable(self.table_uri(table), table.arrow_schema, [PARTITION]))
 
     def open(self, table: Table, version: int | None = None) -> "BatchSnapshot":
@@ -114,20 +117,43 @@ class Lake:
                 configuration=_CONFIGURATION,
             )
         snapshot = WritableTable.open(uri, self.storage_options, version)
-        owner = snapshot.column_metadata(PARTITION).get(_OWNER)
+        recorded = snapshot.column_metadata(PARTITION)
+        owner = recorded.get(_OWNER)
         if owner != table.owner:
             whose = f"the pipeline {owner}" if owner else "somebody else"
             raise BatchAssetsError(
                 f"the table at {uri} belongs to {whose}, not to the pipeline {table.owner or 'summaries'}: move it "
                 "away, or give the pipeline or its output another name"
             )
+        if table.identity is not None and recorded.get(_IDENTITY) != table.identity:
+            raise BatchAssetsError(
+                f"the pipeline {owner} was set up with {recorded.get(_IDENTITY)}, and now it has {table.identity}: "
+                f"undo the change, give the pipeline another name, or start afresh with 'batch-assets reset {owner}'"
+            )
         problem = _difference(table, snapshot)
         if problem is not None:
+            remedy = (
+                "set BATCH_ASSETS_CATALOG or BATCH_ASSETS_SCHEMA to another name"
+                if owner is None
+                else f"start afresh with 'batch-assets reset {owner}'"
+            )
             raise BatchAssetsError(
-                f"the table at {uri} does not match the contract of {table.name}: {problem}; move it away, or set "
-                "BATCH_ASSETS_CATALOG or BATCH_ASSETS_SCHEMA to another name"
+                f"the table at {uri} does not match the contract of {table.name}: {problem}; move it away, or {remedy}"
             )
         return BatchSnapshot(table, snapshot)
+
+    def drop(self, table: Table) -> None:
+        """Remove a table with all its files; its log first, so that no reader finds half of it.
+
+        Raises:
+            BatchAssetsError: the table belongs to another pipeline.
+        """
+        self.find(table)
+        files = file_system(self.table_uri(table), dict(self.storage_options))
+        infos = files.get_file_info(pafs.FileSelector("", allow_not_found=True, recursive=True))
+        paths = [info.path for info in infos if info.type == pafs.FileType.File]
+        for path in sorted(paths, key=lambda path: not path.startswith("_delta_log")):
+            files.delete_file(path)
 
 
 def is_owned(lake: Lake, full_name: str, existing: "DeltaTable | None") -> bool:
@@ -145,7 +171,8 @@ def _owned_schema(table: Table) -> pa.Schema:
     if table.owner is None:
         return schema
     place = schema.get_field_index(PARTITION)
-    return schema.set(place, schema.field(place).with_metadata({_OWNER: table.owner}))
+    recorded = {_OWNER: table.owner} | ({} if table.identity is None else {_IDENTITY: table.identity})
+    return schema.set(place, schema.field(place).with_metadata(recorded))
 
 
 def _difference(table: Table, snapshot: WritableTable) -> str | None:

@@ -147,6 +147,11 @@ class CompletionStore:
         """Remove the files of all statements."""
         cls(lake.uri, _STATEMENTS, dict(lake.storage_options)).clear()
 
+    @classmethod
+    def clear_table(cls, lake: Lake, table: Table) -> None:
+        """Remove the files of all batches of a table."""
+        cls(lake.uri, f"{_FOLDER}/{lake.full_name(table)}", dict(lake.storage_options)).clear()
+
     def clear(self) -> None:
         """Remove the files of this store."""
         self._clear(self.folder)

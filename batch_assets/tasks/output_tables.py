@@ -1,5 +1,6 @@
 """The tables of a pipeline, whose columns depend on its task."""
 
+import json
 from functools import lru_cache
 
 from batch_assets.errors import BatchAssetsError
@@ -40,9 +41,23 @@ def tables_of(settings: Settings) -> PipelineTables:
             [*figures, *histograms, outcomes],
             settings.output_table,
             has_endpoint=settings.endpoint is not None,
+            identity=_identity(settings),
         )
     except ValueError as error:
         raise BatchAssetsError(f"the pipeline {settings.pipeline} can't have its tables: {error}") from error
+
+
+def _identity(settings: Settings) -> str:
+    """What decides which documents and answers the tables of a pipeline hold, as JSON."""
+    source = settings.landing_folder if settings.dataset is None else settings.dataset
+    root = f"{settings.pipelines.parent}/"
+    parts = {
+        "source": ",".join(part.removeprefix(root) for part in source.split(",")),
+        "columns.id": settings.id_column,
+        "output.table": settings.output_table,
+        "output.column": settings.output_column,
+    }
+    return json.dumps({field: value for field, value in parts.items() if value is not None})
 
 
 def measured_task(settings: Settings) -> Task:
