@@ -42,15 +42,19 @@ def edges(url: str) -> set[tuple[str, str]]:
     """Dagster's dependencies between assets, as pairs of upstream and downstream."""
     nodes = graphql(url, "{assetNodes{assetKey{path} dependencyKeys{path}}}")["assetNodes"]
     return {
-        (upstream["path"][-1], node["assetKey"]["path"][-1]) for node in nodes for upstream in node["dependencyKeys"]
+        ("/".join(upstream["path"]), "/".join(node["assetKey"]["path"]))
+        for node in nodes
+        for upstream in node["dependencyKeys"]
     }
 
 
 def show_graph(page: Page, url: str) -> None:
     """Show the whole graph with all groups open, and wait until it is drawn and has stopped moving."""
     page.goto(f"{url}/asset-groups", wait_until="networkidle")
-    page.keyboard.press("Alt+KeyE")
     drawn = page.locator("svg path[marker-end]")
+    # A key that is pressed before the groups are drawn opens nothing.
+    expect(drawn).not_to_have_count(0)
+    page.keyboard.press("Alt+KeyE")
     expect(drawn).to_have_count(len(edges(url)))
     # The groups stay open, and the page now loads with the states of the assets.
     page.reload(wait_until="networkidle")
