@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 from pydantic import BaseModel, ConfigDict, create_model
 
-from batch_assets.pipeline_definitions import pipeline_definitions, shared_resources
+from batch_assets.pipeline_definitions import PipelineParts, combined, shared_resources
 from batch_assets.pipelines.pipeline import SECTIONS, settings_of
 from batch_assets.pipelines.pipeline_files import COMPONENT
 from batch_assets.pipelines.starter import starter
@@ -72,7 +72,7 @@ class InferencePipeline(dg.Component):
         deployment = load_settings()
         settings = settings_of(self._attributes, deployment, self._root)
         resources = dg.Definitions(resources=shared_resources(deployment))
-        return dg.Definitions.merge(pipeline_definitions([settings]), resources)
+        return dg.Definitions.merge(combined([PipelineParts.of(settings)]), resources)
 
 
 assert f"batch_assets.{InferencePipeline.__name__}" == COMPONENT

@@ -8,9 +8,11 @@ import dagster as dg
 from batch_assets.automation.jobs import upkeep_job
 from batch_assets.automation.schedules import upkeep_schedule
 from batch_assets.automation.sensors import alert_sensor
+from batch_assets.errors import BatchAssetsError
 from batch_assets.graph.broken_pipelines import broken_pipelines
-from batch_assets.pipeline_definitions import pipeline_definitions, shared_resources
-from batch_assets.pipelines.deployment import Deployment, load_deployment
+from batch_assets.models.hub_access import go_offline
+from batch_assets.pipeline_definitions import PipelineParts, combined, shared_resources
+from batch_assets.pipelines.deployment import BrokenPipeline, Deployment, load_deployment
 from batch_assets.resources.terminal import terminal_logger
 from batch_assets.settings import Settings
 
@@ -33,8 +35,17 @@ def build_defs(
         deployment = load_deployment()
     else:
         pipelines = [settings] if isinstance(settings, Settings) else list(settings)
-        deployment = Deployment(pipelines, [])
-    first = deployment.pipelines[0]
+        deployment = Deployment(pipelines[0], pipelines, [])
+    first = deployment.default
+    go_offline(deployment.pipelines)
+    parts, refused = [], []
+    for one in deployment.pipelines:
+        try:
+            parts.append(PipelineParts.of(one))
+        except BatchAssetsError as error:
+            if one.is_default:
+                raise
+            refused.append(BrokenPipeline(one.pipeline, one.pipelines / f"{one.pipeline}.yaml", str(error)))
     upkeep = upkeep_job(deployment.pipelines)
     shared = dg.Definitions(
         jobs=[upkeep],
@@ -44,9 +55,7 @@ def build_defs(
         executor=dg.in_process_executor,
         loggers={"console": terminal_logger},
     )
-    return dg.Definitions.merge(
-        shared, pipeline_definitions(deployment.pipelines), broken_pipelines(deployment.problems)
-    )
+    return dg.Definitions.merge(shared, combined(parts), broken_pipelines([*deployment.problems, *refused]))
 
 
 defs = build_defs()

@@ -1,17 +1,18 @@
 """Dagster definitions of pipelines, for this deployment or for a project that has other assets too."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import dagster as dg
 
-from batch_assets.automation.jobs import pipeline_jobs
+from batch_assets.automation.jobs import ExecutableJob, pipeline_jobs
 from batch_assets.automation.schedules import pipeline_schedules
 from batch_assets.automation.sensors import pipeline_sensors
-from batch_assets.graph.pipeline_assets import pipeline_assets
+from batch_assets.errors import BatchAssetsError, reason
+from batch_assets.graph.pipeline_assets import PipelineAssets, pipeline_assets
 from batch_assets.lake.lake import Lake
-from batch_assets.models.hub_access import go_offline
 from batch_assets.operations.promotion import promotion_jobs
 from batch_assets.pipelines.deployment import refuse_collisions
 from batch_assets.pipelines.pipeline import Pipeline
@@ -49,7 +50,8 @@ def build_pipelines(
     settings = [pipeline.settings(deployment) for pipeline in pipelines]
     refuse_collisions(settings)
     resources = {**shared_resources(deployment), **(resource_overrides or {})}
-    return dg.Definitions.merge(pipeline_definitions(settings), dg.Definitions(resources=resources))
+    parts = [PipelineParts.of(one) for one in settings]
+    return dg.Definitions.merge(combined(parts), dg.Definitions(resources=resources))
 
 
 @cache
@@ -63,26 +65,42 @@ def shared_resources(deployment: Settings) -> dict[str, Any]:
     }
 
 
-def pipeline_definitions(pipelines: Sequence[Settings]) -> dg.Definitions:
-    """The definitions of pipelines, without resources.
+@dataclass(frozen=True)
+class PipelineParts:
+    """Everything that a pipeline adds to a code location, apart from resources."""
 
-    Raises:
-        BatchAssetsError: the task or the tables of a pipeline are not valid.
-    """
-    found = [pipeline_assets(settings) for settings in pipelines]
+    assets: PipelineAssets
+    jobs: Sequence[ExecutableJob]
+    sensors: Sequence[dg.SensorDefinition]
+    schedules: Sequence[dg.ScheduleDefinition]
+
+    @classmethod
+    def of(cls, settings: Settings) -> "PipelineParts":
+        """Build the parts of a pipeline.
+
+        Raises:
+            BatchAssetsError: its task or its tables are not valid, or Dagster refuses something in its file.
+        """
+        jobs = {job.name: job for job in pipeline_jobs(settings)}
+        try:
+            return cls(
+                pipeline_assets(settings),
+                [*jobs.values(), *promotion_jobs(settings)],
+                pipeline_sensors(settings, jobs),
+                pipeline_schedules(settings, jobs),
+            )
+        except dg.DagsterError as error:
+            raise BatchAssetsError(f"Dagster refuses the pipeline {settings.pipeline}: {reason(error)}") from error
+
+
+def combined(parts: Sequence[PipelineParts]) -> dg.Definitions:
+    """The definitions of pipelines, without resources."""
     # Pipelines that call the same endpoint share its asset.
-    external = {spec.key: spec for one in found for spec in one.external}
-    jobs, sensors, schedules = [], [], []
-    go_offline(pipelines)
-    for settings in pipelines:
-        of_pipeline = {job.name: job for job in pipeline_jobs(settings)}
-        jobs += [*of_pipeline.values(), *promotion_jobs(settings)]
-        sensors += pipeline_sensors(settings, of_pipeline)
-        schedules += pipeline_schedules(settings, of_pipeline)
+    external = {spec.key: spec for part in parts for spec in part.assets.external}
     return dg.Definitions(
-        assets=[*external.values(), *(asset for one in found for asset in one.assets)],
-        asset_checks=[check for one in found for check in one.checks],
-        jobs=jobs,
-        sensors=sensors,
-        schedules=schedules,
+        assets=[*external.values(), *(asset for part in parts for asset in part.assets.assets)],
+        asset_checks=[check for part in parts for check in part.assets.checks],
+        jobs=[job for part in parts for job in part.jobs],
+        sensors=[sensor for part in parts for sensor in part.sensors],
+        schedules=[schedule for part in parts for schedule in part.schedules],
     )

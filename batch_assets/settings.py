@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.names import check_name
+from batch_assets.text import label_key
 from batch_assets.text_template import TextTemplate
 
 PREFIX = "BATCH_ASSETS_"
@@ -40,12 +41,15 @@ SUMMARIZATION, CLASSIFICATION, EXTRACTION, GENERATION = TASKS = (
 # The pipeline that ships, which the environment configures.
 DEFAULT_PIPELINE = "summaries"
 
-# Assets beside those of a pipeline have or will have these names.
-_RESERVED_NAMES = {"external", "grounding", "shadow", "long_documents"}
+# Partitions, groups and assets beside those of a pipeline have or will have these names.
+_RESERVED_NAMES = {
+    *("batch", "data", "external", "model", "chat_endpoints", "invalid_pipelines"),
+    *("grounding", "shadow", "long_documents"),
+}
 _FEWEST_LABELS = 2
 
 # The default pipeline has the tables of the talk, so the environment doesn't set what other tables would need.
-_ONLY_IN_FILES = {"pipeline", "labels", "answer_schema", "output_table", "output_column", "carry"}
+_ONLY_IN_FILES = {"pipeline", "written_source", "labels", "answer_schema", "output_table", "output_column", "carry"}
 
 # Settings of a pipeline, with their place in its file. All others belong to the deployment.
 IN_PIPELINE_FILES = {
@@ -147,6 +151,7 @@ class Settings(BaseSettings):
     pipelines: Path = Field(Path("pipelines"), description="Folder with one YAML file per pipeline.")
     pipeline: str = Field(DEFAULT_PIPELINE, description="Name of the pipeline.")
 
+    written_source: str | None = Field(None, description="The source as the pipeline's file names it.")
     dataset: str | None = Field(
         EMBEDDED_DATASET,
         description="Documents to score: aclsum, a Hugging Face hub data set, or a local file, folder or glob.",
@@ -162,7 +167,7 @@ class Settings(BaseSettings):
         "document",
         description="The text of a record: the name of a column, or a template with several, {subject}: {body}.",
     )
-    reference: str = Field("summary", description="Column with the answer that a person gave, if there is one.")
+    reference: str | None = Field("summary", description="Column with the answer that a person gave, if there is one.")
     carry: tuple[str, ...] = Field((), description="Columns to copy to the output table, as text; a JSON list.")
 
     evaluation_dataset: str | None = Field(
@@ -188,10 +193,15 @@ class Settings(BaseSettings):
         None, description="Prompt for a decoder-only model; {document} stands for the text. Default: the task's prompt."
     )
     min_length: int | None = Field(
-        None, ge=0, description="Minimum summary length in tokens; default 20 for an encoder-decoder, otherwise none."
+        None,
+        ge=0,
+        description="Minimum answer length in tokens; default: the task's, 20 for a summary by an encoder-decoder.",
     )
     max_length: int | None = Field(
-        None, ge=1, description="Maximum summary length in tokens; default 40 for an encoder-decoder, otherwise 60."
+        None,
+        ge=1,
+        description="Maximum answer length in tokens; default: the task's, for a summary 40 by an encoder-decoder, "
+        "otherwise 60.",
     )
     do_sample: bool = Field(False, description="Sample tokens instead of always taking the most likely one.")
     seed: int = Field(0, ge=0, description="Seed for sampling.")
@@ -209,7 +219,7 @@ class Settings(BaseSettings):
     )
     select_tag: str | None = Field(None, description="Register only runs with this tag, written as key=value.")
     promotion_margin: float = Field(
-        0.02, ge=0, description="How far a candidate's main score (ROUGE-1) may be below the champion's."
+        0.02, ge=0, description="How far a candidate's main score may be below the champion's."
     )
     error_rate: float = Field(
         0.05,
@@ -217,7 +227,7 @@ class Settings(BaseSettings):
         le=1,
         description="Maximum share of documents that may fail, in a batch and in a candidate's evaluation.",
     )
-    beat_baseline: bool = Field(False, description="Promote only candidates that beat the document's first sentences.")
+    beat_baseline: bool = Field(False, description="Promote only candidates that beat the task's baseline.")
     new_model: bool = Field(False, description="Log a new model even if nothing has changed.")
 
     spark_master: str = Field("local[*,4]", min_length=1, description="Spark master to run on.")
@@ -240,18 +250,18 @@ class Settings(BaseSettings):
     batches_per_run: int = Field(20, ge=1, description="Maximum batches in one run of a backfill.")
     rescore: Literal["none", "latest", "all"] = Field("none", description="Which batches a new champion makes stale.")
 
-    empty_rate: float = Field(0.01, ge=0, le=1, description="Warn above this share of empty summaries in a batch.")
+    empty_rate: float = Field(0.01, ge=0, le=1, description="Warn above this share of empty answers in a batch.")
     cut_rate: float = Field(
-        0.5, ge=0, le=1, description="Warn above this share of summaries in a batch that stop at the length limit."
+        0.5, ge=0, le=1, description="Warn above this share of answers in a batch that stop at the length limit."
     )
     truncated_rate: float = Field(
         0.2, ge=0, le=1, description="Warn above this share of documents in a batch that were truncated for the model."
     )
-    repetition: float = Field(0.2, ge=0, le=1, description="Warn above this share of repeated trigrams in summaries.")
+    repetition: float = Field(0.2, ge=0, le=1, description="Warn above this share of repeated trigrams in answers.")
     drift: float = Field(
         0.25, gt=0, description="Warn above this population stability index of a batch against earlier batches."
     )
-    fresh_hours: float = Field(24, gt=0, description="Warn if a batch waits more hours than this for its summaries.")
+    fresh_hours: float = Field(24, gt=0, description="Warn if a batch waits more hours than this for its answers.")
 
     vacuum_hours: int = Field(
         168, ge=1, description="Hours that upkeep keeps unneeded data files; must be longer than your longest run."
@@ -324,8 +334,10 @@ class Settings(BaseSettings):
         found = tuple(described)
         if len(found) < _FEWEST_LABELS or not all(isinstance(label, str) and label.strip() for label, _ in found):
             raise ValueError("use a list of at least two texts in quotation marks, or a mapping to descriptions")
-        if len({label.strip().casefold() for label, _ in found}) < len(found):
-            raise ValueError("two labels differ at most in case or surrounding blanks")
+        if len({label_key(label) for label, _ in found}) < len(found):
+            raise ValueError(
+                "two labels differ at most in case, or in blanks, quotation marks or full stops at the ends"
+            )
         return found
 
     @field_validator("text")
@@ -348,7 +360,7 @@ class Settings(BaseSettings):
     @classmethod
     def _owners(cls, owners: str) -> str:
         for owner in owners.split(","):
-            if not re.fullmatch(r"team:[\w-]+|[^@\s]+@[^@\s]+", owner.strip()):
+            if not re.fullmatch(r"team:[\w-]+|[^@\s]+@[^@\s.]+(\.[^@\s.]+)+", owner.strip()):
                 raise ValueError(f"{owner.strip()!r} is neither team:name nor an email address")
         return owners
 
@@ -444,7 +456,7 @@ class Settings(BaseSettings):
         if self.task == GENERATION and self.prompt is None:
             raise ValueError(f"the task {GENERATION} needs a PROMPT")
         if self.reference in TextTemplate(self.text).columns:
-            raise ValueError(f"the model must not see the reference: remove {{{self.reference}}} from the TEXT")
+            raise ValueError(f"the model must not see the reference: remove {{{self.reference}}} from TEXT")
         if self.ui_port == self.mlflow_port:
             raise ValueError(f"UI_PORT and MLFLOW_PORT are both {self.ui_port}")
         return self
@@ -571,11 +583,15 @@ def variables() -> dict[str, str]:
     }
 
 
-def load_settings(**others: Any) -> Settings:
-    """Read the settings from the environment.
+def named(settings: Settings, field: str) -> str:
+    """What to call a setting in a message: its variable, or its place in the pipeline's file."""
+    if settings.is_default or field not in IN_PIPELINE_FILES:
+        return variables()[field]
+    return f"{IN_PIPELINE_FILES[field]} of the pipeline {settings.pipeline}"
 
-    Args:
-        others: settings whose variables are not set.
+
+def load_settings() -> Settings:
+    """Read the settings from the environment.
 
     Raises:
         BatchAssetsError: a BATCH_ASSETS_* variable is unknown, or a value is invalid.
@@ -590,7 +606,7 @@ def load_settings(**others: Any) -> Settings:
             hint = f" Did you mean {near[0]}?" if near else " See docs/reference/settings.md."
             raise BatchAssetsError(f"Unknown setting {variable}.{hint}")
     try:
-        return Settings(**others)
+        return Settings()
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")

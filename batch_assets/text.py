@@ -40,3 +40,8 @@ def has_text(document: str | None) -> TypeGuard[str]:
 def sha256_of(text: str) -> str:
     """SHA-256 of a text, to identify it where the text itself must not be stored."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def label_key(label: str) -> str:
+    """What is compared of a label: not its case, nor blanks, quotation marks and full stops around it."""
+    return label.strip().strip("\"'`.").strip().casefold()

@@ -291,7 +291,8 @@ def test_a_changed_source_is_refused_until_the_pipeline_is_reset(scored):
             Lake.of(settings).open(tables_of(settings).documents)
         assert Lake.of(settings).find(tables_of(settings).documents).rows() == 3
         done = []
-        reset(settings.model_copy(update={"home": scored.folder / "home"}), done.append)
+        settings = settings.model_copy(update={"output_column": "another"})
+        reset(settings, done.append)
         assert "letters_documents removed" in done
         assert landing("others.jsonl") == []
         assert scored.rows("letters", "documents", "letters") == []
@@ -339,13 +340,13 @@ def test_a_project_of_somebody_else_materializes_a_pipeline(scored, tmp_path, mo
     assert materialize(loaded, scored.instance, "letters", LAND_BATCHES, ["letters"]) == []
     graph = loaded.resolve_asset_graph()
     assert dg.AssetKey("report_on_letters") in graph.get_all_asset_keys()
-    settings = load_deployment().pipelines[0]
-    landed = [row for part in Lake.of(settings).open(_documents("letters")).read("letters") for row in part.to_pylist()]
+    settings = load_deployment().default
+    landed = [row for part in Lake.of(settings).find(_documents("letters")).read("letters") for row in part.to_pylist()]
     assert len(landed) == 3
 
 
 def _documents(pipeline: str):
-    settings = load_deployment().pipelines[0]
+    settings = load_deployment().default
     return tables_of(
         settings.model_copy(update={"pipeline": pipeline, "carry": ("customer",), "endpoint": None})
     ).documents

@@ -168,3 +168,14 @@ def test_typed_answers_are_stored_as_structs_reused_and_measured(spark, lake):
     )  # fmt: skip
     (row,) = measure_batch("a", {"t": frame}, ORDER, datetime.now(UTC))
     assert (row["answers"], row["errors"], row["name_equal"], row["amount_equal"]) == (2, 1, 0.5, 1.0)
+
+
+def test_an_extraction_is_normalized_to_what_spark_reads():
+    task = Extraction("n BIGINT, day DATE, at TIMESTAMP")
+    read = json.loads(task.read('{"at": "2026-01-31T10:00:00+02:00", "day": "20260131", "n": 3.0}'))
+    assert read == {"n": 3, "day": "2026-01-31", "at": "2026-01-31T08:00:00+00:00"}
+    stored = json.dumps({"n": 3, "day": "2026-01-31", "at": "2026-01-31T08:00:00.000Z"})
+    assert task.scores("", json.dumps(read), stored)["fields_equal"] == 1
+    with pytest.raises(AnswerError, match="too large"):
+        task.read('{"n": 1e30, "day": null, "at": null}')
+    assert '"day" (date as YYYY-MM-DD)' in task.prompt

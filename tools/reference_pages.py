@@ -74,6 +74,8 @@ def _settings() -> str:
         "whose file sets it. For the pipeline `summaries`, which ships, a variable sets it too: it takes precedence",
         "over `pipelines/summaries.yaml`, and that over the default. `make run`, `make ui`, the command `batch-assets`",
         "and the Dagster code location read them. A `BATCH_ASSETS_` variable that is not on this page is refused.\n",
+        "In other pipelines than `summaries`, `source.dataset`, `columns.reference` and `ai_query.endpoint` have no",
+        "default, and `model.name` is the pipeline's name.\n",
         _MADE,
         "## Of a pipeline\n",
         "| in its file | variable, for `summaries` only | default | meaning |",

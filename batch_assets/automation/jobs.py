@@ -5,6 +5,7 @@ from typing import TypeAlias
 
 import dagster as dg
 
+from batch_assets.errors import BatchAssetsError
 from batch_assets.graph.partitions import batch_partitions
 from batch_assets.graph.pipeline_names import (
     LAND_BATCHES,
@@ -97,10 +98,16 @@ def upkeep_job(pipelines: Sequence[Settings]) -> dg.JobDefinition:
         from batch_assets.scoring.completions import remove_abandoned
 
         vacuum_hours = pipelines[0].vacuum_hours
+        problems = []
         for table in (table for settings in pipelines for table in tables_of(settings).all):
-            if lake.exists(table):
-                maintain(lake.open(table).delta, vacuum_hours, context.log.info)
+            try:
+                if lake.exists(table):
+                    maintain(lake.find(table).delta, vacuum_hours, context.log.info)
+            except BatchAssetsError as error:
+                problems.append(str(error))
         context.log.info(f"{remove_abandoned(lake, vacuum_hours)} files of abandoned completions removed")
+        if problems:
+            raise BatchAssetsError("; ".join(problems))
 
     @dg.job(executor_def=dg.in_process_executor, description="Compact all tables and remove unused files.")
     def upkeep() -> None:

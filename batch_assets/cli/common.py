@@ -37,7 +37,7 @@ def load_all() -> Deployment:
     from batch_assets.models.hub_access import go_offline
 
     deployment = load_deployment()
-    default = deployment.pipelines[0]
+    default = deployment.default
     # The code location and the workers must use the same folders, regardless of the folder that they start in.
     os.environ[f"{PREFIX}HOME"] = str(default.home)
     os.environ[f"{PREFIX}PIPELINES"] = str(default.pipelines)
@@ -54,10 +54,10 @@ def load(pipeline: str | None) -> Settings:
     deployment = load_all()
     if pipeline is not None:
         return deployment.pipeline(pipeline)
-    if len(deployment.pipelines) > 1:
-        names = " or ".join(settings.pipeline for settings in deployment.pipelines)
-        raise BatchAssetsError(f"there are several pipelines: add --pipeline {names}")
-    return deployment.pipelines[0]
+    names = [*(settings.pipeline for settings in deployment.pipelines), *(one.name for one in deployment.problems)]
+    if len(names) > 1:
+        raise BatchAssetsError(f"there are several pipelines: add --pipeline {' or '.join(names)}")
+    return deployment.pipeline(names[0])
 
 
 def exit_if_failed(failures: list[str]) -> None:

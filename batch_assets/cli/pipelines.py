@@ -25,7 +25,7 @@ def new(name: str) -> None:
     from batch_assets.settings import check_pipeline_name
 
     deployment = load_all()
-    folder = deployment.pipelines[0].pipelines
+    folder = deployment.default.pipelines
     try:
         check_pipeline_name(name)
     except ValueError as error:
@@ -38,7 +38,7 @@ def new(name: str) -> None:
         with file.open("x", encoding="utf-8") as target:
             target.write(starter(name, has_schema=True))
     except FileExistsError as error:
-        raise BatchAssetsError(f"{file} exists already: mend or remove it, or choose another name") from error
+        raise BatchAssetsError(f"{file} exists already: fix or remove it, or choose another name") from error
     (folder / SCHEMA_FILE).write_text(json.dumps(pipeline_schema(), indent=1) + "\n", encoding="utf-8")
     click.echo(f"{file} written: fill it in, then run 'batch-assets check' and 'batch-assets run {name}'")
 
@@ -82,19 +82,20 @@ def check(files: tuple[Path, ...], as_json: bool) -> None:
     from batch_assets.pipelines.deployment import deployment_of
 
     deployment = deployment_of(files) if files else load_all()
-    problems = {problem.name: problem.message for problem in deployment.problems}
+    problems = [(problem.name, problem.message) for problem in deployment.problems]
     for settings in deployment.pipelines:
         try:
             check_pipeline(settings)
         except (BatchAssetsError, OSError) as error:
-            problems[settings.pipeline] = str(error)
-    valid = [settings.pipeline for settings in deployment.pipelines if settings.pipeline not in problems]
+            problems.append((settings.pipeline, str(error)))
+    bad = {name for name, _ in problems}
+    valid = [settings.pipeline for settings in deployment.pipelines if settings.pipeline not in bad]
     if as_json:
-        print_json({"valid": valid, "problems": problems})
+        print_json({"valid": valid, "problems": [{"name": name, "problem": message} for name, message in problems]})
     else:
         for name in valid:
             click.echo(f"ok       {name}")
-        for name, message in problems.items():
+        for name, message in problems:
             click.echo(f"problem  {name}: {' '.join(message.split())}")
     if problems:
         sys.exit(ExitStatus.FAILED)

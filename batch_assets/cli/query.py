@@ -32,7 +32,7 @@ def query(statement: str, resume: bool, as_json: bool) -> None:
     from batch_assets.resources.endpoints import EndpointsResource
     from batch_assets.resources.spark import SparkResource
 
-    settings = load_all().pipelines[0]
+    settings = load_all().default
     default = settings.endpoint or EMBEDDED_ENDPOINT
     if statement == "-":
         statement = sys.stdin.read()

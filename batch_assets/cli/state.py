@@ -17,7 +17,7 @@ from batch_assets.cli.common import (
     print_table,
     progress_to_stderr,
 )
-from batch_assets.errors import ExitStatus
+from batch_assets.errors import BatchAssetsError, ExitStatus
 from batch_assets.tasks.output_tables import tables_of
 
 if TYPE_CHECKING:
@@ -43,23 +43,31 @@ def status(pipeline: str | None, as_json: bool) -> None:
 
     deployment = load_all()
     wanted = deployment.pipelines if pipeline is None else [deployment.pipeline(pipeline)]
-    states = {settings.pipeline: status_of(settings) for settings in wanted}
     problems = [problem.message for problem in deployment.problems]
+    states = {}
+    for settings in wanted:
+        try:
+            states[settings.pipeline] = status_of(settings)
+        except BatchAssetsError as error:
+            if len(wanted) == 1:
+                raise
+            problems.append(f"{settings.pipeline} can't be shown: {error}")
     if as_json:
         shown = {name: {"counts": found.counts, **asdict(found)} for name, found in states.items()}
-        only = next(iter(shown.values()))
-        print_json({**(only if len(shown) == 1 else {"pipelines": shown}), "invalid_pipelines": problems})
+        only = shown[wanted[0].pipeline] if len(wanted) == 1 else {"pipelines": shown}
+        print_json({**only, "invalid_pipelines": problems})
         return
     for problem in problems:
         click.echo(f"invalid pipeline: {problem}")
     for name, found in states.items():
-        if len(states) > 1:
+        if len(wanted) > 1:
             click.echo(f"pipeline {name}")
         _print_batches(found.batches, found.counts)
         _print_champion(found)
         for check, bad in found.failing.items():
             click.echo(f"check {check} fails" + (f" for {_few(list(bad))}" if bad else ""))
-    if found.runs:
+    runs = next(iter(states.values())).runs if states else []
+    if runs:
         click.echo("last runs")
         # Each state has the batches of its own pipeline's runs only.
         batches = {run.run_id: run.batches for state in states.values() for run in state.runs if run.batches}
@@ -67,7 +75,7 @@ def status(pipeline: str | None, as_json: bool) -> None:
             ["run", "job", "status", "began", "ended", "batches"],
             [
                 (run.run_id, run.job, run.status, run.began, run.ended, _few(batches.get(run.run_id, [])))
-                for run in found.runs
+                for run in runs
             ],
         )
     else:
@@ -188,7 +196,7 @@ def ui() -> None:
     from batch_assets.operations.ui import serve
     from batch_assets.resources.dagster_storage import open_instance
 
-    settings = load_all().pipelines[0]
+    settings = load_all().default
     with open_instance(settings) as instance:
         for run_id in close_orphaned_runs(instance):
             click.echo(f"run {run_id} was killed; Dagster retries it if it has retries left")
@@ -211,7 +219,7 @@ def upkeep(as_json: bool) -> None:
     from batch_assets.scoring.completions import remove_abandoned
 
     deployment = load_all()
-    settings = deployment.pipelines[0]
+    settings = deployment.default
     lake = Lake.of(settings)
     tables = [table for one in deployment.pipelines for table in tables_of(one).all if lake.exists(table)]
     outcome = []
@@ -219,7 +227,7 @@ def upkeep(as_json: bool) -> None:
         if not tables:
             click.echo(f"there are no tables in {settings.lake_uri} yet")
         for table in tables:
-            done = maintain(lake.open(table).delta, settings.vacuum_hours, click.echo)
+            done = maintain(lake.find(table).delta, settings.vacuum_hours, click.echo)
             outcome.append({"table": table.name, **asdict(done)})
             click.echo(
                 f"{table.name}: compacted {done.compacted} files into {done.became}, removed {done.vacuumed} unneeded "

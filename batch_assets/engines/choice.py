@@ -14,7 +14,7 @@ from batch_assets.engines.conversion import CONVERSION_FILE, Conversion
 from batch_assets.engines.spec import EngineSpec
 from batch_assets.errors import BatchAssetsError
 from batch_assets.mlflow_client import MlflowClient
-from batch_assets.settings import Settings
+from batch_assets.settings import Settings, named
 from batch_assets.sources.records import Document
 from batch_assets.text import sha256_of
 
@@ -135,8 +135,8 @@ def choose(client: MlflowClient, run_id: str | None, model: ScoringModel, settin
     Raises:
         BatchAssetsError: the named engine or precision can't run this model.
     """
-    named = settings.engine != "auto" or settings.dtype == "int8"
-    by = "BATCH_ASSETS_ENGINE" if settings.engine != "auto" else "BATCH_ASSETS_DTYPE"
+    is_named = settings.engine != "auto" or settings.dtype == "int8"
+    by = named(settings, "engine" if settings.engine != "auto" else "dtype")
     engine = _candidate(model, settings)
     refusal = _refusal(engine, model, settings)
     if refusal is None and engine.convert is None:
@@ -148,12 +148,12 @@ def choose(client: MlflowClient, run_id: str | None, model: ScoringModel, settin
     if uri is not None:
         conversion = _read(uri)
         refusal = conversion.refusal
-        if refusal is None and named:
+        if refusal is None and is_named:
             return Choice(engine.name, f"set by {by}", _fetch(uri), uri)
         if refusal is None and conversion.compared and conversion.equal == conversion.compared:
             return Choice(engine.name, "the fastest engine with the reference's output", _fetch(uri), uri)
         refusal = refusal or conversion_summary(engine.name, settings.dtype, conversion)
-    if named:
+    if is_named:
         value = settings.engine if settings.engine != "auto" else settings.dtype
         raise BatchAssetsError(f"{by}={value} can't be used for this model: {refusal}")
     return Choice(REFERENCE.name, f"the reference engine, instead of {engine.name}: {refusal}")
@@ -176,7 +176,7 @@ def _refusal(engine: EngineSpec, model: ScoringModel, settings: Settings) -> str
     if refusal is not None or engine.convert is None:
         return refusal
     if settings.dtype not in ("float32", "int8"):
-        return f"BATCH_ASSETS_DTYPE is {settings.dtype}"
+        return f"{named(settings, 'dtype')} is {settings.dtype}"
     if runs_on_gpu(settings):
         return "the model runs on a GPU"
     if not engine.is_installed:

@@ -14,7 +14,7 @@ SYSTEMIC_ERRORS = 5
 
 
 class RowError(StrEnum):
-    """Why a document has no summary. Braces mark values that depend on the case."""
+    """Why a document has no answer. Braces mark values that depend on the case."""
 
     NO_TEXT = "the document has no text"
     WORKER_DIED = "the worker process died over this document"

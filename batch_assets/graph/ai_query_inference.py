@@ -120,7 +120,7 @@ def build_ai_query_inference(settings: Settings) -> dg.AssetsDefinition:
                 settings.ai_query_limit,
                 {**expected, "endpoint": endpoint, "run_id": context.run.run_id},
                 context.log.info,
-                task.read if task.rules else None,
+                task.read if task.reads_answers else None,
             )
             usage = answered.usage
             context.log.info(

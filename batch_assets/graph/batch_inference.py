@@ -22,7 +22,7 @@ from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.resources.spark import SparkResource
 from batch_assets.scoring.completions import CompletionStore
-from batch_assets.settings import Settings
+from batch_assets.settings import Settings, named
 from batch_assets.staleness import input_metadata, input_version, is_stale
 from batch_assets.tasks.output_tables import tables_of
 
@@ -80,7 +80,7 @@ def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
                 assert commit is not None
                 scored_by = commit.metadata["model_version"]
                 hint = (
-                    "" if scored_by == number else f" (the champion is {number}; BATCH_ASSETS_RESCORE=all rescores it)"
+                    "" if scored_by == number else f" (the champion is {number}; {named(settings, 'rescore')} decides)"
                 )
                 context.log.info(f"batch {batch}: up to date, scored by version {scored_by}{hint}")
                 return outcome(output, batch, commit.version, scored_by, 0, {})

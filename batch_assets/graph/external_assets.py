@@ -6,8 +6,11 @@ from batch_assets.graph.pipeline_names import AssetKeys, endpoint_key, group_of
 from batch_assets.settings import EMBEDDED_DATASET, EMBEDDED_ENDPOINT, EMBEDDED_MODEL, Settings, redacted
 
 
-def external_assets(settings: Settings) -> list[dg.AssetSpec]:
-    """Asset specs of a pipeline's source, checkpoint and endpoint."""
+def external_assets(settings: Settings, owners: list[str]) -> list[dg.AssetSpec]:
+    """Asset specs of a pipeline's source, checkpoint and endpoint.
+
+    Other pipelines may call the same endpoint, so only the default pipeline's has owners.
+    """
     keys, group = AssetKeys(settings.pipeline), group_of(settings, "external")
     if settings.dataset is None:
         source = {"landing folder": redacted(settings.landing_folder)}
@@ -19,6 +22,7 @@ def external_assets(settings: Settings) -> list[dg.AssetSpec]:
             group_name=group,
             description="Source data set: documents, with reference answers by people if there are any.",
             metadata=source,
+            owners=owners,
             kinds={"aclsum" if settings.dataset == EMBEDDED_DATASET else "dataset"},
         ),
         dg.AssetSpec(
@@ -26,6 +30,7 @@ def external_assets(settings: Settings) -> list[dg.AssetSpec]:
             group_name=group,
             description="Pretrained model that is logged, evaluated and registered.",
             metadata={"model": settings.model},
+            owners=owners,
             kinds={"huggingface" if settings.model == EMBEDDED_MODEL else "checkpoint"},
         ),
     ]
@@ -36,6 +41,7 @@ def external_assets(settings: Settings) -> list[dg.AssetSpec]:
                 group_name="external",
                 description="OpenAI-compatible server that ai_query calls.",
                 metadata={"endpoint": settings.endpoint},
+                owners=owners if settings.is_default else None,
                 kinds={"llamacpp" if settings.endpoint == EMBEDDED_ENDPOINT else "openai"},
             )
         )

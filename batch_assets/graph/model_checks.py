@@ -43,14 +43,18 @@ def model_checks(settings: Settings) -> list[Check]:
             metadata={} if version is None else {"version": version.number, **recorded_decision(version)},
         )
 
-    baseline_check = "beats_lead_baseline" if settings.task == SUMMARIZATION else "beats_baseline"
-    return [
+    is_lead = settings.is_default or settings.task == SUMMARIZATION
+    baseline_checks = [
         Check(
             keys.evaluation,
-            baseline_check,
+            "beats_lead_baseline" if is_lead else "beats_baseline",
             "The newest model's main score is higher than those of the baselines, which need no model.",
             beats_baselines,
-        ),
+        )
+    ]
+    has_baseline = settings.is_default or bool(task_of(settings).baselines(["text"], ["text"]))
+    return [
+        *(baseline_checks if has_baseline else []),
         Check(
             keys.champion,
             "promotion",

@@ -44,6 +44,11 @@ def register_batches(instance: dg.DagsterInstance, pipeline: str, batches: Seque
                 raise
 
 
+def active_runs(instance: dg.DagsterInstance, pipeline: str) -> list[dg.DagsterRun]:
+    """The runs of a pipeline that are queued or running."""
+    return [run for run in instance.get_runs(dg.RunsFilter(statuses=ACTIVE_STATUSES)) if _is_run_of(run, pipeline)]
+
+
 def forget_batches(instance: dg.DagsterInstance, pipeline: str) -> None:
     """Remove the batches of a pipeline from its partitions."""
     for batch in known_batches(instance, pipeline):

@@ -49,6 +49,6 @@ def pipeline_assets(settings: Settings) -> PipelineAssets:
     assets = [*(asset.with_attributes(backfill_policy=policy) for asset in partitioned), *whole]
     return PipelineAssets(
         [asset.map_asset_specs(lambda spec: spec.replace_attributes(owners=owners)) for asset in assets],
-        [spec.replace_attributes(owners=owners) for spec in external_assets(settings)],
+        external_assets(settings, owners),
         check_definitions([*table_checks(settings), *quality_checks(settings), *model_checks(settings)]),
     )

@@ -16,8 +16,8 @@ MATERIALIZE_ALL, LAND_BATCHES, TAKE_FILES, SCORE_BATCHES, PROMOTE, ROLLBACK = JO
     "rollback",
 )
 
-# Ops that are configured by name.
-TAKE_OP, PROMOTE_OP = "take", "promote_champion"
+# The op of TAKE_FILES, whose name is in its configuration.
+TAKE_OP = "take"
 
 
 class AssetKeys:

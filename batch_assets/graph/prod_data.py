@@ -22,7 +22,8 @@ def build_prod_data(settings: Settings) -> dg.AssetsDefinition:
     """The asset of a pipeline's documents."""
     keys, tables, columns = AssetKeys(settings.pipeline), tables_of(settings), ColumnMapping.of(settings)
     sources = {"id": [columns.id], "document": columns.template.columns} | {name: [name] for name in columns.carry}
-    sources[tables.documents.reference_column] = [columns.reference]
+    if columns.reference is not None:
+        sources[tables.documents.reference_column] = [columns.reference]
     lineage = column_lineage({name: [(keys.source, one) for one in names] for name, names in sources.items()})
 
     @dg.asset(

@@ -8,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 
+from batch_assets.errors import BatchAssetsError, reason
 from batch_assets.graph.pipeline_names import AssetKeys, group_of
 from batch_assets.graph.quality_checks import quality_checks
 from batch_assets.graph.table_checks import table_checks
@@ -129,7 +130,11 @@ def _failing(settings: Settings, lake: Lake, registry: ModelRegistry) -> dict[st
     found: dict[str, Mapping[str, str]] = {}
     for check in [*table_checks(settings), *quality_checks(settings)]:
         if check.name in _ERRORS:
-            bad = check.evaluate(lake, registry).metadata["batches"]
+            try:
+                bad = check.evaluate(lake, registry).metadata["batches"]
+            except (BatchAssetsError, OSError) as error:
+                found[check.name] = {"not evaluated": reason(error)}
+                continue
             if isinstance(bad, dg.JsonMetadataValue) and isinstance(bad.value, dict) and bad.value:
                 found[check.name] = bad.value
     return found

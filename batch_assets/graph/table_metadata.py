@@ -66,7 +66,7 @@ def table_metadata(
 
 
 def totals(snapshot: BatchSnapshot, batch: str) -> dict[str, int]:
-    """Count summaries, errors, documents without text, and tokens in all rows of a batch.
+    """Count answers, errors, documents without text, and tokens in all rows of a batch.
 
     The counts come from the statistics in the table's log, the sums from the batch's last commit. Rows are read only
     where another writer or an earlier release recorded neither.

@@ -3,6 +3,7 @@
 The Delta schema, the Spark schema, the column schema shown in Dagster and the checks are derived from it.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -288,41 +289,45 @@ def pipeline_tables(
         ValueError: two columns of a table have the same name, or a name is not valid.
     """
     one, many = words
+    known = {
+        "generated_summary": output.name,
+        "m4_1_prod_data": f"{name}_documents",
+        "Ground-truth summary": "Answer that a person gave",
+        "reference summary": "reference",
+        "Summaries": many.capitalize(),
+        "summaries": many,
+        "Summary": one.capitalize(),
+        "summary": one,
+        "summarize": "score",
+    }
+    pattern = re.compile("|".join(known))
 
     def worded(text: str) -> str:
-        for old, new in (
-            ("generated_summary", output.name),
-            ("m4_1_prod_data", f"{name}_documents"),
-            ("Ground-truth summary", "Answer that a person gave"),
-            ("reference summary", "reference"),
-            ("Summaries", many.capitalize()),
-            ("summaries", many),
-            ("Summary", one.capitalize()),
-            ("summary", one),
-            ("summarize", "score"),
-        ):
-            text = text.replace(old, new)
-        return text
+        return pattern.sub(lambda found: known[found[0]], text)
 
-    def derived(table: Table, suffix: str, columns: Iterable[Column]) -> Table:
-        found = [replace(_renamed(column, output), description=worded(column.description)) for column in columns]
+    def ours(columns: Iterable[Column]) -> list[Column]:
+        return [replace(_renamed(column, output), description=worded(column.description)) for column in columns]
+
+    def table(like: Table, suffix: str, columns: Iterable[Column]) -> Table:
+        found = tuple(columns)
         names = [check_name(column.name).lower() for column in found]
         again = sorted({column for column in names if names.count(column) > 1})
         if again:
             raise ValueError(f"the table {name}_{suffix} would have two columns {', '.join(again)}")
-        return Table(f"{name}_{suffix}", worded(table.description), tuple(found), owner=name)
+        return Table(f"{name}_{suffix}", worded(like.description), found, owner=name)
 
     extra = [Column(column, "string", "Copied from the source") for column in carried]
-    original = PROD_DATA.columns
-    documents = derived(PROD_DATA, "documents", [*original[:3], *extra, *original[3:]])
-    scored = derived(BATCH_INFERENCE, "predictions", [*documents.columns, *BATCH_INFERENCE.columns[len(original) :]])
+    originals, answers = PROD_DATA.columns, BATCH_INFERENCE.columns[len(PROD_DATA.columns) :]
+    documents = table(PROD_DATA, "documents", [*ours(originals[:3]), *extra, *ours(originals[3:])])
+    scored = table(BATCH_INFERENCE, "predictions", [*documents.columns, *ours(answers)])
     quality = SUMMARY_QUALITY.columns
+    measures = [*ours(quality[:_QUALITY_COUNTS]), *figures, *ours(quality[-_QUALITY_EXAMPLES:])]
     return PipelineTables(
         replace(documents, identity=identity),
-        derived(PROD_DATA_REJECTED, "rejected", PROD_DATA_REJECTED.columns),
+        table(PROD_DATA_REJECTED, "rejected", ours(PROD_DATA_REJECTED.columns)),
         scored if output_table is None else replace(scored, name=check_name(output_table)),
-        derived(AI_QUERY_INFERENCE, "ai_query", AI_QUERY_INFERENCE.columns) if has_endpoint else None,
-        derived(SUMMARY_QUALITY, "quality", [*quality[:_QUALITY_COUNTS], *figures, *quality[-_QUALITY_EXAMPLES:]]),
+        table(AI_QUERY_INFERENCE, "ai_query", ours(AI_QUERY_INFERENCE.columns)) if has_endpoint else None,
+        table(SUMMARY_QUALITY, "quality", measures),
     )
 
 

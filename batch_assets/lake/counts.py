@@ -1,4 +1,4 @@
-"""Count the rows of a summary table: with a summary, with an error, without text."""
+"""Count the rows of a table of answers: with an answer, with an error, without text."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
 """The lake: Delta tables partitioned by batch, each with a contract, opened and replaced batch by batch."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -95,7 +96,7 @@ class Lake:
             BatchAssetsError: the existing table does not match the contract.
         """
         if self.exists(table):
-            # Whoever only looks may see what another version of the pipeline has written.
+            # Readers may open a table that was set up with another source or output.
             return self.open(replace(table, identity=None))
         return BatchSnapshot(table, MissingTable(self.table_uri(table), table.arrow_schema, [PARTITION]))
 
@@ -122,7 +123,7 @@ class Lake:
         if owner != table.owner:
             whose = f"the pipeline {owner}" if owner else "somebody else"
             raise BatchAssetsError(
-                f"the table at {uri} belongs to {whose}, not to the pipeline {table.owner or 'summaries'}: move it "
+                f"the table at {uri} belongs to {whose}, not to the pipeline {table.owner or 'that ships'}: move it "
                 "away, or give the pipeline or its output another name"
             )
         if table.identity is not None and recorded.get(_IDENTITY) != table.identity:
@@ -142,18 +143,45 @@ class Lake:
             )
         return BatchSnapshot(table, snapshot)
 
-    def drop(self, table: Table) -> None:
-        """Remove a table with all its files; its log first, so that no reader finds half of it.
+    def owned_by(self, pipeline: str) -> dict[str, int]:
+        """The names of all tables that belong to a pipeline other than the default one, with their numbers of rows."""
+        from deltalake import DeltaTable
 
-        Raises:
-            BatchAssetsError: the table belongs to another pipeline.
+        folder = "/".join((self.uri.rstrip("/"), check_name(self.catalog), check_name(self.schema)))
+        options = dict(self.storage_options)
+        files = file_system(folder, options)
+        found = {}
+        for info in files.get_file_info(pafs.FileSelector("", allow_not_found=True)):
+            uri = f"{folder}/{info.base_name}"
+            if info.type != pafs.FileType.Directory or not DeltaTable.is_deltatable(uri, options):
+                continue
+            delta = DeltaTable(uri, storage_options=options)
+            if any((field.metadata or {}).get(_OWNER) == pipeline for field in delta.schema().fields):
+                found[info.base_name] = sum(delta.get_add_actions(flatten=True).column("num_records").to_pylist())
+        return found
+
+    def drop(self, name: str, pipeline: str) -> None:
+        """Remove a table that belongs to a pipeline, with all its files.
+
+        The rows go first, then the log from its end: as long as there is a log, ``owned_by`` finds the table, so an
+        interrupted call can be repeated.
         """
-        self.find(table)
-        files = file_system(self.table_uri(table), dict(self.storage_options))
+        if name not in self.owned_by(pipeline):
+            return
+        folder = "/".join((self.uri.rstrip("/"), check_name(self.catalog), check_name(self.schema), check_name(name)))
+        files = file_system(folder, dict(self.storage_options))
         infos = files.get_file_info(pafs.FileSelector("", allow_not_found=True, recursive=True))
         paths = [info.path for info in infos if info.type == pafs.FileType.File]
-        for path in sorted(paths, key=lambda path: not path.startswith("_delta_log")):
+        for path in sorted(paths, key=_removal_order):
             files.delete_file(path)
+
+
+def _removal_order(path: str) -> tuple[int, int]:
+    """Rows first, then checkpoints and what points to them, then commits from the newest to the oldest."""
+    if not path.startswith("_delta_log/"):
+        return 0, 0
+    commit = re.fullmatch(r"_delta_log/(\d+)\.json", path)
+    return (1, 0) if commit is None else (2, -int(commit[1]))
 
 
 def is_owned(lake: Lake, full_name: str, existing: "DeltaTable | None") -> bool:

@@ -142,7 +142,8 @@ class HubCheckpoint(CheckpointSource):
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return BatchAssetsError(
             f"the model {self.name} can't be loaded from the Hugging Face hub ({reason}): check the name and the "
-            f"network, or set BATCH_ASSETS_MODEL={EMBEDDED_MODEL}, which needs no hub"
+            f"network, or use {EMBEDDED_MODEL}, which needs no hub (BATCH_ASSETS_MODEL={EMBEDDED_MODEL}, or "
+            "model.checkpoint in a pipeline's file)"
         )
 
 

@@ -16,7 +16,7 @@ from batch_assets.quality import plots
 from batch_assets.quality.bootstrap import interval
 from batch_assets.quality.measures import measure, measure_names, name_precision, number_precision
 from batch_assets.sources.records import Document
-from batch_assets.tasks.task import AnswerError, Task
+from batch_assets.tasks.task import Task
 from batch_assets.text import sha256_of
 
 _EVALUATION_TAG = "batch_assets.evaluation"
@@ -91,10 +91,16 @@ def evaluate(
 
 @dataclass(frozen=True)
 class DocumentResult:
-    """A model's result for one held-out document: main score, the first baseline's score, and whether it failed."""
+    """A model's result for one held-out document.
+
+    Args:
+        score: its main score.
+        baseline: the first baseline's main score, None if the task has no baseline.
+        failed: whether the model gave no answer.
+    """
 
     score: float
-    baseline: float
+    baseline: float | None
     failed: bool
 
 
@@ -127,18 +133,15 @@ def results_on(
         _log_documents(client, run_id, rows, sha256_of("".join(row["document_sha256"] for row in rows)))
         known |= {row["document_sha256"]: row for row in rows}
     rows = [known[sha256_of(item.document or "")] for item in documents]
-    return [
-        DocumentResult(_main_score(task, row, ""), _main_score(task, row, _first_baseline(row)), _failed(row))
-        for row in rows
-    ]
+    return [DocumentResult(_main_score(task, row, ""), _baseline_score(task, row), _failed(row)) for row in rows]
 
 
 def _main_score(task: Task, row: Mapping[str, Any], prefix: str) -> float:
     return float(row["scores"][f"{prefix}{task.main_score}"])
 
 
-def _first_baseline(row: Mapping[str, Any]) -> str:
-    return str(row["baselines"][0]) if row["baselines"] else ""
+def _baseline_score(task: Task, row: Mapping[str, Any]) -> float | None:
+    return _main_score(task, row, str(row["baselines"][0])) if row["baselines"] else None
 
 
 def _failed(row: Mapping[str, Any]) -> bool:
@@ -197,7 +200,7 @@ def _answer(task: Task, completion: Completion) -> tuple[str, str | None]:
         return "", completion.error_message
     try:
         return task.read(completion.text), None
-    except AnswerError as error:
+    except ValueError as error:
         return "", str(error)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from batch_assets.errors import BatchAssetsError
 from batch_assets.mlflow_client import MlflowClient, Run
 from batch_assets.models.tracking import experiment_id
-from batch_assets.settings import Settings
+from batch_assets.settings import Settings, named
 
 # Tags of a run whose model is completely logged.
 MODEL_URI_TAG = "batch_assets.model_uri"
@@ -88,14 +88,14 @@ def find_run(client: MlflowClient, settings: Settings) -> ModelRun:
     if settings.select_tag is not None:
         key, _, value = settings.select_tag.partition("=")
         conditions.append(f"tags.`{key}` = '{value}'")
-        wanted, remedy = f" and the tag {settings.select_tag}", "tag a run, or unset BATCH_ASSETS_SELECT_TAG"
+        wanted, remedy = f" and the tag {settings.select_tag}", f"tag a run, or remove {named(settings, 'select_tag')}"
     if settings.select_by != "newest":
         metric = f"metrics.`{settings.select_by}`"
         # Any comparison skips runs without the metric.
         conditions.append(f"{metric} > -1e308")
         order.append(f"{metric} DESC")
         wanted += f" and the metric {settings.select_by}"
-        remedy = "materialize model_evaluation, or set BATCH_ASSETS_SELECT_BY=newest"
+        remedy = f"materialize model_evaluation, or set {named(settings, 'select_by')} to newest"
     return _first(search_runs(client, settings, " and ".join(conditions), order), settings, wanted, remedy)
 
 

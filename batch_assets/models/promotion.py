@@ -23,7 +23,7 @@ from batch_assets.models.registry import (
 )
 from batch_assets.models.samples import keep_samples
 from batch_assets.quality.bootstrap import interval
-from batch_assets.settings import Settings
+from batch_assets.settings import Settings, named
 from batch_assets.sources.records import Document
 from batch_assets.tasks.configured_task import task_of
 from batch_assets.tasks.task import Task
@@ -65,20 +65,22 @@ def decide(
         champion: the champion's results on the same documents; None without a champion.
     """
     score, error_rate = fmean(item.score for item in candidate), fmean(item.failed for item in candidate)
-    baseline = fmean(item.baseline for item in candidate)
-    figures = {task.main_score: score, "baseline": baseline, "error_rate": error_rate, "documents": len(candidate)}
+    baselines = [item.baseline for item in candidate if item.baseline is not None]
+    figures = {task.main_score: score, "error_rate": error_rate, "documents": len(candidate)}
+    if baselines:
+        figures["baseline"] = fmean(baselines)
     if error_rate > settings.error_rate:
         return Decision(
             False,
-            f"it failed on {error_rate:.0%} of {len(candidate)} documents; BATCH_ASSETS_ERROR_RATE is "
+            f"it failed on {error_rate:.0%} of {len(candidate)} documents; {named(settings, 'error_rate')} is "
             f"{settings.error_rate:.0%}",
             figures,
         )
-    if settings.beat_baseline and score <= baseline:
+    if settings.beat_baseline and baselines and score <= figures["baseline"]:
         return Decision(
             False,
-            f"its {task.main_score} of {score:.3f} is not above the {baseline:.3f} of the baseline, as "
-            "BATCH_ASSETS_BEAT_BASELINE requires",
+            f"its {task.main_score} of {score:.3f} is not above the {figures['baseline']:.3f} of the baseline, as "
+            f"{named(settings, 'beat_baseline')} requires",
             figures,
         )
     if champion is None:

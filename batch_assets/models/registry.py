@@ -264,7 +264,7 @@ def _scoring_model(uri: str, name: str, number: int, digest: str, settings: Sett
         seed=settings.seed,
         markup=markup_in(path / "components" / "tokenizer", template),
         device_map=settings.device_map,
-        read=task.read if task.rules else None,
+        read=task.read if task.reads_answers else None,
         rules=task.rules,
         batch_tokens=settings.batch_tokens or (_GPU_BATCH_TOKENS if runs_on_gpu(settings) else _CPU_BATCH_TOKENS),
     )

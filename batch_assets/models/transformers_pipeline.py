@@ -106,6 +106,6 @@ def generation_parameters(checkpoint: Checkpoint, settings: Settings) -> dict[st
 def _check_lengths(shortest: int, longest: int) -> None:
     if shortest > longest:
         raise BatchAssetsError(
-            f"BATCH_ASSETS_MIN_LENGTH={shortest} is above the maximum length of {longest} tokens: "
-            "set BATCH_ASSETS_MAX_LENGTH"
+            f"the minimum length of {shortest} tokens is above the maximum length of {longest}: set both "
+            "(BATCH_ASSETS_MIN_LENGTH and _MAX_LENGTH, or model.min_length and model.max_length in a pipeline's file)"
         )

@@ -19,7 +19,7 @@ from batch_assets.models.smollm2 import gguf_file
 from batch_assets.operations.run import run_lock
 from batch_assets.pipelines.deployment import Deployment
 from batch_assets.resources.java import check_java
-from batch_assets.settings import Settings, redacted
+from batch_assets.settings import Settings, named, redacted
 from batch_assets.sources.configured import evaluation_dataset, is_on_hub, scored_dataset
 from batch_assets.tasks.output_tables import tables_of
 
@@ -54,7 +54,8 @@ Check = Callable[[Settings], list[Finding]]
 
 def examine(deployment: Deployment) -> list[Finding]:
     """Run every check; one that fails counts as a problem and does not stop the others."""
-    first, *others = deployment.pipelines
+    first = deployment.default
+    others = [settings for settings in deployment.pipelines if not settings.is_default]
     findings = [finding for check in _CHECKS for finding in _run(check, first)]
     for settings in others:
         for check in _CHECKS:
@@ -62,7 +63,7 @@ def examine(deployment: Deployment) -> list[Finding]:
                 found = _run(check, settings)
                 findings += [replace(one, what=f"{settings.pipeline}: {one.what}") for one in found]
     findings += [
-        Finding(PROBLEM, f"{problem.name}: file", problem.message, "mend the file; the pipeline is left out until then")
+        Finding(PROBLEM, f"{problem.name}: file", problem.message, "fix the file; the pipeline is left out until then")
         for problem in deployment.problems
     ]
     return findings
@@ -100,7 +101,11 @@ def _memory(settings: Settings) -> list[Finding]:
         return [Finding(OK, "memory", found)]
     fitting = (available - _DRIVER_BYTES) // each
     if fitting < 1:
-        return [Finding(PROBLEM, "memory", found, "close other programs, or set BATCH_ASSETS_MODEL to a smaller model")]
+        return [
+            Finding(
+                PROBLEM, "memory", found, f"close other programs, or set {named(settings, 'model')} to a smaller model"
+            )
+        ]
     return [Finding(WARNING, "memory", found, f"set BATCH_ASSETS_SPARK_MASTER=local[{fitting},4] for fewer workers")]
 
 
@@ -207,7 +212,7 @@ def _hub_dataset(settings: Settings, name: str) -> Finding:
             PROBLEM,
             "hub",
             f"the data set {name} can't be downloaded from the hub ({type(error).__name__})",
-            "check the name and the network, or set BATCH_ASSETS_DATASET=aclsum, which needs no hub",
+            f"check the name and the network, or set {named(settings, 'dataset')} to aclsum, which needs no hub",
         )
     return Finding(OK, "hub", f"the data set {name} can be downloaded")
 

@@ -9,7 +9,7 @@ from batch_assets.lake.lake import Lake
 from batch_assets.models.checkpoint_sources import checkpoint_source
 from batch_assets.models.tracking import connect
 from batch_assets.resources.java import check_java
-from batch_assets.settings import Settings
+from batch_assets.settings import Settings, named
 from batch_assets.sources.configured import evaluation_dataset, scored_dataset
 from batch_assets.sources.dataset import Dataset
 from batch_assets.tasks.output_tables import tables_of
@@ -44,7 +44,9 @@ def check_pipeline(settings: Settings) -> None:
     checkpoint_source(settings).check()
     engine = ENGINES.get(settings.engine)
     if engine is not None and not engine.is_installed:
-        raise BatchAssetsError(f"BATCH_ASSETS_ENGINE={engine.name} is not installed: run {engine.installation} first")
+        raise BatchAssetsError(
+            f"{named(settings, 'engine')}, {engine.name}, is not installed: run {engine.installation} first"
+        )
     if settings.endpoint is not None:
         endpoint = configured_endpoint(settings.endpoints, settings.endpoint)
         if endpoint is not None:

@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from batch_assets.graph.champion_model import PROMOTION_POOL
-from batch_assets.graph.pipeline_names import PROMOTE, PROMOTE_OP, ROLLBACK, AssetKeys, prefixed
+from batch_assets.graph.pipeline_names import PROMOTE, ROLLBACK, AssetKeys, prefixed
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import Settings
 from batch_assets.sources.configured import evaluation_dataset
@@ -44,7 +44,7 @@ def promotion_jobs(settings: Settings) -> list[dg.JobDefinition]:
     """The jobs that promote a version of a pipeline's model by hand, and roll back."""
 
     @dg.op(
-        name=prefixed(settings.pipeline, PROMOTE_OP),
+        name=prefixed(settings.pipeline, "promote_champion"),
         pool=PROMOTION_POOL,
         config_schema={"version": int},
         description="Make a version the champion by hand.",

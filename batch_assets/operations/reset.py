@@ -3,50 +3,52 @@
 from collections.abc import Callable
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.graph.partitions import busy_batches, forget_batches
+from batch_assets.graph.partitions import active_runs, forget_batches
 from batch_assets.lake.lake import Lake
+from batch_assets.locks import locked
+from batch_assets.operations.run import run_lock
 from batch_assets.resources.dagster_storage import open_instance
 from batch_assets.scoring.completions import CompletionStore
 from batch_assets.settings import Settings
-from batch_assets.tasks.output_tables import tables_of
+from batch_assets.sources.configured import landing_folder
 
 
 def rows_by_table(settings: Settings) -> dict[str, int]:
-    """The existing tables of a pipeline, with their numbers of rows.
+    """The tables of a pipeline, also those that its file no longer names, with their numbers of rows.
 
     Raises:
-        BatchAssetsError: it is the default pipeline, or a table belongs to another pipeline.
+        BatchAssetsError: it is the default pipeline.
     """
     if settings.is_default:
         raise BatchAssetsError(
             f"the pipeline {settings.pipeline} can't be reset: set BATCH_ASSETS_HOME or BATCH_ASSETS_SCHEMA to another "
             "name"
         )
-    lake = Lake.of(settings)
-    return {table.name: lake.find(table).rows() for table in tables_of(settings).all if lake.exists(table)}
+    return Lake.of(settings).owned_by(settings.pipeline)
 
 
 def reset(settings: Settings, report: Callable[[str], None]) -> None:
-    """Remove the tables of a pipeline, its unfinished answers and its batches in Dagster.
+    """Remove the tables of a pipeline, its unfinished answers and its batches in Dagster; land its files again.
 
     Args:
         settings: the pipeline.
         report: called with each progress message.
 
     Raises:
-        BatchAssetsError: a run of the pipeline is queued or running, or a table belongs to another pipeline.
+        BatchAssetsError: it is the default pipeline, or a run of it is queued or running.
     """
-    lake = Lake.of(settings)
-    with open_instance(settings) as instance:
-        busy = busy_batches(instance, settings.pipeline)
-        if busy:
+    lake, tables = Lake.of(settings), rows_by_table(settings)
+    refusal = f"the pipeline {settings.pipeline} is running: wait for it to finish"
+    with locked(run_lock(settings), refusal=refusal), open_instance(settings) as instance:
+        active = active_runs(instance, settings.pipeline)
+        if active:
             raise BatchAssetsError(
-                f"a run of the pipeline {settings.pipeline} is queued or running, for {', '.join(sorted(busy)[:5])}: "
-                "wait for it, or cancel it in the UI"
+                f"the run {active[0].run_id} is queued or running: wait for it, or cancel it in the UI"
             )
-        # Answers first: without a table, nobody would look for documents that a killed reset has left.
-        for table in reversed(tables_of(settings).all):
-            lake.drop(table)
+        for table in tables:
+            lake.drop(table, settings.pipeline)
             CompletionStore.clear_table(lake, table)
-            report(f"{table.name} removed")
+            report(f"{table} removed")
         forget_batches(instance, settings.pipeline)
+    if settings.is_landing:
+        landing_folder(settings).land_again()

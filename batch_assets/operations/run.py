@@ -8,7 +8,7 @@ import dagster as dg
 from batch_assets.errors import BatchAssetsError
 from batch_assets.operations.unchanged_run import digest_of_inputs, last_run_with_same_state, record_state
 from batch_assets.resources.dagster_storage import existing_instance
-from batch_assets.settings import Settings
+from batch_assets.settings import Settings, redacted
 from batch_assets.sources.configured import scored_dataset
 from batch_assets.sources.dataset import Dataset
 
@@ -95,7 +95,8 @@ def _batches(settings: Settings, dataset: Dataset) -> list[str]:
     batches = [*Lake.of(settings).find(tables_of(settings).documents).batches(), *waiting]
     if not batches:
         raise BatchAssetsError(
-            f"the pipeline {settings.pipeline} has no documents yet: land files with "
-            f"'batch-assets land --pipeline {settings.pipeline} FILES'"
+            f"the pipeline {settings.pipeline} has no documents yet: land files with 'batch-assets land --pipeline "
+            f"{settings.pipeline} FILES', or drop them into {redacted(settings.landing_folder)} while "
+            "'batch-assets ui' runs"
         )
     return list(dict.fromkeys(batches))

@@ -20,7 +20,7 @@ from batch_assets.models.registry import CHAMPION, versions, with_alias
 from batch_assets.models.tracking import existing_client
 from batch_assets.operations.local_runs import launch_tags
 from batch_assets.settings import Settings, redacted
-from batch_assets.sources.configured import evaluation_dataset
+from batch_assets.sources.configured import evaluation_dataset, landing_folder
 from batch_assets.sources.dataset import Dataset
 from batch_assets.staleness import unfinished_batches
 from batch_assets.tasks.output_tables import tables_of
@@ -45,6 +45,7 @@ def digest_of_inputs(settings: Settings, dataset: Dataset) -> str:
             "code": _files(_PACKAGE),
             "checkpoint": _files(checkpoint_source(settings).load().folder),
             "data_set": {batch: dataset.provenance(batch) for batch in dataset.batches()},
+            "waiting": landing_folder(settings).pending() if settings.dataset is None else None,
             "evaluation": [part.provenance for part in evaluation_dataset(settings).parts()],
             "endpoints": endpoints.read_text(encoding="utf-8") if endpoints and endpoints.exists() else None,
         }

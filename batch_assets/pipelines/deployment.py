@@ -1,9 +1,10 @@
 """The pipelines of a deployment: the default one, and one for each file in the folder of pipelines."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.contracts import Table
@@ -14,21 +15,27 @@ from batch_assets.settings import DEFAULT_PIPELINE, Settings, load_settings
 from batch_assets.tasks.output_tables import tables_of
 
 # The field to change when two pipelines collide.
-_FIELD_OF = {"name": "name", "model": "model.name", "table": "output.table", "landing": "source.landing"}
+_LANDING = "landing folder"
+_FIELD_OF = {"name": "name", "model": "model.name", "table": "output.table", _LANDING: "source.landing"}
 
 
 @dataclass(frozen=True)
 class BrokenPipeline:
-    """A file that is no valid pipeline: its name without the ending, and what is wrong with it."""
+    """An invalid pipeline file, and what is wrong with it; ``name`` is the pipeline's, or the file's if it has none."""
 
     name: str
+    file: Path
     message: str
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """The settings of all valid pipelines, the default one first, and the files that are not valid."""
+    """The settings of all valid pipelines, and the invalid files.
 
+    ``default`` has the settings of the deployment, even if the file of the default pipeline is invalid.
+    """
+
+    default: Settings
     pipelines: Sequence[Settings]
     problems: Sequence[BrokenPipeline]
 
@@ -38,13 +45,13 @@ class Deployment:
         Raises:
             BatchAssetsError: there is no such pipeline, or its file is not valid.
         """
-        found = {settings.pipeline: settings for settings in self.pipelines}
-        if name in found:
-            return found[name]
         for problem in self.problems:
             if problem.name == name:
                 raise BatchAssetsError(problem.message)
-        raise BatchAssetsError(f"there is no pipeline {name}; the pipelines: {', '.join(found)}")
+        found = {settings.pipeline: settings for settings in self.pipelines}
+        if name not in found:
+            raise BatchAssetsError(f"there is no pipeline {name}; the pipelines: {', '.join(found)}")
+        return found[name]
 
 
 def load_deployment() -> Deployment:
@@ -64,29 +71,39 @@ def deployment_of(files: Sequence[Path]) -> Deployment:
         BatchAssetsError: a variable of the environment is not valid.
     """
     found = _read(load_settings(), files, Path.cwd())
-    return Deployment([one for one in found.pipelines if not one.is_default], found.problems)
+    return Deployment(found.default, [one for one in found.pipelines if not one.is_default], found.problems)
 
 
-def _read(default: Settings, files: Sequence[Path], root: Path) -> Deployment:
+def _read(deployment: Settings, files: Sequence[Path], root: Path) -> Deployment:
     problems: list[BrokenPipeline] = []
-    others: list[Settings] = []
     taken = _Places()
-    taken.take(default, "the default pipeline")
-    for file in files:
+
+    def read(file: Path, attributes: Mapping[str, Any]) -> Settings | None:
         try:
-            attributes = attributes_in(file)
-            if attributes.get("name") == DEFAULT_PIPELINE:
-                default = load_settings(**default_pipeline_settings(attributes, os.environ, root))
-                continue
-            settings = settings_of(attributes, default, root)
+            if attributes["name"] == DEFAULT_PIPELINE:
+                settings = default_pipeline_settings(attributes, deployment, os.environ, root)
+            else:
+                settings = settings_of(attributes, deployment, root)
             taken.take(settings, str(file))
         except PipelineError as error:
-            problems.append(BrokenPipeline(file.stem, located(file, error)))
+            problems.append(BrokenPipeline(str(attributes["name"]), file, located(file, error)))
+            return None
+        return settings
+
+    written: dict[Path, Mapping[str, Any]] = {}
+    for file in files:
+        try:
+            written[file] = {"name": None, **attributes_in(file)}
         except BatchAssetsError as error:
-            problems.append(BrokenPipeline(file.stem, str(error)))
-        else:
-            others.append(settings)
-    return Deployment([default, *others], problems)
+            problems.append(BrokenPipeline(file.stem, file, str(error)))
+    # The default pipeline first: it keeps its places whatever other files say.
+    ordered = sorted(written.items(), key=lambda item: item[1]["name"] != DEFAULT_PIPELINE)
+    found: list[Settings] = []
+    if not any(attributes["name"] == DEFAULT_PIPELINE for attributes in written.values()):
+        taken.take(deployment, "the default pipeline")
+        found.append(deployment)
+    found += [settings for file, attributes in ordered if (settings := read(file, attributes)) is not None]
+    return Deployment(deployment, found, problems)
 
 
 def refuse_collisions(pipelines: Sequence[Settings]) -> None:
@@ -110,23 +127,35 @@ class _Places:
         """Add the places of a pipeline; ``called`` is how messages about the next ones call it.
 
         Raises:
-            PipelineError: another pipeline has one of the places.
+            PipelineError: another pipeline has one of the places, or this one would use a table twice.
         """
         own = _places(settings)
-        for place, title in own.items():
-            if place in self._taken:
-                whose = self._taken[place]
-                raise PipelineError(f"its {title} {place[1]} is also that of {whose}", _FIELD_OF[place[0]])
+        again = [place for place in own if own.count(place) > 1]
+        if again:
+            raise PipelineError(f"{_FIELD_OF[again[0][0]]}: it has another table {again[0][1]}", _FIELD_OF[again[0][0]])
+        for kind, place in own:
+            whose = self._owner_of(kind, place)
+            if whose is not None:
+                raise PipelineError(f"its {kind} {place} is also that of {whose}", _FIELD_OF[kind])
         self._taken |= dict.fromkeys(own, called)
 
+    def _owner_of(self, kind: str, place: str) -> str | None:
+        """Who has a place, or a landing folder above or below it."""
+        if kind != _LANDING:
+            return self._taken.get((kind, place))
+        for (other_kind, other), whose in self._taken.items():
+            if other_kind == _LANDING and (f"{place}/".startswith(f"{other}/") or f"{other}/".startswith(f"{place}/")):
+                return whose
+        return None
 
-def _places(settings: Settings) -> dict[tuple[str, str], str]:
-    """Everything that a pipeline writes to, with what it is."""
+
+def _places(settings: Settings) -> list[tuple[str, str]]:
+    """Everything that a pipeline writes to, each with its kind."""
     lake = Lake.of(settings)
-    places = {("name", settings.pipeline.lower()): "name", ("model", settings.registered_model.lower()): "model"}
-    places |= {("table", lake.full_name(table).lower()): "table" for table in _tables(settings)}
+    places = [("name", settings.pipeline.lower()), ("model", settings.registered_model.lower())]
+    places += [("table", lake.full_name(table).lower()) for table in _tables(settings)]
     if settings.is_landing:
-        places["landing", settings.landing_folder.rstrip("/").lower()] = "landing folder"
+        places.append((_LANDING, settings.landing_folder.rstrip("/").lower()))
     return places
 
 

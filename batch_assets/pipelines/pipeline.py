@@ -25,6 +25,10 @@ SECTIONS = tuple(dict.fromkeys(path.partition(".")[0] for path in _FIELDS))
 _PATHS = ("dataset", "evaluation_dataset", "model", "landing")
 
 
+# Settings that have a default in the default pipeline only.
+OTHERWISE_UNSET = ("pipeline", "dataset", "reference", "endpoint", "model_name")
+
+
 class PipelineError(BatchAssetsError):
     """A field of a pipeline is not valid; ``path`` says where it is, such as ``source.dataset``."""
 
@@ -104,17 +108,40 @@ def settings_of(attributes: Mapping[str, Any], deployment: Settings, root: Path)
     """
     values = dict(_flat(attributes))
     name = values.get("pipeline")
-    if name is None:
-        raise PipelineError("the field name is missing", "name")
-    for field in _PATHS:
-        if isinstance(values.get(field), str):
-            values[field] = _rooted(values[field], root)
-    own = values if name == DEFAULT_PIPELINE else {**_defaults(str(name), values, attributes, deployment), **values}
-    if name != DEFAULT_PIPELINE and (own["dataset"] is None) == (own["landing"] is None):
+    if not isinstance(name, str):
+        raise PipelineError("name: give the pipeline a name, in quotation marks if it is not a plain word", "name")
+    own = {**_defaults(name, attributes, deployment), **_with_paths(values, root)}
+    if (own["dataset"] is None) == (own["landing"] is None):
         raise PipelineError("name exactly one kind of source: dataset or landing", "source")
     shared = {field: getattr(deployment, field) for field in Settings.model_fields if field not in own}
+    return _validated({**shared, **own})
+
+
+def default_pipeline_settings(
+    attributes: Mapping[str, Any], deployment: Settings, environment: Mapping[str, str], root: Path
+) -> Settings:
+    """The settings of the default pipeline: the variables of the environment, then the fields of its file.
+
+    Raises:
+        PipelineError: a field is unknown or not valid, or the tables of the default pipeline have no room for it.
+    """
+    known = variables()
+    values = {field: value for field, value in _flat(attributes) if field != "pipeline"}
+    for field in values:
+        if field not in known:
+            path = IN_PIPELINE_FILES[field]
+            raise PipelineError(f"{path}: the tables of the pipeline {DEFAULT_PIPELINE} are fixed", path)
+    given = {
+        field: value
+        for field, value in _with_paths(values, root).items()
+        if field not in known or known[field] not in environment
+    }
+    return _validated({**{field: getattr(deployment, field) for field in Settings.model_fields}, **given})
+
+
+def _validated(values: Mapping[str, Any]) -> Settings:
     try:
-        return complete_settings({**shared, **own})
+        return complete_settings(values)
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
@@ -125,26 +152,11 @@ def settings_of(attributes: Mapping[str, Any], deployment: Settings, root: Path)
         raise PipelineError(f"{path}: {message}" if path else message, path) from error
 
 
-def default_pipeline_settings(
-    attributes: Mapping[str, Any], environment: Mapping[str, str], root: Path
-) -> dict[str, Any]:
-    """The fields of the default pipeline's file that no variable of the environment overrides.
-
-    Raises:
-        PipelineError: a field is unknown, or one of those that the tables of the default pipeline have no room for.
-    """
-    known = variables()
-    values = dict(_flat(attributes))
-    values.pop("pipeline", None)
-    for field in values:
-        if field not in known:
-            path = IN_PIPELINE_FILES[field]
-            raise PipelineError(f"{path}: the tables of the pipeline {DEFAULT_PIPELINE} are fixed", path)
-    return {
-        field: _rooted(value, root) if field in _PATHS and isinstance(value, str) else value
-        for field, value in values.items()
-        if known[field] not in environment
-    }
+def _with_paths(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """The values with paths from the root, and the source as it is written."""
+    written = values.get("dataset", values.get("landing"))
+    rooted = {field: _rooted(values[field], root) for field in _PATHS if isinstance(values.get(field), str)}
+    return {**values, **rooted, **({"written_source": written} if isinstance(written, str) else {})}
 
 
 def _flat(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -153,26 +165,22 @@ def _flat(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     Raises:
         PipelineError: a field is unknown.
     """
-    for section, content in attributes.items():
+    for key, content in attributes.items():
+        section = str(key)
         if section in _FIELDS:
-            yield _FIELDS[section], _plain(content)
+            yield _FIELDS[section], content
             continue
         if section not in SECTIONS:
-            raise PipelineError(_unknown(section, SECTIONS), str(section))
+            raise PipelineError(_unknown(section, SECTIONS), section)
         if not isinstance(content, Mapping):
             raise PipelineError(f"{section}: write its fields below it, such as {_first_field(section)}", section)
         for field, value in content.items():
             path = f"{section}.{field}"
             if path not in _FIELDS:
                 raise PipelineError(_unknown(path, tuple(_FIELDS)), path)
-            yield _FIELDS[path], _plain(value)
-
-
-def _plain(value: Any) -> Any:
-    """A value as Settings take it: a mapping of an extraction's schema as JSON, a list of columns as a tuple."""
-    if isinstance(value, Mapping) and "properties" in value:
-        return json.dumps(value)
-    return value
+            # The schema of an extraction may be a JSON schema.
+            is_schema = _FIELDS[path] == "answer_schema" and isinstance(value, Mapping)
+            yield _FIELDS[path], json.dumps(value) if is_schema else value
 
 
 def _first_field(section: str) -> str:
@@ -197,14 +205,13 @@ def _path_named_in(message: str) -> str:
     return IN_PIPELINE_FILES[min(found)[1]] if found else ""
 
 
-def _defaults(
-    name: str, values: Mapping[str, Any], attributes: Mapping[str, Any], deployment: Settings
-) -> dict[str, Any]:
+def _defaults(name: str, attributes: Mapping[str, Any], deployment: Settings) -> dict[str, Any]:
     """What a pipeline other than the default one has if its file does not say otherwise."""
     fields = Settings.model_fields
     return {
         **{field: fields[field].default for field in IN_PIPELINE_FILES},
         "dataset": None,
+        "reference": None,
         "endpoint": EMBEDDED_ENDPOINT if "ai_query" in attributes else None,
         "model_name": name,
         "experiment": f"{deployment.experiment}/{name}",
@@ -214,7 +221,7 @@ def _defaults(
 
 def _rooted(value: str, root: Path) -> str:
     """A relative path, or several separated by commas, below the root; other names and URIs as they are."""
-    if "://" in value or root == Path.cwd():
+    if "://" in value:
         return value
     return ",".join(_rooted_one(part.strip(), root) for part in value.split(","))
 

@@ -26,7 +26,7 @@ def attributes_in(file: Path) -> Mapping[str, Any]:
     """The fields of the pipeline in a file.
 
     Raises:
-        BatchAssetsError: the file can't be read, or is not of a pipeline.
+        BatchAssetsError: the file can't be read, or is not a pipeline file.
     """
     try:
         if file.stat().st_size > _MAX_BYTES:
@@ -40,6 +40,8 @@ def attributes_in(file: Path) -> Mapping[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f", line {mark.line + 1}"
         raise BatchAssetsError(f"{file}{line} is not YAML: {getattr(error, 'problem', None) or error}") from error
+    except (ValueError, TypeError, RecursionError) as error:  # an impossible date, a list as a key, endless nesting
+        raise BatchAssetsError(f"{file} can't be read: {error}") from error
     if not isinstance(content, Mapping) or content.get("type") != COMPONENT:
         raise BatchAssetsError(f"{file}, line 1: the file must begin with type: {COMPONENT}")
     attributes = content.get("attributes")

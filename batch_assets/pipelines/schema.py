@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from batch_assets.pipelines.pipeline import OTHERWISE_UNSET
 from batch_assets.pipelines.pipeline_files import COMPONENT
 from batch_assets.settings import IN_PIPELINE_FILES, Settings
 
@@ -19,8 +20,10 @@ _AS_WRITTEN: dict[str, dict[str, Any]] = {
 
 
 def pipeline_schema() -> dict[str, Any]:
-    """The schema, draft 2020-12; defaults are those of a pipeline other than the default one where they differ."""
+    """The schema, draft 2020-12, with the defaults of pipelines other than the default one."""
     described = Settings.model_json_schema(by_alias=False)["properties"]
+    for field in OTHERWISE_UNSET:
+        described[field] = {key: value for key, value in described[field].items() if key != "default"}
     attributes: dict[str, Any] = {}
     for name, path in IN_PIPELINE_FILES.items():
         section, _, field = path.partition(".")
@@ -40,7 +43,7 @@ def pipeline_schema() -> dict[str, Any]:
             "attributes": {
                 "type": "object",
                 "properties": attributes,
-                "required": ["name"],
+                "required": ["name", "source"],
                 "additionalProperties": False,
             },
         },

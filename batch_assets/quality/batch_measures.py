@@ -39,7 +39,7 @@ _EXAMPLES = 5
 
 
 def last_measured(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Select the rows of ``summary_quality`` that describe the current content of each batch and table.
+    """Select the rows of a quality table that describe the current content of each batch and table.
 
     These are all rows of the latest measurement: versions of one model may share a batch, and rows with an error name
     the requested model, not the one that answered.

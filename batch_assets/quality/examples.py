@@ -1,4 +1,4 @@
-"""Example documents for the report: the summaries nearest to their ground truth, and those farthest from it."""
+"""Example documents for the report: the answers nearest to their reference, and those farthest from it."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence

@@ -159,6 +159,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
         try:
             session = SparkSession.builder.remote(remote).getOrCreate()
             session.conf.set("spark.sql.session.timeZone", "UTC")
+            session.conf.set("spark.sql.variable.substitute", "false")
         except PySparkException as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise BatchAssetsError(
@@ -182,6 +183,8 @@ class SparkResource(dg.ConfigurableResource[Any]):
             "spark.app.name": "batch_assets",
             "spark.master": self.master,
             "spark.sql.session.timeZone": "UTC",
+            # A ${name} in a prompt is text, not a variable of Spark or of the environment.
+            "spark.sql.variable.substitute": "false",
             "spark.speculation": "false",
             "spark.ui.showConsoleProgress": "false",
         }

@@ -148,9 +148,9 @@ class CompletionStore:
         cls(lake.uri, _STATEMENTS, dict(lake.storage_options)).clear()
 
     @classmethod
-    def clear_table(cls, lake: Lake, table: Table) -> None:
-        """Remove the files of all batches of a table."""
-        cls(lake.uri, f"{_FOLDER}/{lake.full_name(table)}", dict(lake.storage_options)).clear()
+    def clear_table(cls, lake: Lake, table: str) -> None:
+        """Remove the files of all batches of the table with this name."""
+        cls(lake.uri, f"{_FOLDER}/{lake.catalog}.{lake.schema}.{table}", dict(lake.storage_options)).clear()
 
     def clear(self) -> None:
         """Remove the files of this store."""
@@ -205,10 +205,10 @@ def refuse_if_all_failed(store: CompletionStore, batch: str, summaries: int) -> 
     Args:
         store: completions of the batch.
         batch: key of the batch.
-        summaries: number of rows of the batch with a summary, from this run or an earlier one.
+        summaries: number of rows of the batch with an answer, from this run or an earlier one.
 
     Raises:
-        BatchAssetsError: no row has a summary, and too many failed to blame the documents.
+        BatchAssetsError: no row has an answer, and too many failed to blame the documents.
     """
     error = None if summaries else store.error_if_all_failed()
     if error is not None:

@@ -31,7 +31,7 @@ def score_with_spark_udf(
     Args:
         spark: the session.
         missing: the requests, with ``request_hash`` and ``document``.
-        model: the version that writes the summaries.
+        model: the version that writes the answers.
         store: where finished completions are written.
 
     Raises:

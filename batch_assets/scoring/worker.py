@@ -43,7 +43,7 @@ class Scoring:
     Args:
         job: id of the job.
         first_attempt: number of a task's first attempt.
-        model: the version that writes the summaries.
+        model: the version that writes the answers.
         artifacts: folders to fetch first, by the model field that names them; empty if workers see the driver's files.
         store: where finished completions are written.
         threads: CPU threads per worker.

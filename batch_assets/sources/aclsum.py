@@ -7,6 +7,7 @@ summarized under three aspects.
 from collections.abc import Iterator
 
 from batch_assets.errors import BatchAssetsError
+from batch_assets.sources.column_mapping import XSUM_COLUMNS, ColumnMapping
 from batch_assets.sources.dataset import Dataset, Part
 from batch_assets.sources.records import Record
 
@@ -17,12 +18,12 @@ _ASPECTS = ("challenge", "approach", "outcome")
 class ACLSumDataset(Dataset):
     """One split of ACLSum. A paper's abstract is the document; its three expert summaries, joined, are the summary."""
 
-    def __init__(self, split: str, batch_rows: int, limit: int | None = None) -> None:
+    def __init__(
+        self, split: str, batch_rows: int, limit: int | None = None, columns: ColumnMapping = XSUM_COLUMNS
+    ) -> None:
         if split not in _SPLITS:
-            raise BatchAssetsError(
-                f"aclsum has no split {split!r}: set BATCH_ASSETS_SPLIT to one of {', '.join(_SPLITS)}"
-            )
-        super().__init__(f"aclsum/{split}", batch_rows, limit)
+            raise BatchAssetsError(f"aclsum has no split {split!r}: use one of {', '.join(_SPLITS)}")
+        super().__init__(f"aclsum/{split}", batch_rows, limit, columns)
         self._split = split
 
     @property

@@ -18,7 +18,7 @@ class ColumnMapping:
 
     id: str = "id"
     text: str = "document"
-    reference: str = "summary"
+    reference: str | None = "summary"
     carry: tuple[str, ...] = ()
     is_reference_json: bool = False
 
@@ -35,7 +35,7 @@ class ColumnMapping:
     @property
     def names(self) -> list[str]:
         """All columns that are read."""
-        return list(dict.fromkeys([self.id, *self.template.columns, self.reference, *self.carry]))
+        return list(dict.fromkeys([self.id, *self.template.columns, *filter(None, [self.reference]), *self.carry]))
 
     def missing_from(self, fields: Mapping[str, Any]) -> list[str]:
         """Columns of the text that a record lacks."""

@@ -1,9 +1,9 @@
 """The data sets that the settings name."""
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.settings import EMBEDDED_DATASET, SUMMARIZATION, TASKS, Settings
+from batch_assets.settings import EMBEDDED_DATASET, SUMMARIZATION, TASKS, Settings, named
 from batch_assets.sources.aclsum import ACLSumDataset
-from batch_assets.sources.column_mapping import ColumnMapping
+from batch_assets.sources.column_mapping import XSUM_COLUMNS, ColumnMapping
 from batch_assets.sources.dataset import Dataset, NoDataset
 from batch_assets.sources.files import FileDataset, is_local_name
 from batch_assets.sources.hub import HubDataset
@@ -53,7 +53,12 @@ def evaluation_dataset(settings: Settings) -> Dataset:
             )
         name = EMBEDDED_DATASET
     other = "test" if (name, settings.split) == (settings.dataset, "validation") else "validation"
-    return _open(settings, name, settings.evaluation_split or other, None)
+    split = settings.evaluation_split or other
+    if (name, split) == (settings.dataset, settings.split):
+        raise BatchAssetsError(
+            f"{named(settings, 'evaluation_split')} is {split}, which is scored: evaluate on another split"
+        )
+    return _open(settings, name, split, None)
 
 
 def is_on_hub(name: str) -> bool:
@@ -62,9 +67,13 @@ def is_on_hub(name: str) -> bool:
 
 
 def _open(settings: Settings, name: str, split: str, limit: int | None) -> Dataset:
+    columns = ColumnMapping.of(settings)
     if name == EMBEDDED_DATASET:
-        return ACLSumDataset(split, settings.batch_rows or _EMBEDDED_BATCH_ROWS, limit)
-    rows, columns = settings.batch_rows or _BATCH_ROWS, ColumnMapping.of(settings)
+        # Files with other columns are evaluated on it too.
+        fits = set(columns.template.columns) <= {XSUM_COLUMNS.text}
+        rows = settings.batch_rows or _EMBEDDED_BATCH_ROWS
+        return ACLSumDataset(split, rows, limit, columns if fits else XSUM_COLUMNS)
+    rows = settings.batch_rows or _BATCH_ROWS
     if is_local_name(name):
         return FileDataset(name, rows, limit, columns)
     config = settings.dataset_config if name == settings.dataset else None

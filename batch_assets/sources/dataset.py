@@ -163,9 +163,14 @@ class Dataset(ABC):
                 if len(found) == count:
                     return found
         if not found:
+            if self.columns.reference is None:
+                raise BatchAssetsError(
+                    f"{self.name} can't be used to evaluate a model: name the column with the reference answers in "
+                    "columns.reference"
+                )
             raise BatchAssetsError(
                 f"no document of {self.name} has a '{self.columns.reference}' to compare with: set "
-                f"BATCH_ASSETS_EVALUATION_DATASET (evaluation.dataset in a pipeline's file) to a data set with the "
+                "BATCH_ASSETS_EVALUATION_DATASET (evaluation.dataset in a pipeline's file) to a data set with the "
                 f"columns {', '.join(map(repr, [*self.columns.template.columns, self.columns.reference]))}"
             )
         return found

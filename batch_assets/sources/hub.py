@@ -57,7 +57,8 @@ class HubDataset(Dataset):
             except (OSError, ValueError, RuntimeError) as error:
                 raise BatchAssetsError(
                     f"the data set {self._id} can't be loaded from the Hugging Face hub ({_first_line(error)}): "
-                    "check the name and the network, or set BATCH_ASSETS_DATASET=aclsum, which needs no hub"
+                    "check the name and the network, or use aclsum, which needs no hub (BATCH_ASSETS_DATASET=aclsum, "
+                    "or source.dataset in a pipeline's file)"
                 ) from error
         return self._loaded
 

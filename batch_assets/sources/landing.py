@@ -56,7 +56,7 @@ def land_batch(dataset: Dataset, lake: Lake, tables: PipelineTables, batch: str,
     if batch not in dataset.batches():
         raise BatchAssetsError(
             f"the batch {batch} is not in the data set {dataset.name} (its batches: {_first(dataset.batches())}): "
-            "set BATCH_ASSETS_DATASET to the data set that it came from"
+            "use the data set that it came from"
         )
     forgotten_ids = forgotten(lake)
     excluded = hashlib.sha256("".join(sorted(forgotten_ids)).encode()).hexdigest() if forgotten_ids else ""
@@ -80,7 +80,7 @@ def land_batch(dataset: Dataset, lake: Lake, tables: PipelineTables, batch: str,
         if source != provenance["source"]:
             raise BatchAssetsError(
                 f"the batch {batch} was made from {source}, and {provenance['source']} would replace it: rename the "
-                "file, or set BATCH_ASSETS_SCHEMA to another name"
+                "file, or use another schema (BATCH_ASSETS_SCHEMA) or another pipeline"
             )
     now = datetime.now(UTC)
     documents = TableWriter(table.staging_area(batch))

@@ -207,6 +207,18 @@ class LandingFolder:
                 found[name] = _digest([record["files"], record["version"]])
         return found
 
+    def land_again(self) -> None:
+        """Make every taken batch pending, as if it had just been taken."""
+        for info in self._list(_BATCHES):
+            name = info.base_name.removesuffix(".json")
+            with self.lock(name):
+                record = self._record(name)
+                if record is not None:
+                    # A new version, so that its run is not taken for one that was requested before.
+                    self._write_text(f"{_NEW}/{name}", "")
+                    record["version"] += 1
+                    self._write_text(f"{_BATCHES}/{name}.json", json.dumps(record, indent=1))
+
     def mark_requested(self, name: str) -> None:
         """Remove the batch from the pending ones, because a run was requested for it."""
         with suppress(FileNotFoundError):  # a sensor and a command may do this at the same time

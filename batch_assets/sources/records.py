@@ -76,7 +76,10 @@ def validate(
             yield _without_text(record) if must_forget else Rejected(record, reason)
             continue
         fields = record.fields or {}
-        document, reference = template.render(fields), _as_reference(fields.get(columns.reference))
+        document, reference = (
+            template.render(fields),
+            None if columns.reference is None else _as_reference(fields.get(columns.reference)),
+        )
         identifier = fields.get(columns.id)
         if identifier is None or identifier == "":
             key = hashlib.sha256(f"{document}\0{reference}".encode()).hexdigest()[:16]
@@ -132,7 +135,8 @@ def _problem(fields: Mapping[str, Any], columns: ColumnMapping) -> str | None:
     # Only a template turns numbers into text.
     texts: tuple[type, ...] = (str,) if columns.text in fields else (str, int, float)
     references: tuple[type, ...] = (str, dict, list) if columns.is_reference_json else (str,)
-    for name, types in [*((name, texts) for name in columns.template.columns), (columns.reference, references)]:
+    checked = [*((name, texts) for name in columns.template.columns), (columns.reference, references)]
+    for name, types in ((name, types) for name, types in checked if name is not None):
         value = fields.get(name)
         if value is not None and not isinstance(value, types):
             return Reason.NOT_TEXT.format(field=name, type=type(value).__name__)
@@ -147,7 +151,7 @@ def _problem(fields: Mapping[str, Any], columns: ColumnMapping) -> str | None:
 
 
 def _as_reference(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value)
+    return value if value is None or isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _is_unicode(text: str) -> bool:

@@ -9,6 +9,7 @@ from batch_assets.quality.figures import Figure
 from batch_assets.quality.histograms import Bins
 from batch_assets.settings import CLASSIFICATION
 from batch_assets.tasks.task import AnswerError, Task
+from batch_assets.text import label_key
 
 _SHOWN_CHARACTERS = 60
 
@@ -32,7 +33,7 @@ class Classification(Task):
 
     def __init__(self, labels: Mapping[str, str | None]) -> None:
         self.labels = tuple(labels)
-        self._by_key = {_key(label): label for label in labels}
+        self._by_key = {label_key(label): label for label in labels}
         listed = "\n".join(f"- {label}" + (f": {text}" if text else "") for label, text in labels.items())
         self.prompt = f"Classify the following text with one of these labels:\n{_literal(listed)}\n\n{{document}}"
         self.binned = {"label": Bins.named("label", self.labels)}
@@ -43,7 +44,7 @@ class Classification(Task):
         Raises:
             AnswerError: the text is none of the labels.
         """
-        label = self._by_key.get(_key(text))
+        label = self._by_key.get(label_key(text))
         if label is None:
             raise AnswerError(f"the answer is none of the labels: {text.strip()[:_SHOWN_CHARACTERS]!r}")
         return label
@@ -55,7 +56,7 @@ class Classification(Task):
 
     def scores(self, document: str, reference: str, text: str) -> dict[str, float]:
         """1 if the label is that of the reference, otherwise 0."""
-        return {"accuracy": float(_key(reference) == _key(text))}
+        return {"accuracy": float(label_key(reference) == label_key(text))}
 
     def baselines(self, documents: Sequence[str], references: Sequence[str]) -> dict[str, list[str]]:
         """The most frequent label (``majority_``)."""
@@ -69,7 +70,7 @@ class Classification(Task):
 
     def outcome(self, reference: str, text: str) -> str:
         """Reference and label, for the confusion matrix."""
-        return json.dumps([self._by_key.get(_key(reference), reference), text], ensure_ascii=False)
+        return json.dumps([self._by_key.get(label_key(reference), reference), text], ensure_ascii=False)
 
     def overall(self, outcomes: Mapping[str, int]) -> dict[str, float]:
         """Macro F1: the mean over the labels of the harmonic mean of precision and recall.
@@ -83,10 +84,6 @@ class Classification(Task):
             all_of = sum(count for pair, count in counts.items() for side in pair if side == label)
             found.append(2 * right / all_of)
         return {"macro_f1": fmean(found)} if found else {}
-
-
-def _key(label: str) -> str:
-    return label.strip().strip("\"'`.").strip().casefold()
 
 
 def _literal(text: str) -> str:

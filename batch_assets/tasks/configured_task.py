@@ -2,8 +2,8 @@
 
 import importlib
 
-from batch_assets.errors import BatchAssetsError
-from batch_assets.settings import CLASSIFICATION, EXTRACTION, GENERATION, SUMMARIZATION, Settings
+from batch_assets.errors import BatchAssetsError, reason
+from batch_assets.settings import CLASSIFICATION, EXTRACTION, GENERATION, SUMMARIZATION, Settings, named
 from batch_assets.tasks.task import Task
 
 
@@ -33,11 +33,11 @@ def task_of(settings: Settings) -> Task:
         except ValueError as error:
             raise BatchAssetsError(f"task.schema of the pipeline {settings.pipeline} is not valid: {error}") from error
     module, _, name = settings.task.partition(":")
+    called = f"{settings.task}, {named(settings, 'task')},"
     try:
-        found = getattr(importlib.import_module(module), name)
-        task = found()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise BatchAssetsError(f"BATCH_ASSETS_TASK={settings.task} can't be used: {error}") from error
+        task = getattr(importlib.import_module(module), name)()
+    except Exception as error:  # a user's module may fail in any way, and must not take other pipelines with it
+        raise BatchAssetsError(f"{called} can't be used: {reason(error)}") from error
     if not isinstance(task, Task):
-        raise BatchAssetsError(f"BATCH_ASSETS_TASK={settings.task} is not a Task: subclass {Task.__module__}.Task")
+        raise BatchAssetsError(f"{called} is not a Task: subclass {Task.__module__}.Task")
     return task

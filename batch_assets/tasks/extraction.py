@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from datetime import date, datetime
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import Any
 
@@ -66,10 +67,10 @@ class Extraction(Task):
         if worst is not None:
             raise AnswerError(f"the answer doesn't match the schema: {worst.message[:_SHOWN_CHARACTERS]}")
         try:
-            _check_values(value, self._type)
+            normalized = _normalized(value, self._type)
         except (ValueError, OverflowError) as error:
             raise AnswerError(f"the answer doesn't match the schema: {error}") from error
-        return json.dumps({name: value[name] for name in self.fields}, ensure_ascii=False)
+        return json.dumps(normalized, ensure_ascii=False)
 
     @property
     def rules(self) -> str:
@@ -89,7 +90,10 @@ class Extraction(Task):
     def scores(self, document: str, reference: str, text: str) -> dict[str, float]:
         """The share of equal fields, and 1 or 0 for each of them."""
         wanted, found = _object(reference), _object(text)
-        equal = {name: float(name in found and _same(wanted.get(name), found[name])) for name in self.fields}
+        equal = {
+            field.name: float(field.name in found and _same(wanted.get(field.name), found[field.name], field.type))
+            for field in self._type
+        }
         each = {f"{name}_equal": value for name, value in equal.items()}
         return {"fields_equal": sum(equal.values()) / len(equal), **each}
 
@@ -102,7 +106,10 @@ def _object(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _same(wanted: Any, found: Any) -> bool:
+def _same(wanted: Any, found: Any, kind: pa.DataType) -> bool:
+    """Whether two values are equal; texts regardless of case and of blanks at the ends."""
+    with suppress(ValueError, TypeError, KeyError, OverflowError):  # a reference that does not match the schema
+        wanted, found = _normalized(wanted, kind), _normalized(found, kind)
     if isinstance(wanted, str) and isinstance(found, str):
         return wanted.strip().casefold() == found.strip().casefold()
     return bool(wanted == found)
@@ -113,29 +120,39 @@ def _validator(schema: str) -> Draft202012Validator:
     return Draft202012Validator(json.loads(schema))
 
 
-def _check_values(value: Any, kind: pa.DataType) -> None:
-    """Check what a JSON schema can't: that dates and times are some, and that whole numbers fit.
+def _normalized(value: Any, kind: pa.DataType) -> Any:
+    """A value that matches the JSON schema as Spark reads it: fields in order, ISO 8601, whole numbers without a point.
 
     Raises:
         ValueError: a text is no date or time in ISO 8601.
         OverflowError: a number is too large.
     """
     if value is None:
-        return
+        return None
     if pa.types.is_struct(kind):
-        for field in kind:
-            _check_values(value[field.name], field.type)
-    elif pa.types.is_list(kind):
-        for item in value:
-            _check_values(item, kind.value_type)
-    elif pa.types.is_date(kind):
-        date.fromisoformat(value)
-    elif pa.types.is_timestamp(kind):
-        datetime.fromisoformat(value)
-    elif pa.types.is_integer(kind) and abs(value) >= 1 << (kind.bit_width - 1):
-        raise OverflowError(f"{value} is too large")
+        return {field.name: _normalized(value[field.name], field.type) for field in kind}
+    if pa.types.is_list(kind):
+        return [_normalized(item, kind.value_type) for item in value]
+    if pa.types.is_date(kind):
+        return date.fromisoformat(value).isoformat()
+    if pa.types.is_timestamp(kind):
+        moment = datetime.fromisoformat(value)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
+    if pa.types.is_integer(kind):
+        if abs(value) >= 1 << (kind.bit_width - 1):
+            raise OverflowError(f"{value} is too large")
+        return int(value)
+    return value
 
 
 def _in_words(kind: pa.DataType) -> str:
-    types: Mapping[str, Any] = json_schema(kind)
-    return str(types["type"][0])
+    """A type as a prompt says it."""
+    if pa.types.is_struct(kind):
+        return "object with " + ", ".join(f'"{field.name}" ({_in_words(field.type)})' for field in kind)
+    if pa.types.is_list(kind):
+        return f"list of {_in_words(kind.value_type)}"
+    if pa.types.is_date(kind):
+        return "date as YYYY-MM-DD"
+    if pa.types.is_timestamp(kind):
+        return "date and time as YYYY-MM-DDTHH:MM:SS"
+    return str(json_schema(kind)["type"][0])

@@ -6,6 +6,7 @@ from functools import lru_cache
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.contracts import DEFAULT_TABLES, Column, PipelineTables, pipeline_tables
 from batch_assets.settings import Settings
+from batch_assets.sources.files import is_local_name
 from batch_assets.tasks.configured_task import task_of
 from batch_assets.tasks.summarization import Summarization
 from batch_assets.tasks.task import Task
@@ -49,15 +50,12 @@ def tables_of(settings: Settings) -> PipelineTables:
 
 def _identity(settings: Settings) -> str:
     """What decides which documents and answers the tables of a pipeline hold, as JSON."""
-    source = settings.landing_folder if settings.dataset is None else settings.dataset
-    root = f"{settings.pipelines.parent}/"
-    parts = {
-        "source": ",".join(part.removeprefix(root) for part in source.split(",")),
-        "columns.id": settings.id_column,
-        "output.table": settings.output_table,
-        "output.column": settings.output_column,
-    }
-    return json.dumps({field: value for field, value in parts.items() if value is not None})
+    source = [settings.written_source]
+    if settings.dataset is not None and not is_local_name(settings.dataset):
+        source += [settings.dataset_config, settings.split]
+    output = [settings.output_table or f"{settings.pipeline}_predictions"]
+    output.append(settings.output_column or task_of(settings).output_column)
+    return json.dumps({"source": source, "columns.id": settings.id_column, "output": output})
 
 
 def measured_task(settings: Settings) -> Task:

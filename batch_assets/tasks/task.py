@@ -61,8 +61,13 @@ class Task(ABC):
         return text
 
     @property
+    def reads_answers(self) -> bool:
+        """Whether an answer is something else than all that the model wrote."""
+        return type(self).read is not Task.read
+
+    @property
     def rules(self) -> str:
-        """What decides which answers are accepted; a batch is stale when it changes."""
+        """What decides which texts are answers; a batch is stale when it changes. Override it with ``read``."""
         return ""
 
     @property
@@ -76,7 +81,7 @@ class Task(ABC):
         return {figure.name: scores.get(figure.name) for figure in self.figures}
 
     def outcome(self, reference: str, text: str) -> str | None:
-        """What a pair of reference and answer counts as, for a table of such outcomes; None to count nothing."""
+        """Reference and answer as a JSON list of two texts, to be counted in a table; None to count nothing."""
         return None
 
     def overall(self, outcomes: Mapping[str, int]) -> dict[str, float]:
