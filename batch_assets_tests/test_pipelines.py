@@ -203,6 +203,8 @@ def test_the_default_pipeline_has_no_room_for_other_tables(folder):
 
 def test_relative_paths_start_at_the_folder_above_the_files(folder, tmp_path):
     write(folder, changed(evaluation={"dataset": "tickets.jsonl"}, model={"checkpoint": "./model"}))
+    write(folder, changed(name="letters", source={"landing": "in"}, output=None))
+    assert load_deployment().pipeline("letters").landing_folder == str(tmp_path / "in")
     settings = load_deployment().pipeline("tickets")
     assert settings.dataset == str(tmp_path / "tickets.jsonl")
     assert settings.evaluation_dataset == str(tmp_path / "tickets.jsonl")

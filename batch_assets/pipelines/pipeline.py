@@ -155,7 +155,8 @@ def _validated(values: Mapping[str, Any]) -> Settings:
 def _with_paths(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """The values with paths from the root, and the source as it is written."""
     written = values.get("dataset", values.get("landing"))
-    rooted = {field: _rooted(values[field], root) for field in _PATHS if isinstance(values.get(field), str)}
+    given = {field: values[field] for field in _PATHS if isinstance(values.get(field), str)}
+    rooted = {field: _rooted(value, root, is_path=field == "landing") for field, value in given.items()}
     return {**values, **rooted, **({"written_source": written} if isinstance(written, str) else {})}
 
 
@@ -219,10 +220,18 @@ def _defaults(name: str, attributes: Mapping[str, Any], deployment: Settings) ->
     }
 
 
-def _rooted(value: str, root: Path) -> str:
-    """A relative path, or several separated by commas, below the root; other names and URIs as they are."""
+def _rooted(value: str, root: Path, *, is_path: bool) -> str:
+    """A relative path, or several separated by commas, below the root; other names and URIs as they are.
+
+    Args:
+        value: the value of a field.
+        root: where relative paths start.
+        is_path: whether the value can't be a name on the hub.
+    """
     if "://" in value:
         return value
+    if is_path:
+        return str(root / Path(value).expanduser())
     return ",".join(_rooted_one(part.strip(), root) for part in value.split(","))
 
 
