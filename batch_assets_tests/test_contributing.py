@@ -71,7 +71,7 @@ def test_the_page_says_how_to_add_an_engine_a_source_a_check_and_a_default_model
     for block in (engine, dataset):
         (tmp_path / block.file).write_text(block.text)
     configured = package / "sources" / "configured.py"
-    insert(configured, "    if name == EMBEDDED_DATASET:\n        return ACL", opening.text)
+    insert(configured, "    columns = ColumnMapping.of(settings)\n    if name == EMBEDDED_DATASET", opening.text)
     insert(configured, "from batch_assets.settings", "from batch_assets.sources.lines import LineDataset\n")
     checks = package / "graph" / "model_checks.py"
     insert(checks, "\ndef model_checks", f"\n{check.text}\n")

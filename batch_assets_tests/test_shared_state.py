@@ -145,7 +145,7 @@ def test_compose_refers_only_to_existing_files_and_contains_no_secret(compose):
             assert (ROOT / service["build"]["dockerfile"]).is_file()
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
-            assert (DEPLOY / source).is_file() if source.startswith(".") else source in compose["volumes"]
+            assert (DEPLOY / source).exists() if source.startswith(".") else source in compose["volumes"]
         assert set(service.get("secrets", [])) <= set(compose["secrets"])
         assert set(service.get("depends_on", [])) <= set(compose["services"])
         for name, value in service.get("environment", {}).items():
