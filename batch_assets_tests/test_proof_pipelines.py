@@ -63,14 +63,18 @@ def test_both_graphs_are_in_the_ui_and_a_batch_of_the_second_can_be_materialized
     from playwright.sync_api import expect
 
     from tools.dagster_ui import graphql
-    from tools.screenshots import launch, opened, show_graph
+    from tools.screenshots import launch, opened
 
     runs = "{runsOrError(limit: 1){... on Runs{results{runId status jobName}}}}"
     with opened() as page:
-        show_graph(page, dagster)
-        page.screenshot(path=tmp_path / "pipelines.png")
-        for name in ("tickets", "summaries"):
-            expect(page.get_by_text(name, exact=True).first).to_be_visible()
+        page.goto(f"{dagster}/asset-groups", wait_until="networkidle")
+        for group in ("data", "model", "summaries", "tickets"):
+            expect(page.get_by_text(group, exact=True).first).to_be_visible()
+        page.screenshot(path=tmp_path / "groups.png")
+        page.goto(f"{dagster}/assets/tickets/batch_inference?view=lineage", wait_until="networkidle")
+        for name in ("prod_data", "champion_model", "answer_quality"):
+            expect(page.get_by_text(name).last).to_be_visible()
+        page.screenshot(path=tmp_path / "lineage.png")
         launch(page, dagster, "tickets/batch_inference")
         deadline, run = time.monotonic() + 240, {"status": ""}
         while run["status"] not in {"SUCCESS", "FAILURE"}:
