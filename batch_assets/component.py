@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from batch_assets.pipeline_definitions import PipelineParts, combined, shared_resources
 from batch_assets.pipelines.pipeline import SECTIONS, settings_of
-from batch_assets.pipelines.pipeline_files import COMPONENT
 from batch_assets.pipelines.starter import starter
 from batch_assets.settings import IN_PIPELINE_FILES, load_settings
 
@@ -34,7 +33,7 @@ class _PipelineScaffolder(dg.Scaffolder):
     """Writes a commented file to start from."""
 
     def scaffold(self, request: Any) -> None:
-        """Write ``defs.yaml``, whose pipeline is called like its folder."""
+        """Write ``defs.yaml``, whose pipeline is named after its folder."""
         target = Path(request.target_path)
         target.mkdir(parents=True, exist_ok=True)
         (target / "defs.yaml").write_text(starter(target.name), encoding="utf-8")
@@ -73,6 +72,3 @@ class InferencePipeline(dg.Component):
         settings = settings_of(self._attributes, deployment, self._root)
         resources = dg.Definitions(resources=shared_resources(deployment))
         return dg.Definitions.merge(combined([PipelineParts.of(settings)]), resources)
-
-
-assert f"batch_assets.{InferencePipeline.__name__}" == COMPONENT

@@ -43,9 +43,9 @@ def build_defs(
         try:
             parts.append(PipelineParts.of(one))
         except BatchAssetsError as error:
-            if one.is_default:
+            if one.pipeline not in deployment.files:
                 raise
-            refused.append(BrokenPipeline(one.pipeline, one.pipelines / f"{one.pipeline}.yaml", str(error)))
+            refused.append(BrokenPipeline(one.pipeline, deployment.files[one.pipeline], str(error)))
     upkeep = upkeep_job(deployment.pipelines)
     shared = dg.Definitions(
         jobs=[upkeep],

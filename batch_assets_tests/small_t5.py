@@ -25,7 +25,7 @@ TASK_SPECIFIC_PARAMS = {
 }
 MAX_INPUT_TOKENS = 512
 # With fewer steps or shorter texts, it does not learn to copy, and its output is a guess.
-_STEPS, _BATCH, _SOURCE_TOKENS, _TARGET_TOKENS = 1000, 32, 96, 24
+_STEPS, _SOURCE_TOKENS, _TARGET_TOKENS = 1000, 96, 24
 
 
 def training_texts() -> list[str]:
@@ -39,23 +39,14 @@ def training_texts() -> list[str]:
 
 def build(folder: Path) -> Path:
     """Train on research papers and save the model."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+    from transformers import T5Config
+
+    from batch_assets_tests.t5_training import bpe_tokenizer, trained
 
     texts = training_texts()
-    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
-    bpe.normalizer = normalizers.NFKC()
-    bpe.pre_tokenizer = pre_tokenizers.Metaspace()
-    bpe.decoder = decoders.Metaspace()
-    trainer = trainers.BpeTrainer(vocab_size=2000, special_tokens=["<pad>", "</s>", "<unk>"], show_progress=False)
-    bpe.train_from_iterator([f"summarize: {text}" for text in texts[::5]], trainer)
-    bpe.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
+    tokenizer = bpe_tokenizer(
+        [f"summarize: {text}" for text in texts[::5]],
+        2000,
         model_max_length=MAX_INPUT_TOKENS,
         model_input_names=["input_ids", "attention_mask"],
     )
@@ -63,10 +54,6 @@ def build(folder: Path) -> Path:
     def encode(rows: list[str], longest: int):
         return tokenizer(rows, truncation=True, max_length=longest, padding=True, return_tensors="pt")
 
-    sources = encode([f"summarize: {text}" for text in texts], _SOURCE_TOKENS)
-    targets = encode(texts, _TARGET_TOKENS).input_ids
-    targets[targets == tokenizer.pad_token_id] = -100
-    torch.manual_seed(0)
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=64,
@@ -78,20 +65,9 @@ def build(folder: Path) -> Path:
         dropout_rate=0.0,
         task_specific_params=TASK_SPECIFIC_PARAMS,
     )
-    model = T5ForConditionalGeneration(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, _STEPS)
-    order = torch.Generator().manual_seed(0)
-    model.train()
-    for _ in range(_STEPS):
-        rows = torch.randint(len(texts), (_BATCH,), generator=order)
-        model(
-            input_ids=sources.input_ids[rows], attention_mask=sources.attention_mask[rows], labels=targets[rows]
-        ).loss.backward()
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-    model.eval().save_pretrained(folder)
+    sources = encode([f"summarize: {text}" for text in texts], _SOURCE_TOKENS)
+    targets = encode(texts, _TARGET_TOKENS).input_ids
+    trained(config, tokenizer, sources, targets, _STEPS, one_cycle=True).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

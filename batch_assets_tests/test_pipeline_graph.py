@@ -166,7 +166,7 @@ def test_a_second_run_of_a_pipeline_scores_nothing_and_new_labels_make_it_stale_
     assert scored.run("tickets", SCORE_BATCHES, ["monday"], labels=labels[:1] + labels[2:], rescore="all") == []
     rows = {row["id"]: row for row in scored.rows("tickets", "scored", "monday")}
     refused = [row for row in rows.values() if row["reference"] == "bug"]
-    assert {row["error_message"] for row in refused} == {"the answer is none of the labels: 'bug'"}
+    assert {row["error_message"] for row in refused} == {"the answer is not one of the labels: 'bug'"}
     assert {row["category"] for row in refused} == {None}
     assert scored.run("tickets", SCORE_BATCHES, ["monday"], rescore="all") == []
     assert {row["error_message"] for row in scored.rows("tickets", "scored", "monday")} == {
@@ -253,14 +253,16 @@ def test_one_bad_batch_leaves_its_check_red_and_later_runs_green(scored):
     assert list(verdict()) == ["tuesday"]
 
 
-def test_a_table_of_another_pipeline_or_of_somebody_else_is_never_written(scored):
+def test_a_table_of_another_pipeline_or_of_another_writer_is_never_written(scored):
     settings = scored.settings("tickets")
     lake, tables = Lake.of(settings), tables_of(settings)
-    with pytest.raises(BatchAssetsError, match="belongs to the pipeline tickets, not to the pipeline letters"):
+    refused = "belongs to the pipeline tickets, so it can't be used by the pipeline letters"
+    with pytest.raises(BatchAssetsError, match=refused):
         lake.open(tables_of(settings.model_copy(update={"pipeline": "letters"})).scored)
     theirs = tables_of(settings.model_copy(update={"pipeline": "theirs", "output_table": None})).scored
     write_deltalake(lake.table_uri(theirs), pa.table({"id": ["1"], "batch": ["a"]}), partition_by=["batch"])
-    with pytest.raises(BatchAssetsError, match="belongs to somebody else, not to the pipeline theirs"):
+    refused = "was not made by a pipeline, so it can't be used by the pipeline theirs"
+    with pytest.raises(BatchAssetsError, match=refused):
         lake.open(theirs)
     assert lake.open(tables.scored).table.owner == "tickets"
 
@@ -314,7 +316,7 @@ def test_commands_show_all_pipelines_and_use_one(scored):
     assert tried.output.splitlines()[0] == "bug"
 
 
-def test_a_project_of_somebody_else_materializes_a_pipeline(scored, tmp_path, monkeypatch):
+def test_another_dagster_project_materializes_a_pipeline(scored, tmp_path, monkeypatch):
     defs = tmp_path / "another_project" / "defs"
     (defs / "letters").mkdir(parents=True)
     attributes = yaml.safe_load((scored.folder / "pipelines" / "tickets.yaml").read_text())["attributes"]

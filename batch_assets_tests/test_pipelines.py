@@ -96,8 +96,8 @@ def test_the_tables_of_a_pipeline_have_the_names_and_columns_that_its_file_gives
     [
         ({"source": None}, "attributes:", "name exactly one kind of source: dataset or landing"),
         ({"source": {"dataset": "a.csv", "landing": "in"}}, "source:", "name exactly one kind of source"),
-        ({"source": {"datset": "a"}}, "datset:", "source.datset: there is no such field; did you mean source.dataset?"),
-        ({"sources": {"dataset": "a.csv"}}, "sources:", "sources: there is no such field; did you mean source?"),
+        ({"source": {"datset": "a"}}, "datset:", "source.datset is not a field; did you mean source.dataset?"),
+        ({"sources": {"dataset": "a.csv"}}, "sources:", "sources is not a field; did you mean source?"),
         ({"task": {"kind": "classify"}}, "kind:", "task.kind: use summarization, classification, extraction"),
         ({"task": {"kind": "classification"}}, "task:", "task.labels and the task classification need each other"),
         (
@@ -217,7 +217,7 @@ def test_commands_ask_for_the_pipeline_if_there_are_several(folder):
         run = CliRunner().invoke(main, words)
         assert (run.exit_code, "add --pipeline summaries or tickets" in run.output) == (2, True), words
     unknown = CliRunner().invoke(main, ["run", "letters"])
-    assert (unknown.exit_code, "there is no pipeline letters; the pipelines: summaries, tickets" in unknown.output) == (
+    assert (unknown.exit_code, "unknown pipeline letters: use summaries or tickets" in unknown.output) == (
         2,
         True,
     )
@@ -283,7 +283,7 @@ def test_a_pipeline_in_python_has_the_same_fields_and_can_be_merged_with_other_a
         build_pipelines([pipeline, pipeline])
 
 
-def test_the_component_loads_from_a_project_of_somebody_else_with_templates_off_in_prompts(folder, monkeypatch):
+def test_the_component_loads_from_another_dagster_project_with_templates_off_in_prompts(folder, monkeypatch):
     defs = folder.parent / "theirs" / "defs"
     for name in ("tickets", "letters"):
         (defs / name).mkdir(parents=True)
@@ -355,10 +355,11 @@ def test_odd_yaml_and_names_stop_neither_the_commands_nor_the_code_location(fold
     assert len(deployment.problems) == len(contents)
     graph = build_defs().resolve_asset_graph()
     invalid = [key for key in graph.get_all_asset_keys() if key.path[0] == "invalid_pipelines"]
-    # Only Dagster finds out that there is no minute 99.
+    # Only Dagster rejects the minute 99.
     assert len(invalid) == len(contents) + 1
     assert dg.AssetKey(["a", "prod_data"]) in graph.get_all_asset_keys()
     assert dg.AssetKey(["b", "prod_data"]) not in graph.get_all_asset_keys()
+    assert "problem  b: Dagster refuses the pipeline b" in CliRunner().invoke(main, ["check"]).output
 
 
 def test_an_invalid_file_of_the_default_pipeline_keeps_it_from_running_with_other_settings(folder):

@@ -18,7 +18,7 @@ _BODIES = {
     "bug": ("the app crashes when I save", "an error appears", "it stopped working after the update"),
     "question": ("how do I export my data", "where can I find the settings", "is there a guide"),
 }
-_STEPS, _BATCH = 400, 32
+_STEPS = 400
 
 
 def tickets(count: int, seed: int = 0) -> list[dict[str, str]]:
@@ -41,26 +41,13 @@ def tickets(count: int, seed: int = 0) -> list[dict[str, str]]:
 
 def build(folder: Path) -> Path:
     """Train on tickets and save the model."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+    from transformers import T5Config
+
+    from batch_assets_tests.t5_training import bpe_tokenizer, trained
 
     rows = tickets(600, seed=1)
     texts = [f"{row['subject']}\n\n{row['body']}" for row in rows]
-    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
-    bpe.normalizer = normalizers.NFKC()
-    bpe.pre_tokenizer = pre_tokenizers.Metaspace()
-    bpe.decoder = decoders.Metaspace()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<pad>", "</s>", "<unk>"], show_progress=False)
-    bpe.train_from_iterator([*texts, *LABELS * 10], trainer)
-    bpe.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=128
-    )
-    sources = tokenizer(texts, padding=True, return_tensors="pt")
-    targets = tokenizer([row["category"] for row in rows], padding=True, return_tensors="pt").input_ids
-    targets[targets == tokenizer.pad_token_id] = -100
-    torch.manual_seed(0)
+    tokenizer = bpe_tokenizer([*texts, *LABELS * 10], 400, model_max_length=128)
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=32,
@@ -71,18 +58,9 @@ def build(folder: Path) -> Path:
         decoder_start_token_id=0,
         dropout_rate=0.0,
     )
-    model = T5ForConditionalGeneration(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    order = torch.Generator().manual_seed(0)
-    model.train()
-    for _ in range(_STEPS):
-        some = torch.randint(len(texts), (_BATCH,), generator=order)
-        model(
-            input_ids=sources.input_ids[some], attention_mask=sources.attention_mask[some], labels=targets[some]
-        ).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.eval().save_pretrained(folder)
+    sources = tokenizer(texts, padding=True, return_tensors="pt")
+    targets = tokenizer([row["category"] for row in rows], padding=True, return_tensors="pt").input_ids
+    trained(config, tokenizer, sources, targets, _STEPS, one_cycle=False).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

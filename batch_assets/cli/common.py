@@ -49,7 +49,7 @@ def load(pipeline: str | None) -> Settings:
     """Load one pipeline, by default the only one.
 
     Raises:
-        BatchAssetsError: there is no such pipeline, or there are several and none is named.
+        BatchAssetsError: the pipeline does not exist, or there are several and none is named.
     """
     deployment = load_all()
     if pipeline is not None:

@@ -1,4 +1,4 @@
-"""Commands about the files of pipelines: new, check."""
+"""Commands about pipelines: new, reset, check."""
 
 import json
 import sys
@@ -79,12 +79,14 @@ def check(files: tuple[Path, ...], as_json: bool) -> None:
     batch-assets check
     """
     from batch_assets.operations.preflight import check_pipeline
+    from batch_assets.pipeline_definitions import PipelineParts
     from batch_assets.pipelines.deployment import deployment_of
 
     deployment = deployment_of(files) if files else load_all()
     problems = [(problem.name, problem.message) for problem in deployment.problems]
     for settings in deployment.pipelines:
         try:
+            PipelineParts.of(settings)
             check_pipeline(settings)
         except (BatchAssetsError, OSError) as error:
             problems.append((settings.pipeline, str(error)))

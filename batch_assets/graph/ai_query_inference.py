@@ -11,7 +11,7 @@ from batch_assets.graph.batch_execution import BatchOutcome, each_batch
 from batch_assets.graph.partitions import batch_partitions
 from batch_assets.graph.pipeline_names import AssetKeys, endpoint_key, group_of
 from batch_assets.graph.table_metadata import (
-    column_lineage,
+    answer_lineage,
     column_schema,
     open_pinned_documents,
     sample,
@@ -69,12 +69,7 @@ def build_ai_query_inference(settings: Settings) -> dg.AssetsDefinition:
     table, endpoint = tables.answered, settings.endpoint
     assert table is not None
     assert endpoint is not None
-    lineage = column_lineage(
-        {
-            **{name: [(keys.documents, name)] for name in ("id", "batch")},
-            **{name: [(keys.documents, "document")] for name in table.answer_columns},
-        }
-    )
+    lineage = answer_lineage(keys.documents, ("id", "batch"), table)
 
     @dg.asset(
         key=keys.answered,

@@ -10,7 +10,7 @@ from batch_assets.graph.batch_execution import BatchOutcome, each_batch
 from batch_assets.graph.partitions import batch_partitions, known_batches
 from batch_assets.graph.pipeline_names import AssetKeys, group_of, tag_of
 from batch_assets.graph.table_metadata import (
-    column_lineage,
+    answer_lineage,
     column_schema,
     open_pinned_documents,
     pin_number,
@@ -36,12 +36,7 @@ def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
     """The asset of a pipeline's answers by the registered model."""
     keys, tables = AssetKeys(settings.pipeline), tables_of(settings)
     table = tables.scored
-    lineage = column_lineage(
-        {
-            **{name: [(keys.documents, name)] for name in tables.documents.column_names},
-            **{name: [(keys.documents, "document")] for name in table.answer_columns},
-        }
-    )
+    lineage = answer_lineage(keys.documents, tables.documents.column_names, table)
 
     @dg.asset(
         key=keys.scored,

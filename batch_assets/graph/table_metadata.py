@@ -41,6 +41,16 @@ def column_lineage(deps: Mapping[str, Sequence[tuple[dg.AssetKey, str]]]) -> dg.
     )
 
 
+def answer_lineage(documents: dg.AssetKey, copied: Sequence[str], table: Table) -> dg.TableColumnLineage:
+    """Column lineage of a table of answers, which are written for the document; ``copied`` columns stay as they are."""
+    return column_lineage(
+        {
+            **{name: [(documents, name)] for name in copied},
+            **{name: [(documents, "document")] for name in table.answer_columns},
+        }
+    )
+
+
 def table_metadata(
     lake: Lake, snapshot: BatchSnapshot, batch: str, version: int, lineage: dg.TableColumnLineage
 ) -> dict[str, Any]:

@@ -121,10 +121,10 @@ class Lake:
         recorded = snapshot.column_metadata(PARTITION)
         owner = recorded.get(_OWNER)
         if owner != table.owner:
-            whose = f"the pipeline {owner}" if owner else "somebody else"
+            whose = f"belongs to the pipeline {owner}" if owner else "was not made by a pipeline"
             raise BatchAssetsError(
-                f"the table at {uri} belongs to {whose}, not to the pipeline {table.owner or 'that ships'}: move it "
-                "away, or give the pipeline or its output another name"
+                f"the table at {uri} {whose}, so it can't be used by the pipeline {table.owner or 'that ships'}: "
+                "move it away, or give the pipeline or its output another name"
             )
         if table.identity is not None and recorded.get(_IDENTITY) != table.identity:
             raise BatchAssetsError(

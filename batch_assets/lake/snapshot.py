@@ -76,7 +76,7 @@ class Snapshot:
         return bool(self._delta.metadata().configuration.get("delta.appendOnly") == "true")
 
     def column_metadata(self, column: str) -> Mapping[str, Any]:
-        """What the table's schema says about a column, empty if there is no such column."""
+        """The metadata of a column in the table's schema; empty for an unknown column."""
         found = (field.metadata for field in self._delta.schema().fields if field.name == column)
         return dict(next(found, None) or {})
 

@@ -18,8 +18,8 @@ _MACHINE_TAG, _HOME_TAG = "batch_assets/machine", "batch_assets/home"
 def close_dead_runs(instance: dg.DagsterInstance, pipeline: str) -> list[str]:
     """Mark runs of 'batch-assets run' whose process was killed as failed, and free their pools.
 
-    Call this only while holding the pipeline's lock: then no such run of this pipeline in this home is alive. Runs of
-    other commands may be alive; ``close_orphaned_runs`` finds those that are not.
+    Call this only while holding the pipeline's lock, so that none of these runs is still alive. Runs of other
+    commands may be alive; ``close_orphaned_runs`` finds those that are not.
 
     Returns:
         Ids of the closed runs.

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +33,26 @@ class Deployment:
     """The settings of all valid pipelines, and the invalid files.
 
     ``default`` has the settings of the deployment, even if the file of the default pipeline is invalid.
+    ``files`` has the file of each valid pipeline that has one.
     """
 
     default: Settings
     pipelines: Sequence[Settings]
     problems: Sequence[BrokenPipeline]
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     def pipeline(self, name: str) -> Settings:
         """The settings of a pipeline.
 
         Raises:
-            BatchAssetsError: there is no such pipeline, or its file is not valid.
+            BatchAssetsError: the pipeline does not exist, or its file is invalid.
         """
         for problem in self.problems:
             if problem.name == name:
                 raise BatchAssetsError(problem.message)
         found = {settings.pipeline: settings for settings in self.pipelines}
         if name not in found:
-            raise BatchAssetsError(f"there is no pipeline {name}; the pipelines: {', '.join(found)}")
+            raise BatchAssetsError(f"unknown pipeline {name}: use {' or '.join(found)}")
         return found[name]
 
 
@@ -71,7 +73,7 @@ def deployment_of(files: Sequence[Path]) -> Deployment:
         BatchAssetsError: a variable of the environment is not valid.
     """
     found = _read(load_settings(), files, Path.cwd())
-    return Deployment(found.default, [one for one in found.pipelines if not one.is_default], found.problems)
+    return replace(found, pipelines=[one for one in found.pipelines if not one.is_default])
 
 
 def _read(deployment: Settings, files: Sequence[Path], root: Path) -> Deployment:
@@ -102,8 +104,13 @@ def _read(deployment: Settings, files: Sequence[Path], root: Path) -> Deployment
     if not any(attributes["name"] == DEFAULT_PIPELINE for attributes in written.values()):
         taken.take(deployment, "the default pipeline")
         found.append(deployment)
-    found += [settings for file, attributes in ordered if (settings := read(file, attributes)) is not None]
-    return Deployment(deployment, found, problems)
+    file_of: dict[str, Path] = {}
+    for file, attributes in ordered:
+        settings = read(file, attributes)
+        if settings is not None:
+            found.append(settings)
+            file_of[settings.pipeline] = file
+    return Deployment(deployment, found, problems, file_of)
 
 
 def refuse_collisions(pipelines: Sequence[Settings]) -> None:

@@ -191,7 +191,7 @@ def _first_field(section: str) -> str:
 def _unknown(path: str, known: tuple[str, ...]) -> str:
     near = difflib.get_close_matches(path, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(_siblings(path, known))}"
-    return f"{path}: there is no such field; {hint}"
+    return f"{path} is not a field; {hint}"
 
 
 def _siblings(path: str, known: tuple[str, ...]) -> list[str]:

@@ -11,12 +11,12 @@ from batch_assets.pipelines.pipeline import PipelineError
 
 COMPONENT = "batch_assets.InferencePipeline"
 _SUFFIXES = {".yaml", ".yml"}
-# A file of a pipeline has some dozens of lines.
+# A pipeline file has a few dozen lines.
 _MAX_BYTES = 1024 * 1024
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The files of pipelines in a folder, by name; none if there is no such folder."""
+    """The pipeline files in a folder, by name; none if the folder does not exist."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES and not path.name.startswith("."))
@@ -30,7 +30,7 @@ def attributes_in(file: Path) -> Mapping[str, Any]:
     """
     try:
         if file.stat().st_size > _MAX_BYTES:
-            raise BatchAssetsError(f"{file} is larger than {_MAX_BYTES} bytes: a file of a pipeline is much smaller")
+            raise BatchAssetsError(f"{file} is larger than {_MAX_BYTES} bytes, far more than a pipeline file needs")
         content = yaml.load(file.read_text(encoding="utf-8"), _StrictLoader)
     except OSError as error:
         raise BatchAssetsError(f"{file} can't be read: {error.strerror}") from error
@@ -75,7 +75,7 @@ class _StrictLoader(yaml.SafeLoader):
         for key, _ in node.value:
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the field {key.value} is there twice", key.start_mark
+                    None, None, f"the field {key.value} appears twice", key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from batch_assets.lake.contracts import SUMMARY_QUALITY
 from batch_assets.quality.histograms import Bins
 
 
@@ -19,6 +20,26 @@ class Figure:
     title: str
     description: str
     needs_reference: bool = False
+
+
+# The descriptions are those of the columns.
+_DESCRIPTIONS = {column.name: column.description for column in SUMMARY_QUALITY.columns}
+TEXT_FIGURES = tuple(
+    Figure(name, title, _DESCRIPTIONS[name], needs_reference)
+    for name, title, needs_reference in (
+        ("rouge1", "ROUGE-1", True),
+        ("rouge2", "ROUGE-2", True),
+        ("rougeL", "ROUGE-L", True),
+        ("rougeLsum", "ROUGE-Lsum", True),
+        ("lead_rouge1", "lead-3 ROUGE-1", True),
+        ("words", "words", False),
+        ("compression", "compression", False),
+        ("coverage", "coverage", False),
+        ("density", "density", False),
+        ("novel_bigrams", "novel bigrams", False),
+        ("repetition", "repetition", False),
+    )
+)
 
 
 class Measurement(Protocol):

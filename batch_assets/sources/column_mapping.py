@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from batch_assets.settings import EXTRACTION, Settings
@@ -27,12 +28,12 @@ class ColumnMapping:
         """The mapping of a pipeline."""
         return cls(settings.id_column, settings.text, settings.reference, settings.carry, settings.task == EXTRACTION)
 
-    @property
+    @cached_property
     def template(self) -> TextTemplate:
         """The template of the text."""
         return TextTemplate(self.text)
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """All columns that are read."""
         return list(dict.fromkeys([self.id, *self.template.columns, *filter(None, [self.reference]), *self.carry]))

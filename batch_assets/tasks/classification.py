@@ -42,11 +42,11 @@ class Classification(Task):
         """The label that the text is, whatever its case, quotation marks or full stop.
 
         Raises:
-            AnswerError: the text is none of the labels.
+            AnswerError: the text is not one of the labels.
         """
         label = self._by_key.get(label_key(text))
         if label is None:
-            raise AnswerError(f"the answer is none of the labels: {text.strip()[:_SHOWN_CHARACTERS]!r}")
+            raise AnswerError(f"the answer is not one of the labels: {text.strip()[:_SHOWN_CHARACTERS]!r}")
         return label
 
     @property

@@ -124,7 +124,7 @@ def _normalized(value: Any, kind: pa.DataType) -> Any:
     """A value that matches the JSON schema as Spark reads it: fields in order, ISO 8601, whole numbers without a point.
 
     Raises:
-        ValueError: a text is no date or time in ISO 8601.
+        ValueError: a text is not a date or time in ISO 8601.
         OverflowError: a number is too large.
     """
     if value is None:

@@ -1,6 +1,8 @@
 """Generation: whatever a prompt asks for."""
 
-from batch_assets.quality.figures import Figure
+from dataclasses import replace
+
+from batch_assets.quality.figures import TEXT_FIGURES
 from batch_assets.quality.histograms import TEXT_BINS
 from batch_assets.quality.measures import per_document
 from batch_assets.quality.rouge import rouge
@@ -23,13 +25,10 @@ class Generation(Task):
     words = ("text", "texts")
     output_column = "generated_text"
     binned = TEXT_BINS
-    figures = (
-        Figure("rouge1", "ROUGE-1", "Mean ROUGE-1 F-measure", needs_reference=True),
-        Figure("rougeL", "ROUGE-L", "Mean ROUGE-L F-measure", needs_reference=True),
-        Figure("words", "words", "Mean length of a text in words"),
-        Figure("compression", "compression", "Mean ratio of the document's words to the text's"),
-        Figure("coverage", "coverage", "Mean extractive fragment coverage"),
-        Figure("repetition", "repetition", "Mean share of trigrams that repeat an earlier one"),
+    figures = tuple(
+        replace(figure, description=figure.description.replace("summary", "text"))
+        for figure in TEXT_FIGURES
+        if figure.name in ("rouge1", "rougeL", "words", "compression", "coverage", "repetition")
     )
 
     def __init__(self, prompt: str) -> None:

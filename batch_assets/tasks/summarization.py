@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from batch_assets.quality.figures import Figure
+from batch_assets.quality.figures import TEXT_FIGURES
 from batch_assets.quality.histograms import TEXT_BINS
 from batch_assets.quality.measures import per_document
 from batch_assets.quality.rouge import lead, rouge
@@ -24,24 +24,7 @@ class Summarization(Task):
     words = ("summary", "summaries")
     output_column = "generated_summary"
     binned = TEXT_BINS
-    figures = (
-        Figure("rouge1", "ROUGE-1", "Mean ROUGE-1 F-measure", needs_reference=True),
-        Figure("rouge2", "ROUGE-2", "Mean ROUGE-2 F-measure", needs_reference=True),
-        Figure("rougeL", "ROUGE-L", "Mean ROUGE-L F-measure", needs_reference=True),
-        Figure("rougeLsum", "ROUGE-Lsum", "Mean ROUGE-Lsum F-measure", needs_reference=True),
-        Figure(
-            "lead_rouge1",
-            "lead-3 ROUGE-1",
-            "Mean ROUGE-1 of the document's first three sentences",
-            needs_reference=True,
-        ),
-        Figure("words", "words", "Mean length of a summary in words"),
-        Figure("compression", "compression", "Mean ratio of document words to summary words"),
-        Figure("coverage", "coverage", "Mean extractive fragment coverage"),
-        Figure("density", "density", "Mean extractive fragment density"),
-        Figure("novel_bigrams", "novel bigrams", "Mean share of bigrams that do not occur in the document"),
-        Figure("repetition", "repetition", "Mean share of trigrams that repeat an earlier one"),
-    )
+    figures = TEXT_FIGURES
 
     def scores(self, document: str, reference: str, text: str) -> dict[str, float]:
         """ROUGE-1, 2, L and Lsum."""
