@@ -11,6 +11,7 @@ import dagster as dg
 from pydantic import BaseModel, ConfigDict, create_model
 
 from batch_assets.pipeline_definitions import PipelineParts, combined, shared_resources
+from batch_assets.pipelines.deployment import chained
 from batch_assets.pipelines.pipeline import SECTIONS, settings_of
 from batch_assets.pipelines.starter import starter
 from batch_assets.settings import IN_PIPELINE_FILES, load_settings
@@ -69,6 +70,6 @@ class InferencePipeline(dg.Component):
             BatchAssetsError: a field, or a setting of the deployment, is not valid.
         """
         deployment = load_settings()
-        settings = settings_of(self._attributes, deployment, self._root)
+        settings = chained(settings_of(self._attributes, deployment, self._root), {})
         resources = dg.Definitions(resources=shared_resources(deployment))
         return dg.Definitions.merge(combined([PipelineParts.of(settings)]), resources)

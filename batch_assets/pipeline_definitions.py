@@ -14,7 +14,7 @@ from batch_assets.errors import BatchAssetsError, reason
 from batch_assets.graph.pipeline_assets import PipelineAssets, pipeline_assets
 from batch_assets.lake.lake import Lake
 from batch_assets.operations.promotion import promotion_jobs
-from batch_assets.pipelines.deployment import refuse_collisions
+from batch_assets.pipelines.deployment import chained, refuse_collisions
 from batch_assets.pipelines.pipeline import Pipeline
 from batch_assets.resources.endpoints import EndpointsResource
 from batch_assets.resources.registry import ModelRegistry
@@ -47,8 +47,9 @@ def build_pipelines(
         BatchAssetsError: a field, or a setting of the deployment, is not valid, or two pipelines collide.
     """
     deployment = load_settings()
-    settings = [pipeline.settings(deployment) for pipeline in pipelines]
-    refuse_collisions(settings)
+    given = [pipeline.settings(deployment) for pipeline in pipelines]
+    refuse_collisions(given)
+    settings = [chained(one, {other.pipeline: other for other in given}) for one in given]
     resources = {**shared_resources(deployment), **(resource_overrides or {})}
     parts = [PipelineParts.of(one) for one in settings]
     return dg.Definitions.merge(combined(parts), dg.Definitions(resources=resources))

@@ -44,12 +44,21 @@ DEFAULT_PIPELINE = "summaries"
 # Partitions, groups and assets beside those of a pipeline have or will have these names.
 _RESERVED_NAMES = {
     *("batch", "data", "external", "model", "chat_endpoints", "invalid_pipelines"),
-    *("grounding", "shadow", "long_documents"),
+    *("grounding", "shadow", "long_documents", "source_tables"),
 }
 _FEWEST_LABELS = 2
+_TABLE_PARTS = 3
 
 # The default pipeline has the tables of the talk, so the environment doesn't set what other tables would need.
-_ONLY_IN_FILES = {"pipeline", "written_source", "labels", "answer_schema", "output_table", "output_column", "carry"}
+_ONLY_IN_FILES = {
+    *("pipeline", "written_source", "labels", "answer_schema", "output_table", "output_column", "carry"),
+    *("source_table", "source_url", "source_pipeline", "upstream_table"),
+    *("source_asset", "batch_by", "every", "max_batches"),
+}
+# Fields that name a source; a pipeline has exactly one of them.
+SOURCES = ("dataset", "landing", "source_table", "source_url", "source_pipeline")
+# The value of batch_by that makes one batch of what a commit appended.
+COMMIT = "commit"
 
 # Settings of a pipeline, with their place in its file. All others belong to the deployment.
 IN_PIPELINE_FILES = {
@@ -61,6 +70,13 @@ IN_PIPELINE_FILES = {
     "batch_rows": "source.batch_rows",
     "landing": "source.landing",
     "landed_files": "source.landed_files",
+    "source_table": "source.table",
+    "source_url": "source.url",
+    "source_pipeline": "source.pipeline",
+    "source_asset": "source.asset_key",
+    "batch_by": "source.batch_by",
+    "every": "source.every",
+    "max_batches": "source.max_batches",
     "id_column": "columns.id",
     "text": "columns.text",
     "reference": "columns.reference",
@@ -161,6 +177,26 @@ class Settings(BaseSettings):
     limit: int | None = Field(None, ge=1, description="Read at most this many records of the data set.")
     batch_rows: int | None = Field(
         None, ge=1, description="Maximum rows per batch; default 25 for aclsum, otherwise 1,000."
+    )
+    source_table: str | None = Field(
+        None, description="Delta table of the lake to read in place: table, schema.table or catalog.schema.table."
+    )
+    source_url: str | None = Field(None, description="Folder or URI of a Delta table to read in place.")
+    source_pipeline: str | None = Field(None, description="Pipeline whose output is the source, batch for batch.")
+    upstream_table: str | None = Field(None, description="Folder or URI of the output of the source pipeline.")
+    source_asset: str | None = Field(
+        None, description="Key of the asset that writes the table to read in place, such as support/tickets."
+    )
+    batch_by: str | None = Field(
+        None,
+        description="Column whose values are the batches of a table that is read in place, or commit: what a commit "
+        "appended is a batch.",
+    )
+    every: Literal["day", "hour"] | None = Field(
+        None, description="How much time a batch spans if batch_by is a timestamp (UTC)."
+    )
+    max_batches: int = Field(
+        10_000, ge=1, description="Refuse a table that is read in place if it has more batches than this."
     )
     id_column: str = Field("id", description="Column with the id of a record.")
     text: str = Field(
@@ -319,6 +355,30 @@ class Settings(BaseSettings):
     def _names(cls, name: str | None) -> str | None:
         return None if name is None else check_name(name)
 
+    @field_validator("source_table")
+    @classmethod
+    def _table(cls, name: str | None) -> str | None:
+        parts = [] if name is None else name.split(".")
+        if len(parts) > _TABLE_PARTS:
+            raise ValueError("use table, schema.table or catalog.schema.table")
+        for part in parts:
+            check_name(part)
+        return name
+
+    @field_validator("source_asset")
+    @classmethod
+    def _asset_key(cls, key: str | None) -> str | None:
+        if key is not None and not all(part.strip() for part in key.split("/")):
+            raise ValueError("use the key of an asset, such as support/tickets")
+        return key
+
+    @field_validator("source_url")
+    @classmethod
+    def _url(cls, url: str | None) -> str | None:
+        if url is not None and "://" in url and redacted(url) != url:
+            raise ValueError("remove the credentials: set them in the environment")
+        return url
+
     @field_validator("pipeline")
     @classmethod
     def _pipeline_name(cls, name: str) -> str:
@@ -343,7 +403,8 @@ class Settings(BaseSettings):
     @field_validator("text")
     @classmethod
     def _text(cls, text: str) -> str:
-        TextTemplate(text)
+        if text:  # otherwise it is the answer of the source pipeline
+            TextTemplate(text)
         return text
 
     @field_validator("schedule")
@@ -455,8 +516,18 @@ class Settings(BaseSettings):
             raise ValueError(f"ANSWER_SCHEMA and the task {EXTRACTION} need each other")
         if self.task == GENERATION and self.prompt is None:
             raise ValueError(f"the task {GENERATION} needs a PROMPT")
-        if self.reference in TextTemplate(self.text).columns:
+        if not self.text and self.source_pipeline is None:
+            raise ValueError("TEXT is empty: name a column")
+        if self.text and self.reference in TextTemplate(self.text).columns:
             raise ValueError(f"the model must not see the reference: remove {{{self.reference}}} from TEXT")
+        if self.is_table and self.batch_by is None:
+            raise ValueError("a table that is read in place needs BATCH_BY: a column, or commit")
+        if self.batch_by is not None and not self.is_table:
+            raise ValueError("BATCH_BY is only for a table that is read in place")
+        if self.every is not None and self.batch_by in (None, COMMIT):
+            raise ValueError("EVERY is only for a table that is read in place and batched by a timestamp")
+        if self.source_asset is not None and not self.is_table:
+            raise ValueError("SOURCE_ASSET is only for a table that is read in place")
         if self.ui_port == self.mlflow_port:
             raise ValueError(f"UI_PORT and MLFLOW_PORT are both {self.ui_port}")
         return self
@@ -475,6 +546,16 @@ class Settings(BaseSettings):
     def is_landing(self) -> bool:
         """Whether files that are dropped into a folder become batches of this pipeline."""
         return self.is_default or self.landing is not None
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the source is a Delta table of another writer."""
+        return self.source_table is not None or self.source_url is not None
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the documents are read from a table that this pipeline does not write."""
+        return self.is_table or self.source_pipeline is not None
 
     @property
     def landing_folder(self) -> str:

@@ -7,6 +7,10 @@ from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.lake import BatchSnapshot
 
 _INPUT_TABLE = "input_table"
+# The version that the run saw, and whether the log has lost the commit that changed the batch.
+_INPUT_SEEN, _INPUT_LOST = "input_seen", "input_lost"
+# What does not make a batch stale by itself.
+_NOT_COMPARED = {_INPUT_TABLE, _INPUT_SEEN, _INPUT_LOST}
 
 
 def input_version(table: BatchSnapshot, batch: str) -> int:
@@ -30,7 +34,14 @@ def input_metadata(table: BatchSnapshot, batch: str) -> dict[str, Any]:
     Raises:
         BatchAssetsError: the batch is not in the table.
     """
-    return {"input_version": input_version(table, batch), _INPUT_TABLE: table.table_id}
+    commit = table.last_commit(batch)
+    lost = {_INPUT_LOST: True} if commit is not None and commit.is_lost else {}
+    return {
+        "input_version": input_version(table, batch),
+        _INPUT_TABLE: table.table_id,
+        _INPUT_SEEN: table.version,
+        **lost,
+    }
 
 
 def is_stale(output: BatchSnapshot, batch: str, recorded: Mapping[str, Any], newest_input: int) -> bool:
@@ -54,7 +65,12 @@ def is_stale(output: BatchSnapshot, batch: str, recorded: Mapping[str, Any], new
         return True
     if recorded["input_version"] < commit.metadata.get("input_version", -1) <= newest_input:
         return False
-    return any(commit.metadata.get(key) != value for key, value in recorded.items() if key != _INPUT_TABLE)
+    unchanged = set()
+    if recorded.get(_INPUT_LOST) and commit.metadata.get(_INPUT_SEEN, -1) >= recorded["input_version"] - 1:
+        # No commit that is left in the input's log changed the batch, and the last run saw all earlier ones.
+        unchanged.add("input_version")
+    compared = recorded.keys() - _NOT_COMPARED - unchanged
+    return any(commit.metadata.get(key) != recorded[key] for key in compared)
 
 
 def stale_batches(

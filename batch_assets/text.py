@@ -1,8 +1,10 @@
-"""Text helpers: whether a text has visible characters, and its SHA-256."""
+"""Text helpers: the texts of a column, whether a text has visible characters, and its SHA-256."""
 
 import hashlib
 import re
 from typing import TypeGuard
+
+import pyarrow as pa
 
 # Invisible characters, according to Unicode 17:
 # https://www.unicode.org/Public/17.0.0/ucd/DerivedCoreProperties.txt (Default_Ignorable_Code_Point) and
@@ -35,6 +37,11 @@ def has_text(document: str | None) -> TypeGuard[str]:
     an emoji, U+FFFD.
     """
     return document is not None and _VISIBLE.search(document) is not None
+
+
+def texts_of(column: pa.Array) -> list[str | None]:
+    """Texts of a column. Bytes that are not valid UTF-8, which other writers may have stored, become U+FFFD."""
+    return [None if raw is None else raw.decode("utf-8", "replace") for raw in column.cast(pa.binary()).to_pylist()]
 
 
 def sha256_of(text: str) -> str:

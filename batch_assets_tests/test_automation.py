@@ -641,8 +641,8 @@ def test_the_cost_of_rescoring_is_estimated_from_earlier_runs(deployment):
         "120 documents in 1 batch; about 60 seconds at 2.0 documents a second"
     )
     deployment.score("a")
-    assert select_batches(deployment.lake, DEFAULT_TABLES, None, datetime(2026, 1, 31)) == ["a"]
-    assert select_batches(deployment.lake, DEFAULT_TABLES, None, None) == ["a", "b"]
+    assert select_batches(deployment.lake, deployment.settings, None, datetime(2026, 1, 31)) == ["a"]
+    assert select_batches(deployment.lake, deployment.settings, None, None) == ["a", "b"]
 
 
 def test_sensors_and_schedules_are_on_unless_a_setting_turns_them_off(home, monkeypatch):

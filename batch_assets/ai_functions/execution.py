@@ -15,14 +15,13 @@ from batch_assets.ai_functions.endpoints import Endpoint
 from batch_assets.ai_functions.planner import parse, run
 from batch_assets.ai_functions.requests import AiFunctionError
 from batch_assets.engines.contract import RowError
-from batch_assets.engines.encoding import texts_of
 from batch_assets.errors import BatchAssetsError, reason
 from batch_assets.lake.contracts import Table
 from batch_assets.lake.counts import Counts, check_rows, counts_of
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.scoring.completions import CompletionStore, FinishedWork, refuse_if_all_failed
 from batch_assets.scoring.progress import progress
-from batch_assets.text import has_text
+from batch_assets.text import has_text, texts_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -6,7 +6,7 @@ import dagster as dg
 
 from batch_assets.automation.jobs import ExecutableJob
 from batch_assets.automation.run_requests import run_requests
-from batch_assets.graph.observation import champion_number, current_snapshot, stale_batches_now
+from batch_assets.graph.observation import champion_number, current_documents, current_snapshot, stale_batches_now
 from batch_assets.graph.partitions import busy_batches
 from batch_assets.graph.pipeline_names import SCORE_BATCHES, prefixed
 from batch_assets.lake.lake import Lake
@@ -37,9 +37,8 @@ def pipeline_schedules(settings: Settings, jobs: Mapping[str, ExecutableJob]) ->
         champion = champion_number(registry, settings)
         if champion is None:
             return dg.SkipReason("there is no champion yet: materialize champion_model")
-        documents, scored, quality = (
-            current_snapshot(lake, table) for table in (tables.documents, tables.scored, tables.quality)
-        )
+        documents = current_documents(lake, settings)
+        scored, quality = current_snapshot(lake, tables.scored), current_snapshot(lake, tables.quality)
         answered = None if tables.answered is None else current_snapshot(lake, tables.answered)
         stale = stale_batches_now(context.instance, settings, documents, scored, champion)
         busy = busy_batches(context.instance, pipeline)

@@ -13,7 +13,7 @@ from batch_assets.automation.alerts import send_alert
 from batch_assets.automation.jobs import ExecutableJob
 from batch_assets.automation.run_requests import run_requests
 from batch_assets.graph.batch_checks import result
-from batch_assets.graph.observation import champion_number, current_snapshot, stale_batches_now
+from batch_assets.graph.observation import champion_number, current_documents, current_snapshot, stale_batches_now
 from batch_assets.graph.partitions import busy_batches, register_batches
 from batch_assets.graph.pipeline_names import LAND_BATCHES, SCORE_BATCHES, TAKE_FILES, TAKE_OP, AssetKeys, prefixed
 from batch_assets.graph.quality_checks import FRESHNESS, waiting_batches
@@ -21,6 +21,7 @@ from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import Settings
 from batch_assets.sources.configured import landing_folder
+from batch_assets.sources.documents import source_name
 from batch_assets.sources.landing_folder import Group, ScannedFile
 from batch_assets.tasks.output_tables import tables_of
 
@@ -39,6 +40,7 @@ def pipeline_sensors(settings: Settings, jobs: Mapping[str, ExecutableJob]) -> l
     """Create the sensors of a pipeline; ``jobs`` has its jobs by name."""
     keys, tables, pipeline = AssetKeys(settings.pipeline), tables_of(settings), settings.pipeline
     score_batches = jobs[prefixed(pipeline, SCORE_BATCHES)]
+    watched = source_name(settings) if settings.is_in_place else tables.documents.name
 
     @dg.sensor(
         name=prefixed(pipeline, "landing_sensor"),
@@ -81,15 +83,16 @@ def pipeline_sensors(settings: Settings, jobs: Mapping[str, ExecutableJob]) -> l
         job=score_batches,
         minimum_interval_seconds=settings.sensor_seconds,
         default_status=_status(settings),
-        description=f"Watch {tables.documents.name} for commits by any writer, and request scoring runs for stale "
-        "batches.",
+        description=f"Watch {watched} for commits by any writer, and request scoring runs for stale batches.",
     )
     def prod_data_sensor(
         context: dg.SensorEvaluationContext,
         lake: dg.ResourceParam[Lake],
         registry: dg.ResourceParam[ModelRegistry],
-    ) -> dg.SensorResult:
-        documents = current_snapshot(lake, tables.documents)
+    ) -> dg.SensorResult | dg.SkipReason:
+        documents = current_documents(lake, settings)
+        if not documents.exists:
+            return dg.SkipReason(f"{source_name(settings)} does not exist yet")
         output = current_snapshot(lake, tables.scored)
         register_batches(context.instance, pipeline, documents.batches())
         state: dict[str, Any] = json.loads(context.cursor or '{"reported": {}, "asked": {}}')

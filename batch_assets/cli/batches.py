@@ -203,7 +203,7 @@ def rescore(batches: str | None, everything: bool, since: Any, yes: bool, pipeli
     failures: list[str] = []
     with progress_to_stderr(as_json), open_instance(settings) as instance:
         lake, tables = Lake.of(settings), tables_of(settings)
-        wanted = select_batches(lake, tables, None if batches is None else batches.split(","), since)
+        wanted = select_batches(lake, settings, None if batches is None else batches.split(","), since)
         click.echo(describe_cost(instance, lake, settings, wanted))
         if wanted:
             if not yes:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from tokenizers import Tokenizer
 
 from batch_assets.engines.contract import Completion, RowError, ScoringModel
@@ -107,11 +106,6 @@ class Encoding:
             output_tokens=len(ids) if end is None else end,
             input_truncated=request.truncated,
         )
-
-
-def texts_of(column: pa.Array) -> list[str | None]:
-    """Texts of a column. Bytes that are not valid UTF-8, which other writers may have stored, become U+FFFD."""
-    return [None if raw is None else raw.decode("utf-8", "replace") for raw in column.cast(pa.binary()).to_pylist()]
 
 
 def standalone_tokenizer(tokenizer: Any, is_encoder_decoder: bool) -> Tokenizer:

@@ -22,6 +22,7 @@ from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.resources.endpoints import EndpointsResource
 from batch_assets.resources.spark import SparkResource
 from batch_assets.settings import DEFAULT_PIPELINE, Settings
+from batch_assets.sources.documents import open_documents
 from batch_assets.staleness import input_metadata, input_version, is_stale
 from batch_assets.tasks.configured_task import task_of
 from batch_assets.tasks.output_tables import tables_of
@@ -99,7 +100,7 @@ def build_ai_query_inference(settings: Settings) -> dg.AssetsDefinition:
             parts = [statement, endpoints.describe(endpoint), *filter(None, [task.rules])]
             digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
             expected = {**input_metadata(documents, batch), "statement": digest}
-            if not is_stale(output, batch, expected, lake.open(tables.documents).version):
+            if not is_stale(output, batch, expected, open_documents(lake, settings, tables).version):
                 commit = output.last_commit(batch)
                 assert commit is not None
                 context.log.info(f"batch {batch}: up to date, {output.rows(batch)} rows")

@@ -35,7 +35,7 @@ class BatchOutcome:
 
     version: int
     metadata: Mapping[str, Any]
-    inputs: Mapping[dg.AssetKey, int] = field(default_factory=dict)
+    inputs: Mapping[dg.AssetKey, int | str] = field(default_factory=dict)
 
 
 def each_batch(context: dg.AssetExecutionContext, work: Callable[[str], BatchOutcome]) -> dg.MaterializeResult[None]:
@@ -123,6 +123,15 @@ def _version_tags(context: dg.AssetExecutionContext, batch: str, done: BatchOutc
         tags[get_input_data_version_tag(key)] = version
         tags[get_input_event_pointer_tag(key)] = _event_pointer(context.instance, key, batch, version)
     return tags
+
+
+def latest_data_version(instance: dg.DagsterInstance, key: dg.AssetKey, batch: str | None) -> str | None:
+    """The data version of the last materialization of an asset, or of one of its batches; None if there is none."""
+    only = dg.AssetRecordsFilter(asset_key=key, asset_partitions=None if batch is None else [batch])
+    for record in instance.fetch_materializations(only, limit=1).records:
+        event = record.asset_materialization
+        return None if event is None else (event.tags or {}).get(DATA_VERSION_TAG)
+    return None
 
 
 def _event_pointer(instance: dg.DagsterInstance, key: dg.AssetKey, batch: str, version: str) -> str:

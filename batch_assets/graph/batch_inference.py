@@ -23,6 +23,7 @@ from batch_assets.resources.registry import ModelRegistry
 from batch_assets.resources.spark import SparkResource
 from batch_assets.scoring.completions import CompletionStore
 from batch_assets.settings import Settings, named
+from batch_assets.sources.documents import open_documents
 from batch_assets.staleness import input_metadata, input_version, is_stale
 from batch_assets.tasks.output_tables import tables_of
 
@@ -70,7 +71,7 @@ def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
             expected = input_metadata(documents, batch)
             if batch in rescored:
                 expected |= {"model_version": number, "fingerprint": model().fingerprint}
-            if not is_stale(output, batch, expected, lake.open(tables.documents).version):
+            if not is_stale(output, batch, expected, open_documents(lake, settings, tables).version):
                 commit = output.last_commit(batch)
                 assert commit is not None
                 scored_by = commit.metadata["model_version"]

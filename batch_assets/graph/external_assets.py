@@ -2,29 +2,19 @@
 
 import dagster as dg
 
-from batch_assets.graph.pipeline_names import AssetKeys, endpoint_key, group_of
+from batch_assets.graph.pipeline_names import AssetKeys, endpoint_key, group_of, source_key
 from batch_assets.settings import EMBEDDED_DATASET, EMBEDDED_ENDPOINT, EMBEDDED_MODEL, Settings, redacted
+from batch_assets.sources.documents import source_location
 
 
 def external_assets(settings: Settings, owners: list[str]) -> list[dg.AssetSpec]:
     """Asset specs of a pipeline's source, checkpoint and endpoint.
 
-    Other pipelines may call the same endpoint, so only the default pipeline's has owners.
+    Other pipelines may read the same table or call the same endpoint, so these are in the group external and have no
+    owners. The output of another pipeline, and a table that an asset of the project writes, have assets already.
     """
     keys, group = AssetKeys(settings.pipeline), group_of(settings, "external")
-    if settings.dataset is None:
-        source = {"landing folder": redacted(settings.landing_folder)}
-    else:
-        source = {"data set": settings.dataset, "split": settings.split}
     specs = [
-        dg.AssetSpec(
-            keys.source,
-            group_name=group,
-            description="Source data set: documents, with reference answers by people if there are any.",
-            metadata=source,
-            owners=owners,
-            kinds={"aclsum" if settings.dataset == EMBEDDED_DATASET else "dataset"},
-        ),
         dg.AssetSpec(
             keys.checkpoint,
             group_name=group,
@@ -34,6 +24,31 @@ def external_assets(settings: Settings, owners: list[str]) -> list[dg.AssetSpec]
             kinds={"huggingface" if settings.model == EMBEDDED_MODEL else "checkpoint"},
         ),
     ]
+    if settings.is_table and settings.source_asset is None:
+        specs.append(
+            dg.AssetSpec(
+                source_key(settings),
+                group_name="external",
+                description="Delta table of another writer, read in place and never written.",
+                metadata={"table": redacted(str(source_location(settings)))},
+                kinds={"deltalake"},
+            )
+        )
+    if not settings.is_in_place:
+        if settings.dataset is None:
+            source = {"landing folder": redacted(settings.landing_folder)}
+        else:
+            source = {"data set": settings.dataset, "split": settings.split}
+        specs.append(
+            dg.AssetSpec(
+                keys.source,
+                group_name=group,
+                description="Source data set: documents, with reference answers by people if there are any.",
+                metadata=source,
+                owners=owners,
+                kinds={"aclsum" if settings.dataset == EMBEDDED_DATASET else "dataset"},
+            )
+        )
     if settings.endpoint is not None:
         specs.append(
             dg.AssetSpec(

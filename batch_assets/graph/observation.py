@@ -7,7 +7,9 @@ from batch_assets.lake.contracts import Table
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import Settings
+from batch_assets.sources.documents import newest_documents
 from batch_assets.staleness import input_version, stale_batches
+from batch_assets.tasks.output_tables import tables_of
 
 # The last snapshot of each table in this process, so that the next tick reads only new log entries.
 _last_snapshots: dict[str, BatchSnapshot] = {}
@@ -15,11 +17,25 @@ _last_snapshots: dict[str, BatchSnapshot] = {}
 
 def current_snapshot(lake: Lake, table: Table) -> BatchSnapshot:
     """Open the table at its newest version, reading only the log entries added since the last call."""
-    current = lake.open(table)
-    previous = _last_snapshots.get(current.uri)
-    if previous is None or not current.reuse(previous):
+    return _with_history(lake.table_uri(table), lake.open(table))
+
+
+def current_documents(lake: Lake, settings: Settings) -> BatchSnapshot:
+    """Open the documents of a pipeline like ``current_snapshot``.
+
+    Raises:
+        BatchAssetsError: the table that is read in place is missing or can't be used.
+    """
+    tables = tables_of(settings)
+    place = f"{lake.table_uri(tables.documents)} of {lake.table_uri(tables.scored)}"
+    return _with_history(place, newest_documents(lake, settings, tables, _last_snapshots.get(place)))
+
+
+def _with_history(place: str, current: BatchSnapshot) -> BatchSnapshot:
+    previous = _last_snapshots.get(place)
+    if previous is not current and (previous is None or not current.reuse(previous)):
         current.read_whole_log()
-    _last_snapshots[current.uri] = current
+    _last_snapshots[place] = current
     return current
 
 

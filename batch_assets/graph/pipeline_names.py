@@ -1,5 +1,6 @@
 """What the assets, jobs, sensors and partitions of a pipeline are called; those of the default one have no prefix."""
 
+import re
 from collections.abc import Sequence
 
 import dagster as dg
@@ -42,6 +43,18 @@ class AssetKeys:
     def is_of_this_pipeline(self, key: dg.AssetKey) -> bool:
         """Whether an asset belongs to the pipeline."""
         return list(key.path[:-1]) == list(self._prefix)
+
+
+def source_key(settings: Settings) -> dg.AssetKey:
+    """The key of the asset that a pipeline's documents come from; pipelines that read the same table share it."""
+    if settings.source_pipeline is not None:
+        return AssetKeys(settings.source_pipeline).scored
+    if settings.source_asset is not None:
+        return dg.AssetKey(settings.source_asset.split("/"))
+    if settings.is_table:
+        place = settings.source_table or settings.source_url
+        return dg.AssetKey(["source_tables", *filter(None, re.split(r"[^A-Za-z0-9_-]+", str(place)))])
+    return AssetKeys(settings.pipeline).source
 
 
 def endpoint_key(settings: Settings) -> dg.AssetKey:

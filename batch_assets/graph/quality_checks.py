@@ -18,6 +18,7 @@ from batch_assets.quality.batch_measures import last_measured, quality_rows
 from batch_assets.quality.histograms import Bins
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import IN_PIPELINE_FILES, Settings, variables
+from batch_assets.sources.documents import open_documents
 from batch_assets.staleness import stale_batches
 from batch_assets.tasks.output_tables import measured_task, tables_of
 
@@ -57,7 +58,7 @@ def quality_checks(settings: Settings) -> list[Check]:
 
         def judge(lake: Lake) -> Mapping[str, str]:
             wrong = {}
-            for row in newest(lake, tables):
+            for row in newest(lake, settings, tables):
                 share = row[counted] / row[total] if row[total] else 0.0
                 if share > limit:
                     wrong[label(row)] = f"{row[counted]} of {row[total]} {total_word}, {share:.0%}"
@@ -77,7 +78,7 @@ def quality_checks(settings: Settings) -> list[Check]:
         return batch_check(keys.quality, name, description, judge, severity=_WARN)
 
     def repeats(lake: Lake) -> Mapping[str, str]:
-        over = [row for row in newest(lake, tables) if (row["repetition"] or 0) > settings.repetition]
+        over = [row for row in newest(lake, settings, tables) if (row["repetition"] or 0) > settings.repetition]
         return {label(row): f"{row['repetition']:.0%} of the trigrams repeat an earlier one" for row in over}
 
     def evaluate_drift(lake: Lake, registry: ModelRegistry) -> dg.AssetCheckResult:
@@ -86,7 +87,7 @@ def quality_checks(settings: Settings) -> list[Check]:
 
         wrong: dict[str, str] = {}
         shown: dict[str, Any] = {}
-        rows = newest(lake, tables)
+        rows = newest(lake, settings, tables)
         for table in reversed([table.name for table in tables.of_answers]):
             of_table = [row for row in rows if row["table_name"] == table]
             for position in range(max(len(of_table) - _COMPARED_BATCHES, 1), len(of_table)):
@@ -110,7 +111,7 @@ def quality_checks(settings: Settings) -> list[Check]:
         return result(wrong, _WARN, shown)
 
     def waiting(lake: Lake) -> Mapping[str, str]:
-        return waiting_batches(lake.open(tables.documents), lake.open(tables.scored), settings.fresh_hours)
+        return waiting_batches(open_documents(lake, settings, tables), lake.open(tables.scored), settings.fresh_hours)
 
     description = (
         f"No batch has waited more than {settings.fresh_hours} hours ({names['fresh_hours']}) for its {answers}."
@@ -150,9 +151,9 @@ def _listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
-def newest(lake: Lake, tables: PipelineTables) -> Sequence[Mapping[str, Any]]:
+def newest(lake: Lake, settings: Settings, tables: PipelineTables) -> Sequence[Mapping[str, Any]]:
     """The newest metrics of each batch and table, in the order in which the batches landed."""
-    quality, documents = lake.open(tables.quality), lake.open(tables.documents)
+    quality, documents = lake.open(tables.quality), open_documents(lake, settings, tables)
     state = (quality.table_id, quality.version, documents.table_id, documents.version)
     if state not in _cached_rows:
         # Older states are not read again.

@@ -20,6 +20,7 @@ from batch_assets.quality.examples import examples
 from batch_assets.quality.report import Facts, draw, markdown, page, totals
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import Settings
+from batch_assets.sources.documents import open_documents
 from batch_assets.tasks.configured_task import task_of
 from batch_assets.tasks.output_tables import measured_task, tables_of
 
@@ -57,7 +58,7 @@ def build_quality_report(settings: Settings) -> dg.AssetsDefinition:
 
         registry = registry.of(settings)
         snapshot = lake.open(tables.quality)
-        batches = lake.open(tables.documents).sort_by_last_change(snapshot.batches())
+        batches = open_documents(lake, settings, tables).sort_by_last_change(snapshot.batches())
         rows = [row for batch in batches for row in quality_rows(snapshot, batch)]
         outcomes = _outcomes(rows, tables.scored.name)
         scores, baseline = main_scores(registry.client, settings)

@@ -11,6 +11,7 @@ from batch_assets.lake.contracts import PipelineTables, Table
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import Settings
+from batch_assets.sources.documents import open_documents
 from batch_assets.tasks.output_tables import tables_of
 
 
@@ -18,24 +19,27 @@ def table_checks(settings: Settings) -> list[Check]:
     """The checks of a pipeline's tables."""
     keys, tables = AssetKeys(settings.pipeline), tables_of(settings)
     checks = [
-        contract_check(keys.documents, tables.documents),
-        contract_check(keys.documents, tables.rejected, "contract_of_rejected"),
         contract_check(keys.scored, tables.scored),
         contract_check(keys.quality, tables.quality),
-        batch_check(
-            keys.documents,
-            "every_record",
-            "Every record of a batch's source is a document, or a rejected record with a reason.",
-            lambda lake: _record_count_mismatches(lake, tables),
-        ),
         batch_check(
             keys.scored,
             "row_parity",
             "Every scored batch has one row per document it was scored from.",
-            lambda lake: _row_count_mismatches(lake, tables),
+            lambda lake: _row_count_mismatches(lake, settings, tables),
         ),
         _one_model(settings, keys, tables),
     ]
+    if not settings.is_in_place:
+        checks += [
+            contract_check(keys.documents, tables.documents),
+            contract_check(keys.documents, tables.rejected, "contract_of_rejected"),
+            batch_check(
+                keys.documents,
+                "every_record",
+                "Every record of a batch's source is a document, or a rejected record with a reason.",
+                lambda lake: _record_count_mismatches(lake, tables),
+            ),
+        ]
     if tables.answered is not None:
         checks.append(contract_check(keys.answered, tables.answered))
     return checks
@@ -51,8 +55,8 @@ def contract_check(asset: dg.AssetKey, table: Table, name: str = "contract") -> 
     return Check(asset, name, f"{table.name} has the columns of its contract.", evaluate)
 
 
-def _row_count_mismatches(lake: Lake, tables: PipelineTables) -> Mapping[str, str]:
-    scored, documents = lake.open(tables.scored), lake.open(tables.documents)
+def _row_count_mismatches(lake: Lake, settings: Settings, tables: PipelineTables) -> Mapping[str, str]:
+    scored, documents = lake.open(tables.scored), open_documents(lake, settings, tables)
     wrong = {}
     for batch in scored.batches():
         commit, origin = scored.last_commit(batch), documents.last_commit(batch)

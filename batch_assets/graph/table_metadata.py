@@ -14,6 +14,7 @@ from batch_assets.lake.counts import COUNTED, Counts, counts_by_batch
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.quality.markdown import markdown_table
 from batch_assets.settings import Settings
+from batch_assets.sources.documents import open_documents
 from batch_assets.tasks.output_tables import tables_of
 
 _DOCUMENT_VERSION_TAG = "batch_assets/prod_data_version"
@@ -142,6 +143,7 @@ def pin_number(context: dg.AssetExecutionContext, tag: str, resolve: Callable[[]
 
 def open_pinned_documents(context: dg.AssetExecutionContext, lake: Lake, settings: Settings) -> BatchSnapshot:
     """Open a pipeline's documents at the version that this run is pinned to."""
-    table = tables_of(settings).documents
-    version = pin_number(context, tag_of(settings, _DOCUMENT_VERSION_TAG), lambda: lake.open(table).version)
-    return lake.open(table, version)
+    tables = tables_of(settings)
+    tag = tag_of(settings, _DOCUMENT_VERSION_TAG)
+    version = pin_number(context, tag, lambda: open_documents(lake, settings, tables).version)
+    return open_documents(lake, settings, tables, version)

@@ -12,6 +12,9 @@ _SIMPLE: dict[str, pa.DataType] = {
     "long": pa.int64(),
     "int": pa.int32(),
     "integer": pa.int32(),
+    "smallint": pa.int16(),
+    "tinyint": pa.int8(),
+    "binary": pa.binary(),
     "float": pa.float32(),
     "double": pa.float64(),
     "boolean": pa.bool_(),
@@ -52,6 +55,8 @@ def _from_sql(kind: Any, exp: Any) -> pa.DataType:
     if kind.this in (exp.DataType.Type.ARRAY, exp.DataType.Type.LIST):
         return pa.list_(_from_sql(kind.expressions[0], exp))
     name = kind.sql(dialect="spark").lower()
+    if kind.this == exp.DataType.Type.DECIMAL and kind.expressions:
+        return pa.decimal128(*(int(part.name) for part in kind.expressions))
     if name not in _SIMPLE:
         raise ValueError(f"{name} is not supported here: use {', '.join(_SIMPLE)}, array or struct")
     return _SIMPLE[name]
@@ -85,12 +90,30 @@ def _json_ddl(schema: Mapping[str, Any]) -> str:
 
 
 def spark_ddl(kind: pa.DataType) -> str:
-    """An Arrow type in Spark's syntax."""
+    """An Arrow type in Spark's syntax.
+
+    Raises:
+        ValueError: a contract can't have a column of that type.
+    """
     if pa.types.is_struct(kind):
         return f"struct<{', '.join(f'`{field.name}`: {spark_ddl(field.type)}' for field in kind)}>"
-    if pa.types.is_list(kind):
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return f"array<{spark_ddl(kind.value_type)}>"
-    return next(name for name, known in _SIMPLE.items() if known == kind)
+    if pa.types.is_decimal(kind):
+        return f"decimal({kind.precision},{kind.scale})"
+    found = next((name for name, known in _SIMPLE.items() if known == kind), None)
+    if found is None:
+        raise ValueError(f"the type {kind} is not supported here")
+    return found
+
+
+def has_ddl(kind: pa.DataType) -> bool:
+    """Whether a contract can have a column of an Arrow type; timestamps without zone need newer Delta readers."""
+    try:
+        spark_ddl(kind)
+    except ValueError:
+        return False
+    return True
 
 
 def json_schema(kind: pa.DataType) -> dict[str, Any]:
@@ -102,6 +125,6 @@ def json_schema(kind: pa.DataType) -> dict[str, Any]:
         return {"type": ["array", "null"], "items": json_schema(kind.value_type)}
     if pa.types.is_integer(kind):
         return {"type": ["integer", "null"]}
-    if pa.types.is_floating(kind):
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return {"type": ["number", "null"]}
     return {"type": ["boolean" if pa.types.is_boolean(kind) else "string", "null"]}

@@ -28,7 +28,8 @@ class Commit:
     ``metadata`` is what this package recorded, empty for a commit by another writer; ``author`` names the writer.
     ``touched`` are the partitions with added or removed files; ``changed`` are those whose rows changed.
     ``unknown_partitions`` means that there may be more, because some writers remove a file without naming its
-    partition. ``seconds`` is the time of the commit by its writer's clock, since 1970.
+    partition. ``seconds`` is the time of the commit by its writer's clock, since 1970. ``is_lost`` means that the log
+    no longer has the commit; ``version`` is then the oldest one that it has.
     """
 
     version: int
@@ -38,6 +39,7 @@ class Commit:
     touched: frozenset[Partition] = frozenset()
     unknown_partitions: bool = False
     seconds: float = 0.0
+    is_lost: bool = False
 
     def may_touch(self, partition: Partition) -> bool:
         """Return whether the commit may have added or removed files of a partition."""
@@ -62,15 +64,7 @@ def commits(
         newest: first version to yield.
         after: yield only versions after this one.
     """
-    files = file_system(uri, storage_options)
-    for version in range(newest, after, -1):
-        try:
-            with files.open_input_stream(f"_delta_log/{version:020d}.json") as stream:
-                # Not splitlines(): it also splits at Unicode line separators, which a JSON value may contain.
-                lines = stream.read().decode().split("\n")
-        except FileNotFoundError:
-            return  # older log entries have been cleaned up after a checkpoint
-        actions = [json.loads(line) for line in lines if line.strip()]
+    for version, actions in log_entries(uri, storage_options, newest, after):
         info: dict[str, Any] = next((a["commitInfo"] for a in actions if "commitInfo" in a), {})
         metadata = {
             key.removeprefix(METADATA_PREFIX): value for key, value in info.items() if key.startswith(METADATA_PREFIX)
@@ -94,7 +88,7 @@ def commits(
         yield Commit(
             version,
             metadata,
-            _author(info),
+            author_of(info),
             frozenset(changed),
             frozenset(touched | changed),
             unknown_partitions,
@@ -102,7 +96,29 @@ def commits(
         )
 
 
-def _author(info: Mapping[str, Any]) -> str:
+def log_entries(
+    uri: str, storage_options: Mapping[str, str], newest: int, after: int = -1
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Yield versions with their actions from newest to oldest, as far back as the log has entries.
+
+    Args:
+        uri: root of the table.
+        storage_options: as in delta-rs.
+        newest: first version to yield.
+        after: yield only versions after this one.
+    """
+    files = file_system(uri, storage_options)
+    for version in range(newest, after, -1):
+        try:
+            with files.open_input_stream(f"_delta_log/{version:020d}.json") as stream:
+                # Not splitlines(): it also splits at Unicode line separators, which a JSON value may contain.
+                lines = stream.read().decode().split("\n")
+        except FileNotFoundError:
+            return  # older log entries have been cleaned up after a checkpoint
+        yield version, [json.loads(line) for line in lines if line.strip()]
+
+
+def author_of(info: Mapping[str, Any]) -> str:
     """Describe a commit's writer from ``commitInfo``, whose fields each writer chooses."""
     if f"{METADATA_PREFIX}run_id" in info:
         return f"run {info[f'{METADATA_PREFIX}run_id']}"

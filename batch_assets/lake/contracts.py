@@ -10,7 +10,7 @@ from functools import cached_property
 
 import pyarrow as pa
 
-from batch_assets.lake.column_types import arrow_type
+from batch_assets.lake.column_types import arrow_type, spark_ddl
 from batch_assets.names import check_name
 
 PARTITION = "batch"
@@ -25,6 +25,7 @@ class Column:
     """One column of a table; ``type`` is a type of Spark, which Delta calls the same.
 
     ``holds`` is the field of a completion that it stores, if any; ``is_reference`` marks the answer that a person gave.
+    ``copied_from`` names the column of the source that it copies; it has that column's type if the source is a table.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Column:
     nullable: bool = True
     holds: str | None = None
     is_reference: bool = False
+    copied_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Table:
     """One table of the lake, partitioned by batch.
 
     ``owner`` is its pipeline, None for the default one. ``identity`` says what must never change about the pipeline, in
-    the table of its documents.
+    the first table that it writes. ``source`` is the folder or URI of the table that is read in place, if any.
     """
 
     name: str
@@ -48,6 +50,21 @@ class Table:
     columns: tuple[Column, ...]
     owner: str | None = None
     identity: str | None = None
+    source: str | None = None
+
+    def with_types_of(self, schema: pa.Schema) -> "Table":
+        """This table, with the types that the columns copied from a table have in a schema with the same names."""
+        if self.source is None:
+            return self
+        return replace(
+            self,
+            columns=tuple(
+                replace(column, type=spark_ddl(schema.field(column.name).type))
+                if column.copied_from is not None and column.name in schema.names
+                else column
+                for column in self.columns
+            ),
+        )
 
     @cached_property
     def arrow_schema(self) -> pa.Schema:
@@ -238,7 +255,10 @@ _QUALITY_COUNTS, _QUALITY_EXAMPLES = 11, 3
 
 @dataclass(frozen=True)
 class PipelineTables:
-    """The tables of one pipeline; ``answered`` is the one that ``ai_query`` writes, None without an endpoint."""
+    """The tables of one pipeline; ``answered`` is the one that ``ai_query`` writes, None without an endpoint.
+
+    If the documents are in a table of another writer, ``documents`` says how they are read, and nothing is rejected.
+    """
 
     documents: Table
     rejected: Table
@@ -249,8 +269,8 @@ class PipelineTables:
     @property
     def all(self) -> tuple[Table, ...]:
         """The tables, in the order in which a run writes them."""
-        found = (self.documents, self.rejected, self.scored, self.answered, self.quality)
-        return tuple(table for table in found if table is not None)
+        landed = () if self.documents.source is not None else (self.documents, self.rejected)
+        return tuple(table for table in (*landed, self.scored, self.answered, self.quality) if table is not None)
 
     @property
     def of_answers(self) -> tuple[Table, ...]:
@@ -272,6 +292,8 @@ def pipeline_tables(
     *,
     has_endpoint: bool = False,
     identity: str | None = None,
+    source: str | None = None,
+    id_column: str = "id",
 ) -> PipelineTables:
     """The tables of a pipeline other than the default one.
 
@@ -279,11 +301,13 @@ def pipeline_tables(
         name: name of the pipeline, which the names of its tables begin with.
         output: the column of the answers.
         words: what an answer and several of them are called, for the descriptions.
-        carried: columns that are copied from the source, as text.
+        carried: columns that are copied from the source, as text unless the source is a table.
         figures: the columns of the quality table that depend on the task.
         output_table: name of the table of the answers, if it is not ``<name>_predictions``.
         has_endpoint: whether ``ai_query`` writes answers too.
         identity: what must never change about the pipeline.
+        source: folder or URI of the table that is read in place, if any.
+        id_column: the column of that table with the ids.
 
     Raises:
         ValueError: two columns of a table have the same name, or a name is not valid.
@@ -316,17 +340,27 @@ def pipeline_tables(
             raise ValueError(f"the table {name}_{suffix} would have two columns {', '.join(again)}")
         return Table(f"{name}_{suffix}", worded(like.description), found, owner=name)
 
-    extra = [Column(column, "string", "Copied from the source") for column in carried]
+    extra = [Column(column, "string", "Copied from the source", copied_from=column) for column in carried]
     originals, answers = PROD_DATA.columns, BATCH_INFERENCE.columns[len(PROD_DATA.columns) :]
-    documents = table(PROD_DATA, "documents", [*ours(originals[:3]), *extra, *ours(originals[3:])])
+    by_endpoint = ours(AI_QUERY_INFERENCE.columns)
+    if source is None:
+        documents = table(PROD_DATA, "documents", [*ours(originals[:3]), *extra, *ours(originals[3:])])
+    else:
+        identifier = replace(_ID, description="Identifier of the row", nullable=True, copied_from=id_column)
+        documents = table(PROD_DATA, "documents", [identifier, *ours(originals[1:3]), *extra, _BATCH])
+        by_endpoint[0] = identifier
     scored = table(BATCH_INFERENCE, "predictions", [*documents.columns, *ours(answers)])
+    if source is not None:
+        scored = replace(scored, identity=identity)
     quality = SUMMARY_QUALITY.columns
     measures = [*ours(quality[:_QUALITY_COUNTS]), *figures, *ours(quality[-_QUALITY_EXAMPLES:])]
+    scored = scored if output_table is None else replace(scored, name=check_name(output_table))
+    answered = table(AI_QUERY_INFERENCE, "ai_query", by_endpoint) if has_endpoint else None
     return PipelineTables(
-        replace(documents, identity=identity),
+        replace(documents, identity=identity, source=source),
         table(PROD_DATA_REJECTED, "rejected", ours(PROD_DATA_REJECTED.columns)),
-        scored if output_table is None else replace(scored, name=check_name(output_table)),
-        table(AI_QUERY_INFERENCE, "ai_query", ours(AI_QUERY_INFERENCE.columns)) if has_endpoint else None,
+        replace(scored, source=source),
+        None if answered is None else replace(answered, source=source),
         table(SUMMARY_QUALITY, "quality", measures),
     )
 

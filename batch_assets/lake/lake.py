@@ -6,18 +6,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.column_types import has_ddl
 from batch_assets.lake.commit_log import Commit
 from batch_assets.lake.contracts import DEFAULT_TABLES, PARTITION, Table
 from batch_assets.lake.features import UnreadableTableError
 from batch_assets.lake.missing_table import MissingTable
-from batch_assets.lake.snapshot import DataFile, schema_difference
+from batch_assets.lake.snapshot import DataFile, Snapshot, is_table, schema_difference
 from batch_assets.lake.staging import StagedFile, StagingArea
 from batch_assets.lake.storage import file_system
 from batch_assets.lake.writable_table import Transaction, WritableTable, create_table
@@ -34,6 +34,8 @@ _CONFIGURATION = {"delta.logRetentionDuration": "interval 3650 days"}
 # The metadata of the partition column that says which pipeline writes a table. delta-rs refuses table properties that
 # it doesn't know when it creates a table, and another commit could fail.
 _OWNER, _IDENTITY = "batch_assets.pipeline", "batch_assets.identity"
+# Where the commits of a source that is read in place begin to be batches: the table's id, and its version.
+_SOURCE_ID, _SOURCE_VERSION = "batch_assets.source_id", "batch_assets.source_version"
 
 # By default, delta-rs retries an unreachable lake for three minutes.
 _FAIL_FAST = {"max_retries": "1", "retry_timeout": "5s", "timeout": "5s", "connect_timeout": "5s"}
@@ -70,13 +72,7 @@ class Lake:
 
     def exists(self, table: Table) -> bool:
         """Whether the table was created."""
-        from deltalake import DeltaTable
-
-        uri = self.table_uri(table)
-        # delta-rs would create the folder of a local table.
-        if "://" not in uri and not Path(uri).exists():
-            return False
-        return bool(DeltaTable.is_deltatable(uri, dict(self.storage_options)))
+        return is_table(self.table_uri(table), self.storage_options)
 
     def difference(self, table: Table) -> str | None:
         """Return how the existing Delta table differs from its contract, None if it doesn't.
@@ -85,7 +81,8 @@ class Lake:
             BatchAssetsError: the table can't be opened.
         """
         try:
-            return _difference(table, WritableTable.open(self.table_uri(table), self.storage_options))
+            found = WritableTable.open(self.table_uri(table), self.storage_options)
+            return _difference(table.with_types_of(found.schema), found)
         except UnreadableTableError as error:
             return str(error)
 
@@ -107,11 +104,11 @@ class Lake:
             BatchAssetsError: the existing table does not match the contract.
         """
         uri = self.table_uri(table)
-        if version is None:
+        if version is None and not self.exists(table):
             create_table(
                 uri,
                 self.storage_options,
-                _owned_schema(table),
+                self._new_schema(table),
                 [PARTITION],
                 name=table.name,
                 description=table.description,
@@ -131,6 +128,7 @@ class Lake:
                 f"the pipeline {owner} was set up with {recorded.get(_IDENTITY)}, and now it has {table.identity}: "
                 f"undo the change, give the pipeline another name, or start afresh with 'batch-assets reset {owner}'"
             )
+        table = table.with_types_of(snapshot.schema)
         problem = _difference(table, snapshot)
         if problem is not None:
             remedy = (
@@ -142,6 +140,23 @@ class Lake:
                 f"the table at {uri} does not match the contract of {table.name}: {problem}; move it away, or {remedy}"
             )
         return BatchSnapshot(table, snapshot)
+
+    def _new_schema(self, table: Table) -> pa.Schema:
+        """The schema of a new table, which says which pipeline it belongs to, and where its source was.
+
+        Raises:
+            BatchAssetsError: the source can't be opened.
+        """
+        recorded = {} if table.owner is None else {_OWNER: table.owner}
+        if table.identity is not None:
+            recorded[_IDENTITY] = table.identity
+        if table.source is not None:
+            source = Snapshot.open(table.source, self.storage_options)
+            recorded |= {_SOURCE_ID: source.table_id, _SOURCE_VERSION: str(source.version)}
+            table = table.with_types_of(types_of_copies(table, source.schema))
+        schema = table.arrow_schema
+        place = schema.get_field_index(PARTITION)
+        return schema.set(place, schema.field(place).with_metadata(recorded)) if recorded else schema
 
     def owned_by(self, pipeline: str) -> dict[str, int]:
         """The names of all tables that belong to a pipeline other than the default one, with their numbers of rows."""
@@ -193,14 +208,14 @@ def is_owned(lake: Lake, full_name: str, existing: "DeltaTable | None") -> bool:
     return any(_OWNER in (field.metadata or {}) for field in existing.schema().fields)
 
 
-def _owned_schema(table: Table) -> pa.Schema:
-    """The schema of a new table, which says which pipeline it belongs to."""
-    schema = table.arrow_schema
-    if table.owner is None:
-        return schema
-    place = schema.get_field_index(PARTITION)
-    recorded = {_OWNER: table.owner} | ({} if table.identity is None else {_IDENTITY: table.identity})
-    return schema.set(place, schema.field(place).with_metadata(recorded))
+def types_of_copies(table: Table, source: pa.Schema) -> pa.Schema:
+    """The types of a table's copied columns, by their names in the table; text for those that Delta readers lack."""
+    fields = []
+    for column in table.columns:
+        if column.copied_from in source.names:
+            kind = source.field(column.copied_from).type
+            fields.append(pa.field(column.name, kind if has_ddl(kind) else pa.string()))
+    return pa.schema(fields)
 
 
 def _difference(table: Table, snapshot: WritableTable) -> str | None:
@@ -227,6 +242,22 @@ class BatchSnapshot:
     def table_id(self) -> str:
         """The table's id; a table that is deleted and created again gets another one."""
         return self.delta.table_id
+
+    @property
+    def exists(self) -> bool:
+        """Whether the table was created."""
+        return self.version >= 0
+
+    @property
+    def source_began(self) -> tuple[str, int] | None:
+        """The id and the version of the table that is read in place, when this table was created or rebased."""
+        recorded = self.delta.column_metadata(PARTITION)
+        return (recorded[_SOURCE_ID], int(recorded[_SOURCE_VERSION])) if _SOURCE_ID in recorded else None
+
+    def rebase(self, source_id: str, version: int) -> None:
+        """Let the commits of the table that is read in place be batches from a version on."""
+        recorded = {**self.delta.column_metadata(PARTITION), _SOURCE_ID: source_id, _SOURCE_VERSION: str(version)}
+        self.delta.set_column_metadata(PARTITION, recorded)
 
     def reuse(self, earlier: "BatchSnapshot") -> bool:
         """Take over the last commits of the batches from an earlier snapshot, and read only the commits after it.
@@ -287,9 +318,9 @@ class BatchSnapshot:
             if commit.unknown_partitions:
                 for key in {batch, *self.batches()}:
                     self._last_commits.setdefault(key, commit)
-        if batch not in self._last_commits and self.files(batch):
+        if batch not in self._last_commits and (self.files(batch) or self.delta.may_have_lost_batches):
             # Its log entry has been cleaned up. The oldest version left in the log is later than it.
-            return Commit(self._oldest_read, {})
+            return Commit(self._oldest_read, {}, is_lost=True)
         return self._last_commits.get(batch)
 
     def _record(self, commit: Commit) -> None:

@@ -1,8 +1,9 @@
 """A Delta table at one version: its rows and its history."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote
 
@@ -33,8 +34,26 @@ class DataFile:
         return relative_path(self.log_path)
 
 
+@dataclass(frozen=True)
+class Scan:
+    """How to read rows: from which files of which table, which columns, and what becomes of them.
+
+    ``convert`` turns the columns that were read into those of the result; None keeps them. Equal values of the column
+    ``numbered`` get the suffixes ``-2``, ``-3`` and so on.
+    """
+
+    table: "Snapshot"
+    files: Sequence[DataFile]
+    schema: pa.Schema
+    convert: Callable[[pa.RecordBatch], pa.RecordBatch] | None = None
+    numbered: str | None = None
+
+
 class Snapshot:
     """A Delta table at the version at which it was opened. Commits are based on this version."""
+
+    # Whether a batch that neither the files nor the log know may have been in the table once.
+    may_have_lost_batches = False
 
     def __init__(self, uri: str, storage_options: Mapping[str, str], delta: Any) -> None:
         self.uri = uri
@@ -131,6 +150,10 @@ class Snapshot:
             for file in files
         )
 
+    def scan(self, partition: Mapping[str, Any] | None = None) -> Scan:
+        """Return how to read the rows of one partition, or of the table."""
+        return Scan(self, self.files(partition), self.schema)
+
     def read(self, partition: Mapping[str, Any], columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the rows of one partition.
 
@@ -160,6 +183,16 @@ class Snapshot:
     def follows(self, earlier: "Snapshot") -> bool:
         """Return whether this is the same table as an earlier snapshot's, and not older."""
         return self.table_id == earlier.table_id and self.version >= earlier.version
+
+
+def is_table(uri: str, storage_options: Mapping[str, str]) -> bool:
+    """Whether there is a Delta table."""
+    from deltalake import DeltaTable
+
+    # delta-rs would create the folder of a local table.
+    if "://" not in uri and not Path(uri).exists():
+        return False
+    return bool(DeltaTable.is_deltatable(uri, dict(storage_options)))
 
 
 def relative_path(log_path: str) -> str:

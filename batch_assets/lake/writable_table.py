@@ -93,6 +93,10 @@ class WritableTable(Snapshot):
         assert failure is not None
         raise failure
 
+    def set_column_metadata(self, column: str, metadata: Mapping[str, str]) -> None:
+        """Replace the metadata of a column, in a separate commit."""
+        self._newest()._delta.alter.set_column_metadata(column, dict(metadata))
+
     def append(
         self, staged: Sequence[StagedFile], metadata: Mapping[str, Any], transaction: Transaction | None = None
     ) -> int:

@@ -16,6 +16,7 @@ from batch_assets.lake.staging import TableWriter
 from batch_assets.mlflow_client import MlflowClient
 from batch_assets.scoring.completions import CompletionStore
 from batch_assets.settings import Settings, redacted
+from batch_assets.sources.documents import source_name
 from batch_assets.sources.reasons import Reason
 from batch_assets.sources.records import ids_in_raw
 from batch_assets.tasks.output_tables import tables_of
@@ -42,9 +43,14 @@ def find(lake: Lake, settings: Settings, document_id: str) -> Found:
     """Look for a document in all tables and reports of a pipeline.
 
     Raises:
-        BatchAssetsError: the id is empty.
+        BatchAssetsError: the id is empty, or the pipeline reads a table in place.
     """
     _refuse_empty(document_id)
+    if settings.is_in_place:
+        raise BatchAssetsError(
+            f"the pipeline {settings.pipeline} reads {source_name(settings)} in place: delete the row there, and the "
+            "next run removes its answer; 'batch-assets upkeep' removes older versions"
+        )
     batches = {}
     sources: set[str] = set()
     tables = tables_of(settings)
@@ -85,11 +91,12 @@ def forget(lake: Lake, settings: Settings, client: MlflowClient, document_id: st
         Where the document was.
 
     Raises:
-        BatchAssetsError: the id is empty.
+        BatchAssetsError: the id is empty, or the pipeline reads a table in place.
         ConcurrentCommitError: another writer replaced a batch in the meantime; call again to continue.
     """
     _refuse_empty(document_id)
     tables = tables_of(settings)
+    find(lake, settings, document_id)
     # First, so that the document can't land again in the meantime.
     remember(lake, known_as(tables.documents, document_id))
     found = find(lake, settings, document_id)

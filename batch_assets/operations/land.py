@@ -15,7 +15,7 @@ from batch_assets.lake.lake import Lake
 from batch_assets.operations.local_runs import materialize
 from batch_assets.resources.dagster_storage import open_instance
 from batch_assets.settings import Settings
-from batch_assets.sources.configured import landing_folder
+from batch_assets.sources.configured import landing_folder, scored_dataset
 from batch_assets.tasks.output_tables import tables_of
 
 
@@ -48,7 +48,8 @@ def land_files(
             folder.
     """
     if not settings.is_landing:
-        raise BatchAssetsError(f"the pipeline {settings.pipeline} has no landing folder: its source is a data set")
+        source = scored_dataset(settings).name
+        raise BatchAssetsError(f"the pipeline {settings.pipeline} has no landing folder: its source is {source}")
     folder = landing_folder(settings)
     name = folder.name_for(files, batch)
     # Two commands that land the same batch take turns, so that each finds its own copies of the files.

@@ -12,6 +12,7 @@ from batch_assets.resources.java import check_java
 from batch_assets.settings import Settings, named
 from batch_assets.sources.configured import evaluation_dataset, scored_dataset
 from batch_assets.sources.dataset import Dataset
+from batch_assets.sources.documents import find_documents
 from batch_assets.tasks.output_tables import tables_of
 
 
@@ -52,6 +53,8 @@ def check_pipeline(settings: Settings) -> None:
         if endpoint is not None:
             check_key(endpoint)
     scored_dataset(settings).check()
+    if settings.is_in_place:
+        find_documents(Lake.of(settings), settings, tables_of(settings)).batches()
     evaluation_dataset(settings).held_out(1)
 
 

@@ -8,9 +8,9 @@ import dagster as dg
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.graph.pipeline_names import AssetKeys
-from batch_assets.lake.contracts import PipelineTables
 from batch_assets.lake.lake import Lake
 from batch_assets.settings import Settings
+from batch_assets.sources.documents import find_documents
 from batch_assets.tasks.output_tables import tables_of
 
 _RATE = "documents_per_second"
@@ -20,20 +20,19 @@ _RECENT = 20
 _SHOWN_AS_SECONDS = 120
 
 
-def select_batches(
-    lake: Lake, tables: PipelineTables, named: Sequence[str] | None, since: datetime | None
-) -> list[str]:
+def select_batches(lake: Lake, settings: Settings, named: Sequence[str] | None, since: datetime | None) -> list[str]:
     """The batches with these names, those scored since a time (UTC), or all.
 
     Raises:
         BatchAssetsError: a named batch is not in the table of documents.
     """
-    documents = lake.find(tables.documents)
+    tables = tables_of(settings)
+    documents = find_documents(lake, settings, tables)
     there = documents.batches()
     if named is not None:
         missing = [batch for batch in named if batch not in there]
         if missing:
-            raise BatchAssetsError(f"{tables.documents.name} has no batch {', '.join(map(repr, missing))}")
+            raise BatchAssetsError(f"the pipeline {settings.pipeline} has no batch {', '.join(map(repr, missing))}")
         return list(dict.fromkeys(named))
     if since is None:
         return there
@@ -44,7 +43,7 @@ def select_batches(
 
 def describe_cost(instance: dg.DagsterInstance, lake: Lake, settings: Settings, batches: Sequence[str]) -> str:
     """Describe how many documents there are, and how long they may take at the rate of recent runs."""
-    documents = lake.find(tables_of(settings).documents)
+    documents = find_documents(lake, settings, tables_of(settings))
     rows = sum(documents.rows(batch) for batch in batches)
     records = instance.fetch_materializations(AssetKeys(settings.pipeline).scored, limit=_RECENT).records
     rates = []

@@ -67,7 +67,7 @@ def run_graph(
             report(f"waiting for run {run_id}, which holds the pool {pool} (if it is dead, cancel it in the UI)")
         register_batches(instance, settings.pipeline, batches)
         lake, tables = Lake.of(settings), tables_of(settings)
-        for batch in obsolete_batches(dataset, lake, tables.documents):
+        for batch in [] if settings.is_in_place else obsolete_batches(dataset, lake, tables.documents):
             report(f"{dataset.name} no longer contains the batch {batch} with these settings; its rows are kept")
         if not lake.exists(tables.scored):
             # Logging and evaluating the model comes first and mostly uses one core: start Spark in the meantime.
@@ -79,17 +79,26 @@ def run_graph(
 
 
 def _batches(settings: Settings, dataset: Dataset) -> list[str]:
-    """The batches of the data set; without one, those that have landed and those that wait to be landed.
+    """The batches of the data set; without one, those of the documents and those that wait to be landed.
 
     Raises:
-        BatchAssetsError: the pipeline has no data set, and no file has been dropped yet.
+        BatchAssetsError: there are none yet.
     """
     if settings.dataset is not None:
         return dataset.batches()
     from batch_assets.lake.lake import Lake
     from batch_assets.sources.configured import landing_folder
+    from batch_assets.sources.documents import find_documents
     from batch_assets.tasks.output_tables import tables_of
 
+    if settings.is_in_place:
+        lake, tables = Lake.of(settings), tables_of(settings)
+        documents = find_documents(lake, settings, tables)
+        # The answers to a deleted batch are removed by the next run.
+        batches = list(dict.fromkeys([*documents.batches(), *lake.find(tables.scored).batches()]))
+        if not batches:
+            raise BatchAssetsError(f"the pipeline {settings.pipeline} has no documents yet: {dataset.name} has no rows")
+        return batches
     folder = landing_folder(settings)
     waiting = [batch for name in folder.pending() for batch in folder.keys_of(name)]
     batches = [*Lake.of(settings).find(tables_of(settings).documents).batches(), *waiting]

@@ -18,6 +18,7 @@ from batch_assets.lake.counts import Counts, counts_by_batch
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.resources.dagster_storage import existing_instance
 from batch_assets.settings import Settings
+from batch_assets.sources.documents import find_documents
 from batch_assets.staleness import unfinished_batches
 from batch_assets.tasks.output_tables import tables_of
 
@@ -117,7 +118,8 @@ def batches_in(instance: dg.DagsterInstance, settings: Settings, champion: int |
     running, busy = busy_batches(instance, pipeline, _RUNNING), busy_batches(instance, pipeline)
     failures = _failures(instance, pipeline)
     lake = Lake.of(settings, fail_fast=True)
-    documents, rejected, output = (lake.find(one) for one in (tables.documents, tables.rejected, tables.scored))
+    documents = find_documents(lake, settings, tables)
+    rejected, output = lake.find(tables.rejected), lake.find(tables.scored)
     answered = None if tables.answered is None else lake.find(tables.answered)
     quality = lake.find(tables.quality)
     unfinished = unfinished_batches(documents, output, answered, quality, busy) if failures else []

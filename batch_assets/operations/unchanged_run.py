@@ -22,6 +22,7 @@ from batch_assets.operations.local_runs import launch_tags
 from batch_assets.settings import Settings, redacted
 from batch_assets.sources.configured import evaluation_dataset, landing_folder
 from batch_assets.sources.dataset import Dataset
+from batch_assets.sources.documents import find_documents, open_documents
 from batch_assets.staleness import unfinished_batches
 from batch_assets.tasks.output_tables import tables_of
 
@@ -45,11 +46,20 @@ def digest_of_inputs(settings: Settings, dataset: Dataset) -> str:
             "code": _files(_PACKAGE),
             "checkpoint": _files(checkpoint_source(settings).load().folder),
             "data_set": {batch: dataset.provenance(batch) for batch in dataset.batches()},
-            "waiting": landing_folder(settings).pending() if settings.dataset is None else None,
+            "waiting": landing_folder(settings).pending() if settings.is_landing and settings.dataset is None else None,
+            "table": _version_of_source(settings),
             "evaluation": [part.provenance for part in evaluation_dataset(settings).parts()],
             "endpoints": endpoints.read_text(encoding="utf-8") if endpoints and endpoints.exists() else None,
         }
     )
+
+
+def _version_of_source(settings: Settings) -> list[object]:
+    """Id and version of the table that is read in place."""
+    if not settings.is_in_place:
+        return []
+    documents = find_documents(Lake.of(settings), settings, tables_of(settings))
+    return [documents.table_id, documents.version]
 
 
 def last_run_with_same_state(instance: dg.DagsterInstance, settings: Settings, dataset: Dataset) -> str | None:
@@ -93,7 +103,8 @@ def record_state(instance: dg.DagsterInstance, settings: Settings, batches: Sequ
     champion = with_alias(client, settings.registered_model, CHAMPION)
     lake = Lake.of(settings)
     tables = tables_of(settings)
-    documents, output, quality = lake.open(tables.documents), lake.open(tables.scored), lake.open(tables.quality)
+    documents = open_documents(lake, settings, tables)
+    output, quality = lake.open(tables.scored), lake.open(tables.quality)
     answered = None if tables.answered is None else lake.open(tables.answered)
     stale = stale_batches_now(instance, settings, documents, output, None if champion is None else champion.number)
     unfinished = unfinished_batches(documents, output, answered, quality, frozenset())

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.contracts import Table
+from batch_assets.lake.contracts import PipelineTables
 from batch_assets.lake.lake import Lake
 from batch_assets.pipelines.pipeline import PipelineError, default_pipeline_settings, settings_of
 from batch_assets.pipelines.pipeline_files import attributes_in, files_in, located
-from batch_assets.settings import DEFAULT_PIPELINE, Settings, load_settings
+from batch_assets.settings import DEFAULT_PIPELINE, IN_PIPELINE_FILES, Settings, load_settings
 from batch_assets.tasks.output_tables import tables_of
 
 # The field to change when two pipelines collide.
@@ -110,7 +110,52 @@ def _read(deployment: Settings, files: Sequence[Path], root: Path) -> Deployment
         if settings is not None:
             found.append(settings)
             file_of[settings.pipeline] = file
-    return Deployment(deployment, found, problems, file_of)
+    return _with_upstream(Deployment(deployment, found, problems, file_of))
+
+
+def _with_upstream(deployment: Deployment) -> Deployment:
+    """Tell pipelines that read the output of another one where it is; those whose upstream is missing are invalid."""
+    known = {settings.pipeline: settings for settings in deployment.pipelines}
+    problems = list(deployment.problems)
+    complete = []
+    for settings in deployment.pipelines:
+        try:
+            complete.append(chained(settings, known))
+        except PipelineError as error:
+            file = deployment.files[settings.pipeline]
+            problems.append(BrokenPipeline(settings.pipeline, file, located(file, error)))
+    return replace(deployment, pipelines=complete, problems=problems)
+
+
+def chained(settings: Settings, others: Mapping[str, Settings]) -> Settings:
+    """The settings of a pipeline with the table of its source pipeline, if it has one.
+
+    Args:
+        settings: the pipeline.
+        others: all pipelines, by name.
+
+    Raises:
+        PipelineError: the source pipeline does not exist, or the pipelines form a circle.
+    """
+    field = IN_PIPELINE_FILES["source_pipeline"]
+    names = [settings.pipeline]
+    while (upstream := others.get(names[-1])) is not None and upstream.source_pipeline is not None:
+        if upstream.source_pipeline not in others:
+            break
+        if upstream.source_pipeline in names:
+            raise PipelineError(f"{field}: {' reads '.join([*names, upstream.source_pipeline])}", field)
+        names.append(upstream.source_pipeline)
+    if settings.source_pipeline is None:
+        return settings
+    upstream = others.get(settings.source_pipeline)
+    if upstream is None:
+        known = ", ".join(name for name in others if name != settings.pipeline)
+        raise PipelineError(f"{field}: there is no valid pipeline {settings.source_pipeline} (known: {known})", field)
+    output = _pipeline_tables(chained(upstream, others)).scored
+    location = Lake.of(upstream).table_uri(output)
+    return settings.model_copy(
+        update={"upstream_table": location, "text": settings.text or output.output_column}
+    )
 
 
 def refuse_collisions(pipelines: Sequence[Settings]) -> None:
@@ -160,19 +205,19 @@ def _places(settings: Settings) -> list[tuple[str, str]]:
     """Everything that a pipeline writes to, each with its kind."""
     lake = Lake.of(settings)
     places = [("name", settings.pipeline.lower()), ("model", settings.registered_model.lower())]
-    places += [("table", lake.full_name(table).lower()) for table in _tables(settings)]
+    places += [("table", lake.full_name(table).lower()) for table in _pipeline_tables(settings).all]
     if settings.is_landing:
         places.append((_LANDING, settings.landing_folder.rstrip("/").lower()))
     return places
 
 
-def _tables(settings: Settings) -> tuple[Table, ...]:
+def _pipeline_tables(settings: Settings) -> PipelineTables:
     """The tables of a pipeline.
 
     Raises:
         PipelineError: its task or its columns are not valid.
     """
     try:
-        return tables_of(settings).all
+        return tables_of(settings)
     except BatchAssetsError as error:
         raise PipelineError(str(error), "task") from error

@@ -14,6 +14,7 @@ from batch_assets.settings import (
     DEFAULT_PIPELINE,
     EMBEDDED_ENDPOINT,
     IN_PIPELINE_FILES,
+    SOURCES,
     Settings,
     complete_settings,
     variables,
@@ -22,7 +23,7 @@ from batch_assets.settings import (
 _FIELDS = {path: name for name, path in IN_PIPELINE_FILES.items()}
 SECTIONS = tuple(dict.fromkeys(path.partition(".")[0] for path in _FIELDS))
 # Fields that may hold a path, which then starts at the root of the project.
-_PATHS = ("dataset", "evaluation_dataset", "model", "landing")
+_PATHS = ("dataset", "evaluation_dataset", "model", "landing", "source_url")
 
 
 # Settings that have a default in the default pipeline only.
@@ -42,7 +43,7 @@ class Pipeline:
 
     Args:
         name: prefix of its assets, jobs, sensors and tables, and name of its registered model.
-        source: ``dataset`` or ``landing``, and how it is split into batches.
+        source: ``dataset``, ``landing``, ``table``, ``url`` or ``pipeline``, and how it is split into batches.
         columns: which columns hold the id, the text and the reference, and which are carried along.
         task: ``kind`` and what it needs.
         model: the checkpoint, and how it is run and promoted.
@@ -111,8 +112,9 @@ def settings_of(attributes: Mapping[str, Any], deployment: Settings, root: Path)
     if not isinstance(name, str):
         raise PipelineError("name: give the pipeline a name, in quotation marks if it is not a plain word", "name")
     own = {**_defaults(name, attributes, deployment), **_with_paths(values, root)}
-    if (own["dataset"] is None) == (own["landing"] is None):
-        raise PipelineError("name exactly one kind of source: dataset or landing", "source")
+    if sum(own[source] is not None for source in SOURCES) != 1:
+        kinds = [IN_PIPELINE_FILES[source].removeprefix("source.") for source in SOURCES]
+        raise PipelineError(f"name exactly one kind of source: {', '.join(kinds[:-1])} or {kinds[-1]}", "source")
     shared = {field: getattr(deployment, field) for field in Settings.model_fields if field not in own}
     return _validated({**shared, **own})
 
@@ -130,7 +132,9 @@ def default_pipeline_settings(
     for field in values:
         if field not in known:
             path = IN_PIPELINE_FILES[field]
-            raise PipelineError(f"{path}: the tables of the pipeline {DEFAULT_PIPELINE} are fixed", path)
+            raise PipelineError(
+                f"{path}: the tables of the pipeline {DEFAULT_PIPELINE} are fixed; write another pipeline", path
+            )
     given = {
         field: value
         for field, value in _with_paths(values, root).items()
@@ -154,9 +158,9 @@ def _validated(values: Mapping[str, Any]) -> Settings:
 
 def _with_paths(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """The values with paths from the root, and the source as it is written."""
-    written = values.get("dataset", values.get("landing"))
+    written = next((values[source] for source in SOURCES if values.get(source) is not None), None)
     given = {field: values[field] for field in _PATHS if isinstance(values.get(field), str)}
-    rooted = {field: _rooted(value, root, is_path=field == "landing") for field, value in given.items()}
+    rooted = {field: _rooted(value, root, is_path=field in ("landing", "source_url")) for field, value in given.items()}
     return {**values, **rooted, **({"written_source": written} if isinstance(written, str) else {})}
 
 
@@ -209,8 +213,11 @@ def _path_named_in(message: str) -> str:
 def _defaults(name: str, attributes: Mapping[str, Any], deployment: Settings) -> dict[str, Any]:
     """What a pipeline other than the default one has if its file does not say otherwise."""
     fields = Settings.model_fields
+    source = attributes.get("source")
+    is_chained = isinstance(source, Mapping) and source.get("pipeline") is not None
     return {
         **{field: fields[field].default for field in IN_PIPELINE_FILES},
+        **({"text": ""} if is_chained else {}),
         "dataset": None,
         "reference": None,
         "endpoint": EMBEDDED_ENDPOINT if "ai_query" in attributes else None,

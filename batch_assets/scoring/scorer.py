@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from batch_assets.engines.catalog import MLFLOW, load_engine
 from batch_assets.engines.contract import Engine, RowError, ScoringModel
-from batch_assets.engines.encoding import texts_of
 from batch_assets.lake.contracts import Table
 from batch_assets.lake.counts import Counts, check_rows, counts_of
 from batch_assets.lake.lake import BatchSnapshot
@@ -31,7 +30,7 @@ from batch_assets.scoring.progress import progress
 from batch_assets.scoring.spark_udf import score_with_spark_udf
 from batch_assets.scoring.worker import CAREFUL_ATTEMPT, REPORT_DDL, Scoring
 from batch_assets.spark_sessions import available_cores, is_connect, is_local, task_slots
-from batch_assets.text import has_text
+from batch_assets.text import has_text, texts_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from batch_assets.engines.contract import Completion, ScoringModel
-from batch_assets.engines.encoding import texts_of
 from batch_assets.engines.model_files import check_mlflow_model
 from batch_assets.scoring.completions import CompletionStore
+from batch_assets.text import texts_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

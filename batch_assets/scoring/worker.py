@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow as pa
 
 from batch_assets.engines.contract import Completion, Engine, RowError, ScoringModel
-from batch_assets.engines.encoding import texts_of
 from batch_assets.scoring.completions import CompletionStore
 from batch_assets.scoring.model_artifacts import Artifact
+from batch_assets.text import texts_of
 
 # From this attempt on (the first is 0), a task scores row by row to find a row that kills the process.
 CAREFUL_ATTEMPT = 2

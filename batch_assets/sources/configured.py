@@ -5,6 +5,7 @@ from batch_assets.settings import EMBEDDED_DATASET, SUMMARIZATION, TASKS, Settin
 from batch_assets.sources.aclsum import ACLSumDataset
 from batch_assets.sources.column_mapping import XSUM_COLUMNS, ColumnMapping
 from batch_assets.sources.dataset import Dataset, NoDataset
+from batch_assets.sources.documents import source_name
 from batch_assets.sources.files import FileDataset, is_local_name
 from batch_assets.sources.hub import HubDataset
 from batch_assets.sources.landing_folder import LandingFolder
@@ -21,7 +22,7 @@ def scored_dataset(settings: Settings) -> Dataset:
         BatchAssetsError: the data set does not exist.
     """
     if settings.dataset is None:
-        return NoDataset()
+        return NoDataset(source_name(settings) if settings.is_in_place else "the landing folder")
     return _open(settings, settings.dataset, settings.split, settings.limit)
 
 

@@ -177,10 +177,10 @@ class Dataset(ABC):
 
 
 class NoDataset(Dataset):
-    """The data set of a pipeline whose documents come from a landing folder alone."""
+    """The data set of a pipeline whose documents come from elsewhere."""
 
-    def __init__(self) -> None:
-        super().__init__("the landing folder", 1)
+    def __init__(self, name: str) -> None:
+        super().__init__(name, 1)
 
     def parts(self) -> list[Part]:
         """None."""

@@ -6,6 +6,7 @@ from functools import lru_cache
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.contracts import DEFAULT_TABLES, Column, PipelineTables, pipeline_tables
 from batch_assets.settings import Settings
+from batch_assets.sources.documents import source_location
 from batch_assets.sources.files import is_local_name
 from batch_assets.tasks.configured_task import task_of
 from batch_assets.tasks.summarization import Summarization
@@ -43,6 +44,8 @@ def tables_of(settings: Settings) -> PipelineTables:
             settings.output_table,
             has_endpoint=settings.endpoint is not None,
             identity=_identity(settings),
+            source=source_location(settings),
+            id_column=settings.id_column,
         )
     except ValueError as error:
         raise BatchAssetsError(f"the pipeline {settings.pipeline} can't have its tables: {error}") from error
@@ -51,6 +54,8 @@ def tables_of(settings: Settings) -> PipelineTables:
 def _identity(settings: Settings) -> str:
     """What decides which documents and answers the tables of a pipeline hold, as JSON."""
     source = [settings.written_source]
+    if settings.is_in_place:
+        source += [settings.batch_by, settings.every]
     if settings.dataset is not None and not is_local_name(settings.dataset):
         source += [settings.dataset_config, settings.split]
     output = [settings.output_table or f"{settings.pipeline}_predictions"]

@@ -28,8 +28,9 @@ def read_table(spark: SparkSession, snapshot: Snapshot, partition: Mapping[str, 
         snapshot: the table.
         partition: partition column to value.
     """
-    schema = from_arrow_schema(snapshot.schema)
-    reader = DeltarsReader(snapshot, schema, partition)
+    scan = snapshot.scan(partition)
+    convert = scan.convert
+    reader = DeltarsReader(scan.table, from_arrow_schema(scan.schema), files=scan.files)
     tasks = [pickle.dumps(task) for task in reader.partitions()]
     plan = spark.createDataFrame(pa.table({"task": pa.array(tasks, pa.binary())}))
     if len(tasks) > task_slots(spark):
@@ -38,9 +39,21 @@ def read_table(spark: SparkSession, snapshot: Snapshot, partition: Mapping[str, 
     def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for rows in batches:
             for task in rows.column("task").to_pylist():
-                yield from reader.read(pickle.loads(task))
+                found = reader.read(pickle.loads(task))
+                yield from found if convert is None else map(convert, found)
 
-    return plan.mapInArrow(read, schema)
+    frame = plan.mapInArrow(read, from_arrow_schema(snapshot.schema))
+    return frame if scan.numbered is None else _numbered(frame, scan.numbered)
+
+
+def _numbered(frame: DataFrame, column: str) -> DataFrame:
+    """Number the rows that have the same value of a column, from the second on."""
+    from pyspark.sql import Window
+    from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's documentation
+
+    number = F.row_number().over(Window.partitionBy(column).orderBy(column))
+    suffixed = F.concat_ws("-", column, F.when(number > 1, number.cast("string")))
+    return frame.withColumn(column, suffixed)
 
 
 def read_batch(spark: SparkSession, snapshot: BatchSnapshot, batch: str) -> DataFrame:

@@ -10,7 +10,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
 from batch_assets.lake.data_file import read_data_file
-from batch_assets.lake.snapshot import Snapshot
+from batch_assets.lake.snapshot import DataFile, Snapshot
 from batch_assets.lake.storage import file_system
 
 # Target size of a task. As in Spark, opening a file counts as 4 MiB.
@@ -42,11 +42,17 @@ class DeltarsReader(DataSourceReader):
     frame (https://github.com/apache/spark, PythonScanBuilder.scala; fixed since).
     """
 
-    def __init__(self, table: Snapshot, schema: StructType, partition: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        table: Snapshot,
+        schema: StructType,
+        partition: Mapping[str, Any] | None = None,
+        files: Sequence[DataFile] | None = None,
+    ) -> None:
         self._uri = table.uri
         self._storage_options = table.storage_options
         self._schema = to_arrow_schema(schema, timezone="UTC")
-        self._tasks = _tasks(table, partition)
+        self._tasks = _tasks(table, table.files(partition) if files is None else files)
 
     def __getstate__(self) -> dict[str, Any]:
         # Spark sends each task its own part of the plan; the whole plan stays on the driver.
@@ -64,9 +70,9 @@ class DeltarsReader(DataSourceReader):
             yield from read_data_file(files, part.path, self._schema, part.partition, part.start, part.length)
 
 
-def _tasks(table: Snapshot, partition: Mapping[str, Any] | None) -> list[Task]:
+def _tasks(table: Snapshot, files: Sequence[DataFile]) -> list[Task]:
     parts: list[tuple[int, FilePart]] = []  # with their sizes, according to the log
-    for file in table.files(partition):
+    for file in files:
         values = dict(zip(table.partition_columns, file.partition, strict=True))
         *starts, last = range(0, max(file.size, 1), _TASK_BYTES)
         parts += [(_TASK_BYTES, FilePart(file.path, values, start, _TASK_BYTES)) for start in starts]
