@@ -7,10 +7,8 @@ from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.lake import BatchSnapshot
 
 _INPUT_TABLE = "input_table"
-# The version that the run saw, and whether the log has lost the commit that changed the batch.
-_INPUT_SEEN, _INPUT_LOST = "input_seen", "input_lost"
-# What does not make a batch stale by itself.
-_NOT_COMPARED = {_INPUT_TABLE, _INPUT_SEEN, _INPUT_LOST}
+# A digest of the files, and whether the log no longer has the commit that last changed the batch.
+_INPUT_FILES, _INPUT_LOST = "input_files", "input_lost"
 
 
 def input_version(table: BatchSnapshot, batch: str) -> int:
@@ -39,7 +37,7 @@ def input_metadata(table: BatchSnapshot, batch: str) -> dict[str, Any]:
     return {
         "input_version": input_version(table, batch),
         _INPUT_TABLE: table.table_id,
-        _INPUT_SEEN: table.version,
+        _INPUT_FILES: table.files_digest(batch),
         **lost,
     }
 
@@ -65,11 +63,10 @@ def is_stale(output: BatchSnapshot, batch: str, recorded: Mapping[str, Any], new
         return True
     if recorded["input_version"] < commit.metadata.get("input_version", -1) <= newest_input:
         return False
-    unchanged = set()
-    if recorded.get(_INPUT_LOST) and commit.metadata.get(_INPUT_SEEN, -1) >= recorded["input_version"] - 1:
-        # No commit that is left in the input's log changed the batch, and the last run saw all earlier ones.
-        unchanged.add("input_version")
-    compared = recorded.keys() - _NOT_COMPARED - unchanged
+    compared = recorded.keys() - {_INPUT_TABLE, _INPUT_FILES, _INPUT_LOST}
+    if recorded.get(_INPUT_LOST) and commit.metadata.get(_INPUT_FILES) == recorded[_INPUT_FILES]:
+        # The version is unknown, but the files are the same.
+        compared.discard("input_version")
     return any(commit.metadata.get(key) != recorded[key] for key in compared)
 
 

@@ -1,6 +1,6 @@
 """Tables of other writers as documents: their batches, their rows, and what their commits make stale."""
 
-from collections.abc import Sequence
+import shutil
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -13,11 +13,12 @@ from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.contracts import PipelineTables
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.names import is_batch
-from batch_assets.settings import PREFIX, Settings, load_settings
-from batch_assets.sources.batch_keys import EMPTY_KEY, NULL_KEY, BatchColumn, key_of
+from batch_assets.operations.rebase import rebase
+from batch_assets.pipelines.pipeline import settings_of
+from batch_assets.settings import PREFIX, load_settings
+from batch_assets.sources.batch_keys import EMPTY_KEY, NULL_KEY, key_of
 from batch_assets.sources.documents import find_documents, newest_documents, open_documents
 from batch_assets.staleness import input_metadata, stale_batches
-from batch_assets.pipelines.pipeline import settings_of
 from batch_assets.tasks.output_tables import tables_of
 
 
@@ -66,7 +67,7 @@ class InPlace:
         return [row for part in self.documents().read(batch) for row in part.to_pylist()]
 
 
-def tickets(*ids: int, opened_on: str | None = "2026-01-01", **more: object) -> pa.Table:
+def tickets(*ids: int | None, opened_on: str | None = "2026-01-01", **more: object) -> pa.Table:
     schema = pa.schema(
         [
             ("ticket_id", pa.int64()),
@@ -121,3 +122,179 @@ def test_each_change_of_the_source_is_scored_once_and_rearranged_rows_are_not(by
     assert "2026-01-02" in by_day.score()
     assert by_day.lake.open(by_day.tables.scored).batches() == ["2026-01-01", "2026-01-03"]
     assert by_day.stale() == []
+
+
+def test_overwritten_restored_and_recreated_tables_are_scored_again_and_missing_batches_go(by_day):
+    by_day.score()
+    write_deltalake(by_day.uri, tickets(1, opened_on="2026-01-01"), mode="overwrite")
+    assert by_day.score() == ["2026-01-01", "2026-01-02"]
+    assert by_day.lake.open(by_day.tables.scored).batches() == ["2026-01-01"]
+    DeltaTable(by_day.uri).restore(1)
+    assert by_day.score() == ["2026-01-01", "2026-01-02"]
+    assert by_day.lake.open(by_day.tables.scored).rows() == 4
+    shutil.rmtree(by_day.uri)
+    write_deltalake(by_day.uri, tickets(9, opened_on="2026-02-01"))
+    assert by_day.score() == ["2026-02-01", "2026-01-01", "2026-01-02"]
+    assert by_day.lake.open(by_day.tables.scored).batches() == ["2026-02-01"]
+    assert by_day.stale() == []
+
+
+def test_new_columns_change_nothing_and_a_missing_mapped_column_is_named(by_day):
+    by_day.score()
+    more = tickets(7, opened_on="2026-01-04").append_column("priority", pa.array([1]))
+    write_deltalake(by_day.uri, more, mode="append", schema_mode="merge")
+    assert by_day.score() == ["2026-01-04"]
+    write_deltalake(by_day.uri, more.drop_columns(["body"]), mode="overwrite", schema_mode="overwrite")
+    with pytest.raises(BatchAssetsError, match=r"column body not found in .*tickets \(columns: ticket_id, .*\)"):
+        by_day.documents()
+
+
+def test_a_cleaned_log_and_vacuumed_files_make_nothing_stale(by_day):
+    by_day.score()
+    DeltaTable(by_day.uri).update({"body": "'new'"}, predicate="ticket_id = 1")
+    by_day.score()
+    table = DeltaTable(by_day.uri)
+    table.vacuum(0, dry_run=False, enforce_retention_duration=False, full=True)
+    table.create_checkpoint()
+    for entry in sorted(Path(by_day.uri, "_delta_log").glob("*.json"))[:-1]:
+        entry.unlink()
+    assert by_day.stale() == []
+    write_deltalake(by_day.uri, tickets(8, opened_on="2026-01-02"), mode="append")
+    assert by_day.score() == ["2026-01-02"]
+    assert by_day.stale() == []
+
+
+def test_commits_that_no_run_saw_before_the_log_lost_them_make_their_batches_stale(by_day):
+    by_day.score()
+    write_deltalake(by_day.uri, tickets(6, opened_on="2026-01-02"), mode="append")
+    write_deltalake(by_day.uri, tickets(7, opened_on="2026-01-03"), mode="append")
+    DeltaTable(by_day.uri).create_checkpoint()
+    for entry in sorted(Path(by_day.uri, "_delta_log").glob("*.json"))[:-1]:
+        entry.unlink()
+    assert "2026-01-02" in by_day.score()
+    assert by_day.lake.open(by_day.tables.scored).rows() == 6
+
+
+@pytest.fixture
+def by_commit(deployment) -> InPlace:
+    found = InPlace(deployment, batch_by="commit", batch_rows=3)
+    for ids in ((1, 2), (3, 4)):
+        write_deltalake(found.uri, tickets(*ids), mode="append")
+    return found
+
+
+def test_what_a_commit_appended_is_a_batch_and_earlier_rows_form_the_first_ones(by_commit):
+    assert by_commit.score() == ["version-00000001-0001", "version-00000001-0002"]
+    write_deltalake(by_commit.uri, tickets(5), mode="append")
+    write_deltalake(by_commit.uri, tickets(6), mode="append")
+    DeltaTable(by_commit.uri).optimize.compact()
+    assert by_commit.score() == ["version-00000002", "version-00000003"]
+    assert by_commit.lake.open(by_commit.tables.scored).rows() == 6
+    assert [row["id"] for row in by_commit.rows("version-00000003")] == [6]
+    DeltaTable(by_commit.uri).create_checkpoint()
+    Path(by_commit.uri, "_delta_log", f"{1:020d}.json").unlink()
+    assert by_commit.stale() == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda uri: DeltaTable(uri).delete("ticket_id = 1"),
+        lambda uri: write_deltalake(uri, tickets(1), mode="overwrite"),
+        lambda uri: (shutil.rmtree(uri), write_deltalake(uri, tickets(1))),
+    ],
+    ids=["deleted rows", "overwritten", "recreated"],
+)
+def test_a_table_that_lost_rows_stops_a_pipeline_batched_by_commit_until_it_is_rebased(by_commit, change):
+    by_commit.score()
+    before = by_commit.lake.open(by_commit.tables.scored).version
+    change(by_commit.uri)
+    with pytest.raises(BatchAssetsError, match="'batch-assets rebase tickets', or batch by a column"):
+        by_commit.documents().batches()
+    assert by_commit.lake.open(by_commit.tables.scored).version == before
+    rebase(by_commit.settings)
+    by_commit.score()
+    documents, output = by_commit.documents(), by_commit.lake.open(by_commit.tables.scored)
+    assert output.batches() == documents.batches()
+    assert output.rows() == documents.rows()
+    assert by_commit.stale() == []
+
+
+def test_keys_are_valid_tell_values_apart_and_show_them():
+    values = ["a", "A b", "a.20b", "é", "-5", "x", "value..null", "", None, "null", 5, "ü" * 60, "ü" * 61, ".", "_"]
+    keys = [key_of(value) for value in values]
+    assert all(map(is_batch, keys))
+    assert len(set(keys)) == len(values)
+    assert [key_of(value) for value in ("2026-01-31", date(2026, 1, 31), "A b", "-5", None, "")] == [
+        "2026-01-31",
+        "2026-01-31",
+        "A.20b",
+        "value..-5",
+        NULL_KEY,
+        EMPTY_KEY,
+    ]
+
+
+def test_timestamps_form_batches_of_a_day_or_an_hour_in_utc(deployment):
+    moments = [datetime(2026, 1, 1, 23, 59, tzinfo=UTC), datetime(2026, 1, 2, 0, 30, tzinfo=UTC), None]
+    table = tickets(1, 2, 3).append_column("at", pa.array(moments, pa.timestamp("us", "UTC")))
+    hourly = InPlace(deployment, batch_by="at", every="hour")
+    write_deltalake(hourly.uri, table)
+    assert hourly.documents().batches() == ["2026-01-01T23", "2026-01-02T00", NULL_KEY]
+    assert [row["id"] for row in hourly.rows(NULL_KEY)] == [3]
+    daily = InPlace(deployment, batch_by="at", every="day")
+    assert daily.documents().batches() == ["2026-01-01", "2026-01-02", NULL_KEY]
+    with pytest.raises(BatchAssetsError, match=r"set source\.every to day or hour"):
+        InPlace(deployment, batch_by="at").documents()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"batch_by": "nothing"}, r"has no column nothing for source\.batch_by \(columns: ticket_id, "),
+        ({"batch_by": "opened_on", "every": "day"}, r"remove source\.every, which needs a timestamp"),
+        ({"batch_by": "subject", "max_batches": 2}, "makes more than 2 batches: batch by another column"),
+        ({"batch_by": "score"}, "is double: batch by a string, an integer, a date or a timestamp"),
+    ],
+)
+def test_a_column_that_cannot_name_batches_is_refused(deployment, source, message):
+    found = InPlace(deployment, **source)
+    write_deltalake(found.uri, tickets(1, 2, 3).append_column("score", pa.array([0.5, 1.5, 2.5])))
+    with pytest.raises(BatchAssetsError, match=message):
+        found.documents().batches()
+
+
+def test_ids_keep_their_type_and_rows_without_one_have_no_text(by_day):
+    write_deltalake(
+        by_day.uri,
+        tickets(None, opened_on="2026-01-01"),
+        mode="append",
+    )
+    by_day.score()
+    output = by_day.lake.open(by_day.tables.scored)
+    assert output.table.arrow_schema.field("id").type == pa.int64()
+    found = {row["id"]: row["document"] for row in by_day.rows("2026-01-01")}
+    assert found == {1: "s1: b1", 2: "s2: b2", None: None}
+
+
+def test_a_missing_table_is_an_error_and_never_no_data(deployment):
+    found = InPlace(deployment, batch_by="opened_on")
+    for look in (found.documents, lambda: find_documents(found.lake, found.settings, found.tables)):
+        with pytest.raises(BatchAssetsError, match=r"the table .*tickets can't be read"):
+            look()
+
+
+def test_a_table_that_is_read_in_place_cannot_be_written(by_day):
+    documents = by_day.documents()
+    with pytest.raises(BatchAssetsError, match="read in place and never written"):
+        documents.replace("2026-01-01", [], {})
+    assert DeltaTable(by_day.uri).version() == 1
+
+
+def test_a_look_at_an_unchanged_table_reads_the_end_of_its_log_only(by_day, monkeypatch):
+    documents = by_day.documents()
+    monkeypatch.setattr(DeltaTable, "__init__", None)
+    assert newest_documents(by_day.lake, by_day.settings, by_day.tables, documents) is documents
+    monkeypatch.undo()
+    write_deltalake(by_day.uri, tickets(5), mode="append")
+    assert newest_documents(by_day.lake, by_day.settings, by_day.tables, documents).version == 2

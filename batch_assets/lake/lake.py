@@ -1,5 +1,6 @@
 """The lake: Delta tables partitioned by batch, each with a contract, opened and replaced batch by batch."""
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -296,6 +297,10 @@ class BatchSnapshot:
         """Return the data files of one batch."""
         return self.delta.files({PARTITION: batch})
 
+    def files_digest(self, batch: str) -> str:
+        """A digest of the names of a batch's files, which never change."""
+        return hashlib.sha256("\n".join(sorted(file.log_path for file in self.files(batch))).encode()).hexdigest()
+
     def rows(self, batch: str | None = None) -> int:
         """Count the rows of one batch, or of the table, from the statistics in the log."""
         return self.delta.rows(None if batch is None else {PARTITION: batch})
@@ -318,9 +323,11 @@ class BatchSnapshot:
             if commit.unknown_partitions:
                 for key in {batch, *self.batches()}:
                     self._last_commits.setdefault(key, commit)
-        if batch not in self._last_commits and (self.files(batch) or self.delta.may_have_lost_batches):
+        if batch not in self._last_commits and self.files(batch):
             # Its log entry has been cleaned up. The oldest version left in the log is later than it.
             return Commit(self._oldest_read, {}, is_lost=True)
+        if batch not in self._last_commits and self.delta.may_have_had(batch):
+            return Commit(self.version, {}, is_lost=True)
         return self._last_commits.get(batch)
 
     def _record(self, commit: Commit) -> None:

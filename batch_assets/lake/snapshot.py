@@ -52,9 +52,6 @@ class Scan:
 class Snapshot:
     """A Delta table at the version at which it was opened. Commits are based on this version."""
 
-    # Whether a batch that neither the files nor the log know may have been in the table once.
-    may_have_lost_batches = False
-
     def __init__(self, uri: str, storage_options: Mapping[str, str], delta: Any) -> None:
         self.uri = uri
         self.storage_options = dict(storage_options)
@@ -149,6 +146,10 @@ class Snapshot:
             pq.read_metadata(file.path, filesystem=storage).num_rows if file.rows is None else file.rows
             for file in files
         )
+
+    def may_have_had(self, batch: str) -> bool:
+        """Whether a batch that neither the files nor the log know may have been in the table once."""
+        return False
 
     def scan(self, partition: Mapping[str, Any] | None = None) -> Scan:
         """Return how to read the rows of one partition, or of the table."""

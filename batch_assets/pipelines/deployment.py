@@ -153,9 +153,7 @@ def chained(settings: Settings, others: Mapping[str, Settings]) -> Settings:
         raise PipelineError(f"{field}: there is no valid pipeline {settings.source_pipeline} (known: {known})", field)
     output = _pipeline_tables(chained(upstream, others)).scored
     location = Lake.of(upstream).table_uri(output)
-    return settings.model_copy(
-        update={"upstream_table": location, "text": settings.text or output.output_column}
-    )
+    return settings.model_copy(update={"upstream_table": location, "text": settings.text or output.output_column})
 
 
 def refuse_collisions(pipelines: Sequence[Settings]) -> None:

@@ -6,6 +6,7 @@ and nothing is ever written to the table.
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,6 +48,10 @@ class Batching(ABC):
     @abstractmethod
     def changed(self, actions: Sequence[Mapping[str, Any]], version: int) -> set[str] | None:
         """The batches whose rows a commit may have changed; None if that can't be found out."""
+
+    @abstractmethod
+    def is_gone(self, key: str) -> bool:
+        """Whether a batch that has no files is not in the table any more."""
 
     @property
     @abstractmethod
@@ -102,6 +107,10 @@ class ColumnBatching(Batching):
                 return None
             keys |= found
         return keys
+
+    def is_gone(self, key: str) -> bool:
+        """Always: the files have all batches."""
+        return True
 
     def _keys_of(self, change: Mapping[str, Any]) -> set[str] | None:
         """The batches in a file that the log names."""
@@ -217,6 +226,11 @@ class CommitBatching(Batching):
     def files(self) -> Mapping[str, Mapping[DataFile, int]]:
         """The files of each batch, with their rows."""
         return self._files
+
+    def is_gone(self, key: str) -> bool:
+        """Whether the batch is from before the pipeline started again; entries that the log lost keep their batches."""
+        found = re.match(r"version-(\d+)", key)
+        return found is None or not self._began[1] <= int(found[1]) <= self._stored.version
 
     @cached_property
     def _first(self) -> dict[str, dict[DataFile, int]]:
@@ -373,8 +387,6 @@ class DocumentView(WritableTable):
     def __init__(
         self, stored: Snapshot, contract: Table, columns: ColumnMapping, batching: Batching, called: str
     ) -> None:
-        # Only a table that grows never loses a batch.
-        self.may_have_lost_batches = batching.column is not None
         self.uri = stored.uri
         self.storage_options = stored.storage_options
         self.version = stored.version
@@ -446,6 +458,10 @@ class DocumentView(WritableTable):
                 version, {}, author_of(info), changed, changed, keys is None, (info.get("timestamp") or 0) / 1000
             )
 
+    def may_have_had(self, batch: str) -> bool:
+        """Whether the answers to a batch that the table doesn't have must go."""
+        return self._batching.is_gone(batch)
+
     def follows(self, earlier: Snapshot) -> bool:
         """Whether this is the same table as an earlier view's, and not older."""
         return isinstance(earlier, DocumentView) and self._stored.follows(earlier._stored)
@@ -453,6 +469,14 @@ class DocumentView(WritableTable):
     def column_metadata(self, column: str) -> Mapping[str, Any]:
         """Nothing: the table belongs to another writer."""
         return {}
+
+    def check_replaceable(self, partition: Mapping[str, Any]) -> None:
+        """Refuse to write.
+
+        Raises:
+            BatchAssetsError: always.
+        """
+        raise BatchAssetsError(f"{self._called} is read in place and never written")
 
     def _newest(self) -> Self:
         raise BatchAssetsError(f"{self._called} is read in place and never written")
