@@ -9,7 +9,7 @@ import click
 
 from batch_assets.cli.batches import land, rescore, run
 from batch_assets.cli.models import models, promote, rollback, try_
-from batch_assets.cli.pipelines import check, new, reset
+from batch_assets.cli.pipelines import check, new, rebase, reset
 from batch_assets.cli.query import query
 from batch_assets.cli.state import doctor, forget, status, ui, upkeep
 from batch_assets.errors import BatchAssetsError, ExitStatus
@@ -49,6 +49,7 @@ for _command in (
     new,
     check,
     reset,
+    rebase,
     land,
     rescore,
     models,

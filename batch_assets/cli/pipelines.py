@@ -1,4 +1,4 @@
-"""Commands about pipelines: new, reset, check."""
+"""Commands about pipelines: new, reset, rebase, check."""
 
 import json
 import sys
@@ -64,6 +64,27 @@ def reset(pipeline: str, yes: bool) -> None:
     if not yes:
         click.confirm("Remove them permanently?", abort=True)
     resetting.reset(settings, click.echo)
+
+
+@click.command()
+@click.argument("pipeline")
+@click.option("--yes", is_flag=True, help="Start without asking for confirmation.")
+def rebase(pipeline: str, yes: bool) -> None:
+    """Start PIPELINE, which reads a table commit by commit, again from the table's current rows.
+
+    Needed after the table lost or changed rows. The next run scores its current rows and removes the answers to
+    earlier batches. Exit status: 0 done, 1 you answered no, 2 the pipeline does not batch by commit.
+
+    \b
+    batch-assets rebase tickets
+    """
+    from batch_assets.operations import rebase as rebasing
+
+    settings = load_all().pipeline(pipeline)
+    if not yes:
+        click.confirm("The next run scores all current rows of the table. Start again from them?", abort=True)
+    version = rebasing.rebase(settings)
+    click.echo(f"version {version} of the table is the first batch: run 'batch-assets run {pipeline}'")
 
 
 @click.command()
