@@ -14,12 +14,14 @@ from batch_assets.cli import main
 from batch_assets.definitions import build_defs
 from batch_assets.errors import BatchAssetsError
 from batch_assets.graph.partitions import busy_batches, known_batches, range_tags, register_batches
+from batch_assets.lake.lake import Lake
 from batch_assets.pipelines.deployment import load_deployment
 from batch_assets.pipelines.pipeline import PipelineError, settings_of
 from batch_assets.pipelines.schema import pipeline_schema
 from batch_assets.pipelines.starter import starter
 from batch_assets.settings import DEFAULT_PIPELINE, IN_PIPELINE_FILES, PREFIX, Settings, load_settings
 from batch_assets.settings import named as named_setting
+from batch_assets.sources.documents import open_documents
 from batch_assets.tasks.output_tables import tables_of
 from batch_assets_tests.conftest import write_json_lines
 from batch_assets_tests.ticket_t5 import LABELS, tickets
@@ -94,8 +96,28 @@ def test_the_tables_of_a_pipeline_have_the_names_and_columns_that_its_file_gives
 @pytest.mark.parametrize(
     ("sections", "at", "message"),
     [
-        ({"source": None}, "attributes:", "name exactly one kind of source: dataset or landing"),
+        ({"source": None}, "attributes:", "name exactly one kind of source: dataset, landing, "),
         ({"source": {"dataset": "a.csv", "landing": "in"}}, "source:", "name exactly one kind of source"),
+        ({"source": {"table": "t"}}, "source:", "needs source.batch_by: a column, or commit"),
+        ({"source": {"dataset": "a.csv", "batch_by": "b"}}, "batch_by:", "source.batch_by is only for a table that is"),
+        (
+            {"source": {"table": "t", "batch_by": "commit", "every": "day"}},
+            "every:",
+            "source.every is only for a table",
+        ),
+        (
+            {"source": {"table": "a.b.c.d", "batch_by": "b"}},
+            "table:",
+            "use table, schema.table or catalog.schema.table",
+        ),
+        ({"source": {"table": "../t", "batch_by": "b"}}, "table:", "is not a valid name"),
+        ({"source": {"url": "s3://k:s@b/t", "batch_by": "b"}}, "url:", "remove the credentials"),
+        (
+            {"source": {"pipeline": "other"}},
+            "pipeline:",
+            "there is no valid pipeline other (known: summaries, letters)",
+        ),
+        ({"source": {"pipeline": "tickets"}}, "pipeline:", "tickets reads tickets"),
         ({"source": {"datset": "a"}}, "datset:", "source.datset is not a field; did you mean source.dataset?"),
         ({"sources": {"dataset": "a.csv"}}, "sources:", "sources is not a field; did you mean source?"),
         ({"task": {"kind": "classify"}}, "kind:", "task.kind: use summarization, classification, extraction"),
@@ -341,6 +363,33 @@ def test_the_file_of_the_pipeline_that_ships_says_what_the_defaults_are(folder):
 def test_the_pipeline_that_ships_cannot_be_reset(folder):
     run = CliRunner().invoke(main, ["reset", DEFAULT_PIPELINE, "--yes"])
     assert (run.exit_code, "the pipeline summaries can't be reset" in run.output) == (2, True)
+
+
+def test_a_pipeline_that_reads_another_one_has_its_answers_as_texts_and_waits_for_its_table(folder):
+    write(folder, TICKETS)
+    write(folder, changed(name="second", source={"pipeline": "tickets"}, columns=None, output=None))
+    write(folder, changed(name="third", source={"pipeline": "second"}, columns={"text": "document"}, output=None))
+    deployment = load_deployment()
+    first, second, third = (deployment.pipeline(name) for name in ("tickets", "second", "third"))
+    assert second.upstream_table == Lake.of(first).table_uri(tables_of(first).scored)
+    assert (second.text, third.text) == ("category", "document")
+    assert [table.name for table in tables_of(second).all] == ["second_predictions", "second_quality"]
+    documents = open_documents(Lake.of(second), second, tables_of(second))
+    assert not documents.exists
+    assert documents.batches() == []
+    graph = build_defs().resolve_asset_graph()
+    assert graph.get(dg.AssetKey(["third", "prod_data"])).parent_keys == {dg.AssetKey(["second", "batch_inference"])}
+
+
+def test_pipelines_that_read_the_same_table_share_its_asset_and_an_asset_of_the_project_replaces_it(folder):
+    in_place = {"table": "support.tickets", "batch_by": "day"}
+    write(folder, changed(source=in_place, name="one", output=None))
+    write(folder, changed(source=in_place, name="two", output=None))
+    write(folder, changed(source={**in_place, "asset_key": "support/tickets"}, name="three", output=None))
+    graph = build_defs().resolve_asset_graph()
+    parents = {name: graph.get(dg.AssetKey([name, "prod_data"])).parent_keys for name in ("one", "two", "three")}
+    shared = {dg.AssetKey(["source_tables", "support", "tickets"])}
+    assert parents == {"one": shared, "two": shared, "three": {dg.AssetKey(["support", "tickets"])}}
 
 
 def test_odd_yaml_and_names_stop_neither_the_commands_nor_the_code_location(folder):

@@ -15,7 +15,8 @@ from batch_assets.lake.lake import Lake
 from batch_assets.operations.local_runs import materialize
 from batch_assets.resources.dagster_storage import open_instance
 from batch_assets.settings import Settings
-from batch_assets.sources.configured import landing_folder, scored_dataset
+from batch_assets.sources.configured import landing_folder
+from batch_assets.sources.documents import source_name
 from batch_assets.tasks.output_tables import tables_of
 
 
@@ -48,7 +49,7 @@ def land_files(
             folder.
     """
     if not settings.is_landing:
-        source = scored_dataset(settings).name
+        source = source_name(settings) if settings.is_in_place else "a data set"
         raise BatchAssetsError(f"the pipeline {settings.pipeline} has no landing folder: its source is {source}")
     folder = landing_folder(settings)
     name = folder.name_for(files, batch)
