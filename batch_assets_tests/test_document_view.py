@@ -12,6 +12,7 @@ from deltalake import DeltaTable, write_deltalake
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.contracts import PipelineTables
 from batch_assets.lake.lake import BatchSnapshot, Lake
+from batch_assets.lake.staging import TableWriter
 from batch_assets.names import is_batch
 from batch_assets.operations.rebase import rebase
 from batch_assets.pipelines.pipeline import settings_of
@@ -20,16 +21,18 @@ from batch_assets.sources.batch_keys import EMPTY_KEY, NULL_KEY, key_of
 from batch_assets.sources.documents import find_documents, newest_documents, open_documents
 from batch_assets.staleness import input_metadata, stale_batches
 from batch_assets.tasks.output_tables import tables_of
+from batch_assets_tests.table_history import TableHistory
+
+COLUMNS = {"id": "ticket_id", "text": "{subject}: {body}", "reference": "category", "carry": ["opened_on"]}
 
 
 class InPlace:
     """A pipeline over a table that other writers fill; scoring is recorded without a model."""
 
-    def __init__(self, folder: Path, **source: object) -> None:
+    def __init__(self, folder: Path, columns: dict = COLUMNS, name: str = "tickets", **source: object) -> None:
         self.uri = str(folder / "tickets")
-        columns = {"id": "ticket_id", "text": "{subject}: {body}", "reference": "category", "carry": ["opened_on"]}
         attributes = {
-            "name": "tickets",
+            "name": name,
             "source": {"url": self.uri, **source},
             "columns": columns,
             "task": {"kind": "classification", "labels": ["a", "b"]},
@@ -55,8 +58,6 @@ class InPlace:
             output = self.lake.open(self.tables.scored)
             rows = [row for part in documents.read(batch) for row in part.to_pylist()]
             given = [{**row, "label": "a"} for row in rows]
-            from batch_assets.lake.staging import TableWriter
-
             writer = TableWriter(output.staging_area(batch))
             if given:
                 writer.write(pa.Table.from_pylist(given, schema=output.table.file_schema))
@@ -298,3 +299,27 @@ def test_a_look_at_an_unchanged_table_reads_the_end_of_its_log_only(by_day, monk
     monkeypatch.undo()
     write_deltalake(by_day.uri, tickets(5), mode="append")
     assert newest_documents(by_day.lake, by_day.settings, by_day.tables, documents).version == 2
+
+
+@pytest.mark.parametrize("partition_by", [None, ["day"]], ids=["by a plain column", "by a partition column"])
+@pytest.mark.parametrize("seed", [1, 2, 3, pytest.param(range(4, 150), marks=pytest.mark.proof, id="many")])
+def test_after_any_history_of_other_writers_the_answers_are_those_of_the_rows(deployment, seed, partition_by):
+    for one in [seed] if isinstance(seed, int) else seed:
+        folder = deployment / f"history-{one}"
+        found = InPlace(folder, {"id": "ticket", "text": "text"}, f"history_{one}", batch_by="day")
+        history = TableHistory(found.uri, one, partition_by)
+        for _ in range(12):
+            history.step()
+            if history.random.random() < 0.4:
+                found.score()
+        found.score()
+        output = found.lake.open(found.tables.scored)
+        answers = [row for batch in output.batches() for part in output.read(batch) for row in part.to_pylist()]
+        context = f"seed {one}: {history.steps}"
+        assert sorted((row["id"], row["document"]) for row in answers) == sorted(
+            (ticket, text) for ticket, text, _ in history.rows()
+        ), context
+        assert {(row["id"], row["batch"]) for row in answers} == {
+            (ticket, key_of(day)) for ticket, _, day in history.rows()
+        }, context
+        assert found.stale() == [], context

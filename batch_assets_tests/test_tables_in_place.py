@@ -16,7 +16,7 @@ from batch_assets.operations.local_runs import materialize
 from batch_assets.pipelines.deployment import load_deployment
 from batch_assets.settings import PREFIX, Settings
 from batch_assets.tasks.output_tables import tables_of
-from batch_assets_tests.conftest import SMALL_T5, write_json_lines
+from batch_assets_tests.conftest import write_json_lines
 from batch_assets_tests.servers import ChatServer, completion
 from batch_assets_tests.ticket_t5 import LABELS, tickets
 
@@ -93,14 +93,12 @@ def folder(tmp_path_factory, server) -> Path:
             "evaluation": {"dataset": "held_out.jsonl", "rows": 6},
             "output": {"table": "ticket_categories", "column": "category"},
         },
-        "titles": {
+        "again": {
             "source": {"pipeline": "tickets"},
-            "task": {"kind": "generation", "prompt": "{document}"},
-            "model": {"checkpoint": str(SMALL_T5), "max_length": 4, "engine": "transformers"},
-            "evaluation": {"dataset": "held_out.jsonl", "rows": 2},
+            "columns": {"reference": "reference", "carry": ["customer"]},
+            "model": {"pipeline": "tickets"},
         },
     }
-    files["titles"]["columns"] = {"reference": "reference"}
     for name, attributes in files.items():
         content = {"type": "batch_assets.InferencePipeline", "attributes": {"name": name, **attributes}}
         (folder / "pipelines" / f"{name}.yaml").write_text(yaml.safe_dump(content))
@@ -136,3 +134,108 @@ def test_a_table_is_scored_in_place_by_model_and_by_endpoint_with_ids_and_column
     assert [row["id"] for row in in_place.rows("tickets", "answered", "2026-01-01")] == [0, 1]
     assert len(server.requests) == 4
     assert DeltaTable(str(in_place.source)).version() == 1
+
+
+def test_commits_of_other_writers_are_noticed_by_the_sensor_and_scored_exactly_once(in_place):
+    assert in_place.tick("tickets") == []
+    pl.DataFrame(table(tickets(2, seed=3), "2026-01-03")).write_delta(str(in_place.source), mode="append")
+    assert in_place.tick("tickets") == [["2026-01-03", "2026-01-03"]]
+    assert in_place.run("tickets", SCORE_BATCHES, ["2026-01-03"]) == []
+    assert in_place.metadata("tickets", "batch_inference", "2026-01-03")["rows_scored"] == 2
+    DeltaTable(str(in_place.source)).update({"body": "'The invoice is wrong'"}, predicate="customer = 'none'")
+    DeltaTable(str(in_place.source)).optimize.compact()
+    assert in_place.tick("tickets") == []
+    DeltaTable(str(in_place.source)).update(
+        {"body": "'The invoice is wrong'"}, predicate="ticket_id = 1 AND opened_on = '2026-01-01'"
+    )
+    # After the compaction, all rows are in one file, so any batch may have changed; one row has another text.
+    assert in_place.tick("tickets") == [["2026-01-01", "2026-01-03"]]
+    assert in_place.run("tickets", SCORE_BATCHES, known_batches(in_place.instance, "tickets")) == []
+    scored = [in_place.metadata("tickets", "batch_inference", f"2026-01-0{day}")["rows_scored"] for day in (1, 2, 3)]
+    assert scored == [1, 0, 0]
+    assert in_place.tick("tickets") == []
+
+
+def test_a_chain_scores_the_answers_of_the_other_pipeline_batch_for_batch_with_its_model(in_place):
+    write_deltalake(
+        str(in_place.source), table([{**tickets(1, seed=5)[0], "subject": None, "body": None}], "none"), mode="append"
+    )
+    in_place.run("tickets", SCORE_BATCHES, ["none"])
+    batches = in_place.tick("again")
+    assert batches == [["2026-01-01", "none"]]
+    days = known_batches(in_place.instance, "again")
+    assert in_place.run("again", SCORE_BATCHES, days) == []
+    for day in days:
+        upstream = {row["id"]: row["category"] for row in in_place.rows("tickets", "scored", day)}
+        rows = in_place.rows("again", "scored", day)
+        assert {row["id"]: row["document"] for row in rows} == upstream
+        assert {row["customer"] for row in rows} <= {row["customer"] for row in in_place.rows("tickets", "scored", day)}
+    (failed,) = in_place.rows("again", "scored", "none")
+    assert (failed["document"], failed["label"], failed["error_message"]) == (None, None, "the document has no text")
+    assert in_place.metadata("again", "batch_inference", "none")["rows_scored"] == 0
+    assert in_place.metadata("again", "batch_inference", "2026-01-01")["model"] == "main.default.tickets"
+
+
+def test_a_deleted_batch_goes_from_the_answers_and_then_from_those_of_the_chain(in_place):
+    if in_place.tick("again"):
+        in_place.run("again", SCORE_BATCHES, known_batches(in_place.instance, "again"))
+    DeltaTable(str(in_place.source)).delete("opened_on = '2026-01-02'")
+    for pipeline in ("tickets", "again"):
+        days = known_batches(in_place.instance, pipeline)
+        assert in_place.tick(pipeline) != []
+        assert in_place.run(pipeline, SCORE_BATCHES, days) == []
+        assert in_place.rows(pipeline, "scored", "2026-01-02") == []
+        assert in_place.tick(pipeline) == []
+        states = {batch.batch: batch.state for batch in status_of(in_place.settings(pipeline)).batches}
+        assert states["2026-01-02"] == "empty"
+
+
+def test_an_unreachable_table_is_an_error_of_its_pipeline_and_leaves_the_others(in_place):
+    hidden = in_place.source.with_name("hidden")
+    before = in_place.rows("tickets", "scored", "2026-01-01")
+    shutil.move(in_place.source, hidden)
+    try:
+        with pytest.raises(BatchAssetsError, match=r"the table support\.tickets can't be read"):
+            in_place.tick("tickets")
+        assert in_place.tick("again") == []
+        shown = CliRunner().invoke(main, ["status"])
+        assert shown.exit_code == 0
+        assert "tickets can't be shown: the table support.tickets can't be read" in shown.output
+        assert "pipeline again" in shown.output
+    finally:
+        shutil.move(hidden, in_place.source)
+    assert in_place.rows("tickets", "scored", "2026-01-01") == before
+
+
+def test_a_materialization_of_the_asset_that_writes_the_table_makes_ours_stale(in_place, tmp_path):
+    uri = str(tmp_path / "tickets")
+
+    @dg.asset(key=["support", "tickets"])
+    def support_tickets() -> None:
+        write_deltalake(uri, table(tickets(2, seed=6), "monday"), mode="overwrite")
+
+    pipeline = Pipeline(
+        "observed",
+        {"url": uri, "batch_by": "opened_on", "asset_key": "support/tickets"},
+        columns={"id": "ticket_id", "text": "subject"},
+        task={"kind": "classification", "labels": list(LABELS)},
+    )
+    definitions = dg.Definitions.merge(dg.Definitions(assets=[support_tickets]), build_pipeline(pipeline))
+    documents = dg.AssetKey(["observed", "prod_data"])
+    graph = definitions.resolve_asset_graph()
+    assert graph.get(documents).parent_keys == {dg.AssetKey(["support", "tickets"])}
+
+    def materialize_theirs() -> None:
+        job = definitions.resolve_implicit_global_asset_job_def()
+        assert job.execute_in_process(instance=in_place.instance, asset_selection=[support_tickets.key]).success
+
+    def staleness() -> str:
+        resolver = CachingStaleStatusResolver(in_place.instance, graph, loading_context=dg_context(in_place.instance))
+        return str(resolver.get_status(documents, "monday").value)
+
+    materialize_theirs()
+    register_batches(in_place.instance, "observed", ["monday"])
+    assert materialize(definitions, in_place.instance, "observed", LAND_BATCHES, ["monday"]) == []
+    assert staleness() == "FRESH"
+    materialize_theirs()
+    assert staleness() == "STALE"

@@ -21,6 +21,7 @@ from batch_assets.pipelines.deployment import Deployment
 from batch_assets.resources.java import check_java
 from batch_assets.settings import Settings, named, redacted
 from batch_assets.sources.configured import evaluation_dataset, is_on_hub, scored_dataset
+from batch_assets.sources.documents import find_documents, source_name
 from batch_assets.tasks.output_tables import tables_of
 
 Level = Literal["ok", "warning", "problem"]
@@ -183,10 +184,13 @@ def _model(settings: Settings) -> list[Finding]:
 
 
 def _data(settings: Settings) -> list[Finding]:
-    return [
-        Finding(OK, "data set", f"{dataset.name} for {use}")
-        for use, dataset in (("scoring", scored_dataset(settings)), ("evaluation", evaluation_dataset(settings)))
-    ]
+    used = [("scoring", scored_dataset(settings)), ("evaluation", evaluation_dataset(settings))]
+    found = [Finding(OK, "data set", f"{dataset.name} for {use}") for use, dataset in used]
+    if settings.is_in_place:
+        documents = find_documents(Lake.of(settings, fail_fast=True), settings, tables_of(settings))
+        there = f"{documents.rows()} rows in {len(documents.batches())} batches"
+        found[0] = Finding(OK, "source", f"{source_name(settings)}: {there}")
+    return found
 
 
 def _hub(settings: Settings) -> list[Finding]:
