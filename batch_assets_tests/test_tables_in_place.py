@@ -1,18 +1,27 @@
 """Pipelines over tables of other writers and over each other's output: the graph, on one session and one instance."""
 
+import shutil
 from pathlib import Path
 
 import dagster as dg
+import polars as pl
 import pyarrow as pa
 import pytest
 import yaml
+from click.testing import CliRunner
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
 from deltalake import DeltaTable, write_deltalake
 
+from batch_assets import Pipeline, build_pipeline
+from batch_assets.cli import main
 from batch_assets.definitions import build_defs
-from batch_assets.graph.partitions import register_batches
-from batch_assets.graph.pipeline_names import MATERIALIZE_ALL
+from batch_assets.errors import BatchAssetsError
+from batch_assets.graph.partitions import known_batches, register_batches
+from batch_assets.graph.pipeline_names import LAND_BATCHES, MATERIALIZE_ALL, SCORE_BATCHES
 from batch_assets.lake.lake import Lake
 from batch_assets.operations.local_runs import materialize
+from batch_assets.operations.status import status_of
 from batch_assets.pipelines.deployment import load_deployment
 from batch_assets.settings import PREFIX, Settings
 from batch_assets.tasks.output_tables import tables_of
@@ -229,13 +238,13 @@ def test_a_materialization_of_the_asset_that_writes_the_table_makes_ours_stale(i
         job = definitions.resolve_implicit_global_asset_job_def()
         assert job.execute_in_process(instance=in_place.instance, asset_selection=[support_tickets.key]).success
 
-    def staleness() -> str:
-        resolver = CachingStaleStatusResolver(in_place.instance, graph, loading_context=dg_context(in_place.instance))
-        return str(resolver.get_status(documents, "monday").value)
+    def staleness() -> StaleStatus:
+        resolver = CachingStaleStatusResolver(in_place.instance, graph, LoadingContextForTest(in_place.instance))
+        return resolver.get_status(documents, "monday")
 
     materialize_theirs()
     register_batches(in_place.instance, "observed", ["monday"])
     assert materialize(definitions, in_place.instance, "observed", LAND_BATCHES, ["monday"]) == []
-    assert staleness() == "FRESH"
+    assert staleness() == StaleStatus.FRESH
     materialize_theirs()
-    assert staleness() == "STALE"
+    assert staleness() == StaleStatus.STALE
