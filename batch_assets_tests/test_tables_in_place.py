@@ -23,6 +23,7 @@ from batch_assets.lake.lake import Lake
 from batch_assets.operations.local_runs import materialize
 from batch_assets.operations.status import status_of
 from batch_assets.pipelines.deployment import load_deployment
+from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import PREFIX, Settings
 from batch_assets.tasks.output_tables import tables_of
 from batch_assets_tests.conftest import write_json_lines
@@ -65,14 +66,16 @@ class InPlace:
         return {name: value.value for name, value in records[0].asset_materialization.metadata.items()}
 
     def tick(self, pipeline: str) -> list[list[str]]:
-        """Batches of the runs that the sensor of the source requests."""
-        definitions = build_defs(settings=self.settings(pipeline))
-        sensor = definitions.get_sensor_def(f"{pipeline}_prod_data_sensor")
-        with dg.build_sensor_context(instance=self.instance, definitions=definitions) as context:
-            result = sensor(context)
-        if isinstance(result, dg.SkipReason):
-            return []
-        return [[tag for name, tag in request.tags.items() if "range" in name] for request in result.run_requests]
+        """First and last batch of the runs that the sensor of the documents requests."""
+        settings = self.settings(pipeline)
+        repository = build_defs(settings=settings).get_repository_def()
+        resources = {"lake": Lake.of(settings), "registry": ModelRegistry(settings)}
+        context = dg.build_sensor_context(instance=self.instance, repository_def=repository, resources=resources)
+        result = repository.get_sensor_def(f"{pipeline}_prod_data_sensor").evaluate_tick(context)
+        return [
+            [request.tags[f"dagster/asset_partition_range_{end}"] for end in ("start", "end")]
+            for request in result.run_requests or ()
+        ]
 
 
 @pytest.fixture(scope="module")
