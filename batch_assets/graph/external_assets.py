@@ -2,16 +2,16 @@
 
 import dagster as dg
 
-from batch_assets.graph.pipeline_names import AssetKeys, endpoint_key, group_of
+from batch_assets.graph.pipeline_names import AssetKeys, endpoint_key, group_of, owners_of
 from batch_assets.settings import EMBEDDED_DATASET, EMBEDDED_ENDPOINT, EMBEDDED_MODEL, Settings, redacted
 
 
-def external_assets(settings: Settings, owners: list[str]) -> list[dg.AssetSpec]:
+def external_assets(settings: Settings) -> list[dg.AssetSpec]:
     """Asset specs of a pipeline's source, checkpoint and endpoint.
 
     Other pipelines may call the same endpoint, so only the default pipeline's has owners.
     """
-    keys, group = AssetKeys(settings.pipeline), group_of(settings, "external")
+    keys, group, owners = AssetKeys(settings.pipeline), group_of(settings, "external"), owners_of(settings)
     if settings.dataset is None:
         source = {"landing folder": redacted(settings.landing_folder)}
     else:

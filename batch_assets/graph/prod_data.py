@@ -7,7 +7,8 @@ import dagster as dg
 from batch_assets.errors import BatchAssetsError
 from batch_assets.graph.batch_execution import BatchOutcome, each_batch
 from batch_assets.graph.partitions import batch_partitions
-from batch_assets.graph.pipeline_names import AssetKeys, group_of
+from batch_assets.graph.pipeline_names import AssetKeys, group_of, owners_of
+from batch_assets.graph.signatures import with_known_signature
 from batch_assets.graph.table_metadata import column_lineage, column_schema, sample, table_metadata
 from batch_assets.lake.lake import Lake
 from batch_assets.settings import Settings
@@ -31,11 +32,13 @@ def build_prod_data(settings: Settings) -> dg.AssetsDefinition:
         partitions_def=batch_partitions(settings.pipeline),
         deps=[keys.source],
         group_name=group_of(settings, "data"),
+        owners=owners_of(settings),
         kinds={"deltalake", "python"},
         code_version="1",
         description=tables.documents.description,
         metadata=column_schema(tables.documents),
     )
+    @with_known_signature
     def prod_data(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult[None]:
         """Land each batch of the run that is new or has changed."""
         configured = cache(lambda: scored_dataset(settings))
