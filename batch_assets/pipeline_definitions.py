@@ -96,8 +96,9 @@ class PipelineParts:
 
 def combined(parts: Sequence[PipelineParts]) -> dg.Definitions:
     """The definitions of pipelines, without resources."""
-    # Pipelines that call the same endpoint share its asset.
-    external = {spec.key: spec for part in parts for spec in part.assets.external}
+    # Pipelines that call the same endpoint share its asset. Dagster would put all specs into one definition, and every
+    # job would then contain the external assets of all pipelines.
+    external = {spec.key: dg.AssetsDefinition(specs=[spec]) for part in parts for spec in part.assets.external}
     return dg.Definitions(
         assets=[*external.values(), *(asset for part in parts for asset in part.assets.assets)],
         asset_checks=[check for part in parts for check in part.assets.checks],

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.names import check_name
@@ -638,12 +638,9 @@ class Settings(BaseSettings):
 class _WithoutEnvironment(Settings):
     """Settings whose values are all given."""
 
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *others: Any, **more: Any
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read nothing from the environment."""
-        return (init_settings,)
+    def __init__(self, **values: Any) -> None:
+        # Not that of BaseSettings, which looks for the sources of each setting and reads the environment.
+        BaseModel.__init__(self, **values)
 
 
 def complete_settings(values: Mapping[str, Any]) -> Settings:

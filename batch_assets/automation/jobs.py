@@ -6,7 +6,6 @@ from typing import TypeAlias
 import dagster as dg
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.graph.partitions import batch_partitions
 from batch_assets.graph.pipeline_names import (
     LAND_BATCHES,
     MATERIALIZE_ALL,
@@ -16,8 +15,9 @@ from batch_assets.graph.pipeline_names import (
     AssetKeys,
     prefixed,
 )
+from batch_assets.graph.signatures import with_known_signature
 from batch_assets.lake.lake import Lake
-from batch_assets.resources.dagster_internals import UnresolvedAssetJobDefinition
+from batch_assets.resources.dagster_internals import UnresolvedAssetJobDefinition, asset_job
 from batch_assets.settings import Settings
 from batch_assets.tasks.output_tables import tables_of
 
@@ -30,24 +30,20 @@ def pipeline_jobs(settings: Settings) -> list[ExecutableJob]:
     model = [keys.logged_model, keys.evaluation, keys.champion]
     answers = [keys.scored, *([] if settings.endpoint is None else [keys.answered]), keys.quality, keys.report]
 
-    def asset_job(name: str, selected: list[dg.AssetKey], description: str) -> ExecutableJob:
-        return dg.define_asset_job(
-            prefixed(settings.pipeline, name),
-            selection=dg.AssetSelection.assets(*selected),
-            partitions_def=batch_partitions(settings.pipeline),
-            # One process, so that all assets of a run share one Spark session and one embedded endpoint.
-            executor_def=dg.in_process_executor,
-            description=description,
+    def job(name: str, selected: list[dg.AssetKey], description: str) -> ExecutableJob:
+        # One process, so that all assets of a run share one Spark session and one embedded endpoint.
+        return asset_job(
+            prefixed(settings.pipeline, name), selected, executor=dg.in_process_executor, description=description
         )
 
     jobs: list[ExecutableJob] = [
-        asset_job(
+        job(
             MATERIALIZE_ALL,
             [keys.documents, *model, *answers],
             "Materialize all assets of the pipeline, from the source to the quality report, for the selected batches.",
         ),
-        asset_job(LAND_BATCHES, [keys.documents], f"Land the selected batches in {documents.name}."),
-        asset_job(
+        job(LAND_BATCHES, [keys.documents], f"Land the selected batches in {documents.name}."),
+        job(
             SCORE_BATCHES,
             answers,
             "Score the selected batches with the current champion and ai_query, and measure the quality.",
@@ -68,6 +64,7 @@ def _take_files(settings: Settings) -> dg.JobDefinition:
         name=prefixed(settings.pipeline, TAKE_OP),
         description="Take files from the landing folder that are too large for a sensor tick.",
     )
+    @with_known_signature
     def take(context: dg.OpExecutionContext, config: LargeFiles) -> None:
         """Take the files of one batch."""
         from batch_assets.sources.configured import landing_folder

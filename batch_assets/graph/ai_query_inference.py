@@ -9,7 +9,8 @@ import dagster as dg
 
 from batch_assets.graph.batch_execution import BatchOutcome, each_batch
 from batch_assets.graph.partitions import batch_partitions
-from batch_assets.graph.pipeline_names import AssetKeys, endpoint_key, group_of
+from batch_assets.graph.pipeline_names import AssetKeys, endpoint_key, group_of, owners_of
+from batch_assets.graph.signatures import with_known_signature
 from batch_assets.graph.table_metadata import (
     answer_lineage,
     column_schema,
@@ -77,12 +78,14 @@ def build_ai_query_inference(settings: Settings) -> dg.AssetsDefinition:
         partitions_def=batch_partitions(settings.pipeline),
         deps=[keys.documents, endpoint_key(settings)],
         group_name=group_of(settings, "summaries"),
+        owners=owners_of(settings),
         kinds={"deltalake", "spark", "sql"},
         code_version="1",
         pool="spark",
         description=table.description,
         metadata=column_schema(table),
     )
+    @with_known_signature
     def ai_query_inference(
         context: dg.AssetExecutionContext,
         lake: dg.ResourceParam[Lake],

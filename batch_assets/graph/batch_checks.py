@@ -11,6 +11,7 @@ from typing import Any
 
 import dagster as dg
 
+from batch_assets.graph.signatures import with_known_signature
 from batch_assets.lake.lake import Lake
 from batch_assets.resources.registry import ModelRegistry
 
@@ -40,6 +41,7 @@ def _definition(asset: dg.AssetKey, checks: Sequence[Check]) -> dg.AssetChecksDe
         specs=[dg.AssetCheckSpec(check.name, asset=asset, description=check.description) for check in checks],
         can_subset=True,
     )
+    @with_known_signature
     def evaluate(
         context: dg.AssetCheckExecutionContext,
         lake: dg.ResourceParam[Lake],

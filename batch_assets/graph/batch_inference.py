@@ -8,7 +8,8 @@ import dagster as dg
 
 from batch_assets.graph.batch_execution import BatchOutcome, each_batch
 from batch_assets.graph.partitions import batch_partitions, known_batches
-from batch_assets.graph.pipeline_names import AssetKeys, group_of, tag_of
+from batch_assets.graph.pipeline_names import AssetKeys, group_of, owners_of, tag_of
+from batch_assets.graph.signatures import with_known_signature
 from batch_assets.graph.table_metadata import (
     answer_lineage,
     column_schema,
@@ -44,12 +45,14 @@ def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
         partitions_def=batch_partitions(settings.pipeline),
         deps=[keys.documents, keys.champion],
         group_name=group_of(settings, "summaries"),
+        owners=owners_of(settings),
         kinds={"deltalake", "spark", "huggingface"},
         code_version="1",
         pool="spark",
         description=table.description,
         metadata=column_schema(table),
     )
+    @with_known_signature
     def batch_inference(
         context: dg.AssetExecutionContext,
         lake: dg.ResourceParam[Lake],

@@ -4,7 +4,8 @@ from typing import Any
 
 import dagster as dg
 
-from batch_assets.graph.pipeline_names import AssetKeys, group_of
+from batch_assets.graph.pipeline_names import AssetKeys, group_of, owners_of
+from batch_assets.graph.signatures import with_known_signature
 from batch_assets.graph.table_metadata import markdown_sample
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import Settings
@@ -22,6 +23,7 @@ def build_champion_model(settings: Settings) -> dg.AssetsDefinition:
         key=keys.champion,
         deps=[keys.evaluation, keys.source],
         group_name=group_of(settings, "model"),
+        owners=owners_of(settings),
         kinds={"mlflow"},
         code_version="2",
         pool=PROMOTION_POOL,
@@ -29,6 +31,7 @@ def build_champion_model(settings: Settings) -> dg.AssetsDefinition:
         "promoted if it loads, scores two documents on one node, and is not worse than the champion on the held-out "
         "documents. Otherwise the champion stays. The data version is the champion's version number.",
     )
+    @with_known_signature
     def champion_model(
         context: dg.AssetExecutionContext,
         registry: dg.ResourceParam[ModelRegistry],

@@ -2,18 +2,18 @@
 
 import dagster as dg
 
-from batch_assets.graph.pipeline_names import AssetKeys, endpoint_key, group_of, source_key
+from batch_assets.graph.pipeline_names import AssetKeys, endpoint_key, group_of, owners_of, source_key
 from batch_assets.settings import EMBEDDED_DATASET, EMBEDDED_ENDPOINT, EMBEDDED_MODEL, Settings, redacted
 from batch_assets.sources.documents import source_location
 
 
-def external_assets(settings: Settings, owners: list[str]) -> list[dg.AssetSpec]:
+def external_assets(settings: Settings) -> list[dg.AssetSpec]:
     """Asset specs of a pipeline's source, checkpoint and endpoint.
 
     Other pipelines may read the same table or call the same endpoint, so these are in the group external and have no
     owners. The output of another pipeline, and a table that an asset of the project writes, have assets already.
     """
-    keys, group = AssetKeys(settings.pipeline), group_of(settings, "external")
+    keys, group, owners = AssetKeys(settings.pipeline), group_of(settings, "external"), owners_of(settings)
     specs = [
         dg.AssetSpec(
             keys.checkpoint,

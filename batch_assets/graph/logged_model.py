@@ -4,7 +4,8 @@ from typing import Any
 
 import dagster as dg
 
-from batch_assets.graph.pipeline_names import AssetKeys, group_of
+from batch_assets.graph.pipeline_names import AssetKeys, group_of, owners_of
+from batch_assets.graph.signatures import with_known_signature
 from batch_assets.graph.table_metadata import markdown_sample
 from batch_assets.models.checkpoint_sources import checkpoint_source
 from batch_assets.resources.registry import ModelRegistry
@@ -21,11 +22,13 @@ def build_logged_model(settings: Settings) -> dg.AssetsDefinition:
         key=keys.logged_model,
         deps=[keys.checkpoint, keys.source],
         group_name=group_of(settings, "model"),
+        owners=owners_of(settings),
         kinds={"mlflow", "huggingface"},
         code_version="1",
         description="The checkpoint as a transformers pipeline, logged to an MLflow experiment with its parameters, "
         "signature, example, requirements and model card.",
     )
+    @with_known_signature
     def logged_model(
         context: dg.AssetExecutionContext,
         registry: dg.ResourceParam[ModelRegistry],

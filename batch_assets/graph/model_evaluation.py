@@ -4,7 +4,8 @@ import os
 
 import dagster as dg
 
-from batch_assets.graph.pipeline_names import AssetKeys, group_of
+from batch_assets.graph.pipeline_names import AssetKeys, group_of, owners_of
+from batch_assets.graph.signatures import with_known_signature
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import Settings
 from batch_assets.sources.configured import evaluation_dataset
@@ -19,11 +20,13 @@ def build_model_evaluation(settings: Settings) -> dg.AssetsDefinition:
         key=keys.evaluation,
         deps=[keys.logged_model, keys.source],
         group_name=group_of(settings, "model"),
+        owners=owners_of(settings),
         kinds={"mlflow", "python"},
         code_version="1",
         description="Scores of the newest logged model and of the baselines on held-out documents, logged to the "
         "model's run.",
     )
+    @with_known_signature
     def model_evaluation(
         context: dg.AssetExecutionContext,
         registry: dg.ResourceParam[ModelRegistry],

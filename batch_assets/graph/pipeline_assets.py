@@ -35,20 +35,19 @@ def pipeline_assets(settings: Settings) -> PipelineAssets:
     Raises:
         BatchAssetsError: its task or its tables are not valid.
     """
+    # Dagster warns where the decorator gets the policy.
     policy = dg.BackfillPolicy.multi_run(max_partitions_per_run=settings.batches_per_run)
     partitioned = [build_prod_data(settings), build_batch_inference(settings), build_summary_quality(settings)]
     if settings.endpoint is not None:
         partitioned.append(build_ai_query_inference(settings))
-    whole = [
-        build_logged_model(settings),
-        build_model_evaluation(settings),
-        build_champion_model(settings),
-        build_quality_report(settings),
-    ]
-    owners = [owner.strip() for owner in settings.owners.split(",")]
-    assets = [*(asset.with_attributes(backfill_policy=policy) for asset in partitioned), *whole]
     return PipelineAssets(
-        [asset.map_asset_specs(lambda spec: spec.replace_attributes(owners=owners)) for asset in assets],
-        external_assets(settings, owners),
+        [
+            *(asset.with_attributes(backfill_policy=policy) for asset in partitioned),
+            build_logged_model(settings),
+            build_model_evaluation(settings),
+            build_champion_model(settings),
+            build_quality_report(settings),
+        ],
+        external_assets(settings),
         check_definitions([*table_checks(settings), *quality_checks(settings), *model_checks(settings)]),
     )

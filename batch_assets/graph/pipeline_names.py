@@ -74,6 +74,11 @@ def group_of(settings: Settings, group: str) -> str:
     return group if settings.is_default else settings.pipeline
 
 
+def owners_of(settings: Settings) -> list[str]:
+    """The owners of a pipeline's assets."""
+    return [owner.strip() for owner in settings.owners.split(",")]
+
+
 def tag_of(settings: Settings, tag: str) -> str:
     """The name of a run tag of a pipeline."""
     return tag if settings.is_default else f"{tag}/{settings.pipeline}"

@@ -7,7 +7,8 @@ import dagster as dg
 from batch_assets.errors import BatchAssetsError
 from batch_assets.graph.batch_execution import BatchOutcome, each_batch, latest_data_version
 from batch_assets.graph.partitions import batch_partitions
-from batch_assets.graph.pipeline_names import AssetKeys, group_of, source_key
+from batch_assets.graph.pipeline_names import AssetKeys, group_of, owners_of, source_key
+from batch_assets.graph.signatures import with_known_signature
 from batch_assets.graph.table_metadata import (
     column_lineage,
     column_schema,
@@ -52,11 +53,13 @@ def _build_observed(settings: Settings) -> dg.AssetsDefinition:
         partitions_def=batch_partitions(settings.pipeline),
         deps=[dg.AssetDep(source, partition_mapping=same)],
         group_name=group_of(settings, "data"),
+        owners=owners_of(settings),
         kinds={"deltalake"},
         code_version="1",
         description=f"Documents in {source_name(settings)}, which is read in place and never written.",
         metadata=column_schema(tables.documents),
     )
+    @with_known_signature
     def prod_data(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult[None]:
         """Record the version of each batch of the run."""
         documents = open_pinned_documents(context, lake, settings)
@@ -85,11 +88,13 @@ def _build_landed(settings: Settings) -> dg.AssetsDefinition:
         partitions_def=batch_partitions(settings.pipeline),
         deps=[keys.source],
         group_name=group_of(settings, "data"),
+        owners=owners_of(settings),
         kinds={"deltalake", "python"},
         code_version="1",
         description=tables.documents.description,
         metadata=column_schema(tables.documents),
     )
+    @with_known_signature
     def prod_data(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult[None]:
         """Land each batch of the run that is new or has changed."""
         configured = cache(lambda: scored_dataset(settings))

@@ -9,8 +9,9 @@ from typing import Any
 import dagster as dg
 
 from batch_assets.errors import BatchAssetsError, reason
-from batch_assets.graph.pipeline_names import AssetKeys, group_of
+from batch_assets.graph.pipeline_names import AssetKeys, group_of, owners_of
 from batch_assets.graph.quality_checks import quality_checks
+from batch_assets.graph.signatures import with_known_signature
 from batch_assets.graph.table_checks import table_checks
 from batch_assets.lake.counts import no_text_by_table
 from batch_assets.lake.lake import Lake
@@ -42,11 +43,13 @@ def build_quality_report(settings: Settings) -> dg.AssetsDefinition:
         key=keys.report,
         deps=[keys.quality],
         group_name=group_of(settings, "summaries"),
+        owners=owners_of(settings),
         kinds={"python", "html"},
         code_version="2",
         description="Quality of every table and model version over all batches: an HTML page in <home>/reports, also "
         "stored with the champion's MLflow run.",
     )
+    @with_known_signature
     def quality_report(
         context: dg.AssetExecutionContext,
         lake: dg.ResourceParam[Lake],

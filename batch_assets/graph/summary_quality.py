@@ -6,7 +6,8 @@ import dagster as dg
 
 from batch_assets.graph.batch_execution import BatchOutcome, each_batch
 from batch_assets.graph.partitions import batch_partitions
-from batch_assets.graph.pipeline_names import AssetKeys, group_of
+from batch_assets.graph.pipeline_names import AssetKeys, group_of, owners_of
+from batch_assets.graph.signatures import with_known_signature
 from batch_assets.graph.table_metadata import (
     column_lineage,
     column_schema,
@@ -39,12 +40,14 @@ def build_summary_quality(settings: Settings) -> dg.AssetsDefinition:
         partitions_def=batch_partitions(settings.pipeline),
         deps=answer_assets,
         group_name=group_of(settings, "summaries"),
+        owners=owners_of(settings),
         kinds={"deltalake", "spark"},
         code_version="1",
         pool="spark",
         description=tables.quality.description,
         metadata=column_schema(tables.quality),
     )
+    @with_known_signature
     def summary_quality(
         context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake], spark: SparkResource
     ) -> dg.MaterializeResult[None]:

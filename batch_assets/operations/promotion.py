@@ -7,6 +7,7 @@ import dagster as dg
 
 from batch_assets.graph.champion_model import PROMOTION_POOL
 from batch_assets.graph.pipeline_names import PROMOTE, ROLLBACK, AssetKeys, prefixed
+from batch_assets.graph.signatures import with_known_signature
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import Settings
 from batch_assets.sources.configured import evaluation_dataset
@@ -49,6 +50,7 @@ def promotion_jobs(settings: Settings) -> list[dg.JobDefinition]:
         config_schema={"version": int},
         description="Make a version the champion by hand.",
     )
+    @with_known_signature
     def promote_champion(context: dg.OpExecutionContext) -> None:
         """Promote the configured version and report it."""
         context.log.info(promote_version(settings, context.op_config["version"], context.log.info))
@@ -59,6 +61,7 @@ def promotion_jobs(settings: Settings) -> list[dg.JobDefinition]:
         pool=PROMOTION_POOL,
         description="Restore the previous champion.",
     )
+    @with_known_signature
     def roll_champion_back(context: dg.OpExecutionContext) -> None:
         """Restore the previous champion and report it."""
         context.log.info(roll_back(settings))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import Composer
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.pipelines.pipeline import PipelineError
@@ -67,8 +68,17 @@ def _line_of(file: Path, path: list[str]) -> int:
     return line
 
 
-class _StrictLoader(yaml.SafeLoader):
+# libyaml is several times as fast as the parser in Python. Its composer crashes the process on endless nesting; the one
+# in Python raises a RecursionError.
+_Parser: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+
+
+class _StrictLoader(Composer, _Parser):  # type: ignore[misc]
     """YAML in which a key must not occur twice, because the second one would win unseen."""
+
+    def __init__(self, text: str) -> None:
+        _Parser.__init__(self, text)
+        Composer.__init__(self)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -78,4 +88,5 @@ class _StrictLoader(yaml.SafeLoader):
                     None, None, f"the field {key.value} appears twice", key.start_mark
                 )
             seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
