@@ -17,7 +17,7 @@ from batch_assets.lake.commit_log import Commit
 from batch_assets.lake.contracts import DEFAULT_TABLES, PARTITION, Table
 from batch_assets.lake.features import UnreadableTableError
 from batch_assets.lake.missing_table import MissingTable
-from batch_assets.lake.snapshot import DataFile, schema_difference
+from batch_assets.lake.snapshot import DataFile, Snapshot, schema_difference
 from batch_assets.lake.staging import StagedFile, StagingArea
 from batch_assets.lake.storage import file_system
 from batch_assets.lake.writable_table import Transaction, WritableTable, create_table
@@ -41,12 +41,16 @@ _FAIL_FAST = {"max_retries": "1", "retry_timeout": "5s", "timeout": "5s", "conne
 
 @dataclass(frozen=True)
 class Lake:
-    """Where the tables are: ``<uri>/<catalog>/<schema>/<table>``."""
+    """Where the tables are: ``<uri>/<catalog>/<schema>/<table>``.
+
+    Statements read ``contracts`` with all their columns, even if a table does not have them yet.
+    """
 
     uri: str
     catalog: str = "main"
     schema: str = "default"
     storage_options: Mapping[str, str] = field(default_factory=dict)
+    contracts: tuple[Table, ...] = DEFAULT_TABLES.all
 
     @classmethod
     def of(cls, settings: "Settings", *, fail_fast: bool = False) -> "Lake":
@@ -85,9 +89,10 @@ class Lake:
             BatchAssetsError: the table can't be opened.
         """
         try:
-            return _difference(table, WritableTable.open(self.table_uri(table), self.storage_options))
+            snapshot = WritableTable.open(self.table_uri(table), self.storage_options)
         except UnreadableTableError as error:
             return str(error)
+        return _difference(table, _completed(table, snapshot))
 
     def find(self, table: Table) -> "BatchSnapshot":
         """Open a table for reading only. A missing table is not created, and reads as empty.
@@ -117,7 +122,7 @@ class Lake:
                 description=table.description,
                 configuration=_CONFIGURATION,
             )
-        snapshot = WritableTable.open(uri, self.storage_options, version)
+        snapshot = _completed(table, WritableTable.open(uri, self.storage_options, version))
         recorded = snapshot.column_metadata(PARTITION)
         owner = recorded.get(_OWNER)
         if owner != table.owner:
@@ -142,6 +147,16 @@ class Lake:
                 f"the table at {uri} does not match the contract of {table.name}: {problem}; move it away, or {remedy}"
             )
         return BatchSnapshot(table, snapshot)
+
+    def open_for_statement(self, uri: str) -> Snapshot:
+        """Open any table of the lake for reading, whether or not a pipeline writes it.
+
+        Raises:
+            BatchAssetsError: the table can't be opened.
+        """
+        snapshot = WritableTable.open(uri, self.storage_options)
+        table = next((table for table in self.contracts if self.table_uri(table) == uri), None)
+        return snapshot if table is None else _completed(table, snapshot)
 
     def owned_by(self, pipeline: str) -> dict[str, int]:
         """The names of all tables that belong to a pipeline other than the default one, with their numbers of rows."""
@@ -201,6 +216,15 @@ def _owned_schema(table: Table) -> pa.Schema:
     place = schema.get_field_index(PARTITION)
     recorded = {_OWNER: table.owner} | ({} if table.identity is None else {_IDENTITY: table.identity})
     return schema.set(place, schema.field(place).with_metadata(recorded))
+
+
+def _completed(table: Table, snapshot: WritableTable) -> WritableTable:
+    """The snapshot of a table of ours with all columns of its contract; a table of somebody else stays as it is."""
+    # The tables of the default pipeline have no owner, but the name that they got when they were created.
+    is_ours = snapshot.column_metadata(PARTITION).get(_OWNER) == table.owner and (
+        table.owner is not None or snapshot.name == table.name
+    )
+    return snapshot.with_missing_columns(table.arrow_schema) if is_ours else snapshot
 
 
 def _difference(table: Table, snapshot: WritableTable) -> str | None:
