@@ -29,6 +29,14 @@ def _attributes() -> type[BaseModel]:
     return create_model("InferencePipelineAttributes", __config__=ConfigDict(extra="forbid"), **kinds)
 
 
+def resolve_templates(attributes: Mapping[str, Any], context: dg.ResolutionContext) -> dict[str, Any]:
+    """The attributes with the values of their templates, except in the sections that are verbatim."""
+    return {
+        section: content if section in _VERBATIM else context.resolve_value(content)
+        for section, content in attributes.items()
+    }
+
+
 class _PipelineScaffolder(dg.Scaffolder):
     """Writes a commented file to start from."""
 
@@ -56,11 +64,7 @@ class InferencePipeline(dg.Component):
     def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> "InferencePipeline":
         """Create the component from its attributes."""
         given = {} if attributes is None else attributes.model_dump(exclude_unset=True)
-        resolved = {
-            section: content if section in _VERBATIM else context.resolution_context.resolve_value(content)
-            for section, content in given.items()
-        }
-        return cls(resolved, Path(context.project_root))
+        return cls(resolve_templates(given, context.resolution_context), Path(context.project_root))
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """Build the definitions of the pipeline, with the resources that all pipelines of the project share.

@@ -14,6 +14,7 @@ from batch_assets.cli import main
 from batch_assets.definitions import build_defs
 from batch_assets.errors import BatchAssetsError
 from batch_assets.graph.partitions import busy_batches, known_batches, range_tags, register_batches
+from batch_assets.operations import preflight
 from batch_assets.pipelines.deployment import load_deployment
 from batch_assets.pipelines.pipeline import PipelineError, settings_of
 from batch_assets.pipelines.schema import pipeline_schema
@@ -304,6 +305,27 @@ def test_the_component_loads_from_another_dagster_project_with_templates_off_in_
     metadata = graph.get(dg.AssetKey(["tickets", "source_dataset"])).metadata
     assert metadata["data set"] == str(folder.parent / "tickets.jsonl")
     assert "open sesame" not in str(vars(InferencePipeline))
+
+
+def test_check_resolves_the_templates_of_a_component_but_not_those_of_a_file_in_the_folder(folder, monkeypatch):
+    checked = []
+    monkeypatch.setattr(preflight, "check_pipeline", checked.append)
+    monkeypatch.setenv("DATA", str(folder.parent / "tickets.jsonl"))
+    prompt = {"kind": "generation", "prompt": "{{ env.DATA }} {document}"}
+    attributes = changed(source={"dataset": "{{ env('DATA') }}"}, task=prompt, output=None)
+    file = write(folder.parent, attributes, "defs")
+    run = CliRunner().invoke(main, ["check", str(file)])
+    assert (run.exit_code, run.output) == (0, "ok       tickets\n")
+    ours = CliRunner().invoke(main, ["check", str(write(folder, attributes))])
+    assert ours.exit_code == 0
+    assert [(one.dataset, one.prompt) for one in checked] == [
+        (str(folder.parent / "tickets.jsonl"), prompt["prompt"]),
+        ("{{ env('DATA') }}", prompt["prompt"]),
+    ]
+    monkeypatch.delenv("DATA")
+    run = CliRunner().invoke(main, ["check", str(file)])
+    assert run.exit_code == 1
+    assert "problem  defs: a template can't be resolved: Environment variable DATA is not set" in run.output
 
 
 def test_a_scaffolded_file_is_a_valid_pipeline(folder):

@@ -1,10 +1,10 @@
 """The pipelines of a deployment: the default one, and one for each file in the folder of pipelines."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.contracts import Table
@@ -13,6 +13,8 @@ from batch_assets.pipelines.pipeline import PipelineError, default_pipeline_sett
 from batch_assets.pipelines.pipeline_files import attributes_in, files_in, located
 from batch_assets.settings import DEFAULT_PIPELINE, Settings, load_settings
 from batch_assets.tasks.output_tables import tables_of
+
+_Resolver: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 # The field to change when two pipelines collide.
 _LANDING = "landing folder"
@@ -66,17 +68,33 @@ def load_deployment() -> Deployment:
     return _read(default, files_in(default.pipelines), default.pipelines.parent)
 
 
-def deployment_of(files: Sequence[Path]) -> Deployment:
+def deployment_of(files: Sequence[Path], resolve: _Resolver) -> Deployment:
     """Read some files of pipelines, wherever they are; relative paths in them start in the current folder.
+
+    Args:
+        files: the files.
+        resolve: returns the fields of a file outside the folder of pipelines with the values of their templates.
 
     Raises:
         BatchAssetsError: a variable of the environment is not valid.
     """
-    found = _read(load_settings(), files, Path.cwd())
+    default = load_settings()
+    ours = {file.resolve() for file in files_in(default.pipelines)}
+
+    def attributes_of(file: Path) -> Mapping[str, Any]:
+        attributes = attributes_in(file)
+        return attributes if file.resolve() in ours else resolve(attributes)
+
+    found = _read(default, files, Path.cwd(), attributes_of)
     return replace(found, pipelines=[one for one in found.pipelines if not one.is_default])
 
 
-def _read(deployment: Settings, files: Sequence[Path], root: Path) -> Deployment:
+def _read(
+    deployment: Settings,
+    files: Sequence[Path],
+    root: Path,
+    attributes_of: Callable[[Path], Mapping[str, Any]] = attributes_in,
+) -> Deployment:
     problems: list[BrokenPipeline] = []
     taken = _Places()
 
@@ -95,7 +113,7 @@ def _read(deployment: Settings, files: Sequence[Path], root: Path) -> Deployment
     written: dict[Path, Mapping[str, Any]] = {}
     for file in files:
         try:
-            written[file] = {"name": None, **attributes_in(file)}
+            written[file] = {"name": None, **attributes_of(file)}
         except BatchAssetsError as error:
             problems.append(BrokenPipeline(file.stem, file, str(error)))
     # The default pipeline first: it keeps its places whatever other files say.
