@@ -48,7 +48,7 @@ def build_pipelines(
     """
     deployment = load_settings()
     settings = [pipeline.settings(deployment) for pipeline in pipelines]
-    refuse_collisions(settings)
+    refuse_collisions((one, f"the pipeline {one.pipeline}") for one in settings)
     resources = {**shared_resources(deployment), **(resource_overrides or {})}
     parts = [PipelineParts.of(one) for one in settings]
     return dg.Definitions.merge(combined(parts), dg.Definitions(resources=resources))

@@ -1,7 +1,7 @@
 """The pipelines of a deployment: the default one, and one for each file in the folder of pipelines."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,6 +18,7 @@ _Resolver: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 # The field to change when two pipelines collide.
 _LANDING = "landing folder"
+_WITHOUT_FILE = "the default pipeline"
 _FIELD_OF = {"name": "name", "model": "model.name", "table": "output.table", _LANDING: "source.landing"}
 
 
@@ -42,6 +43,11 @@ class Deployment:
     pipelines: Sequence[Settings]
     problems: Sequence[BrokenPipeline]
     files: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def named(self) -> list[tuple[Settings, str]]:
+        """The settings of the valid pipelines, and how messages call each: by its file, if it has one."""
+        return [(one, str(self.files.get(one.pipeline, _WITHOUT_FILE))) for one in self.pipelines]
 
     def pipeline(self, name: str) -> Settings:
         """The settings of a pipeline.
@@ -120,7 +126,7 @@ def _read(
     ordered = sorted(written.items(), key=lambda item: item[1]["name"] != DEFAULT_PIPELINE)
     found: list[Settings] = []
     if not any(attributes["name"] == DEFAULT_PIPELINE for attributes in written.values()):
-        taken.take(deployment, "the default pipeline")
+        taken.take(deployment, _WITHOUT_FILE)
         found.append(deployment)
     file_of: dict[str, Path] = {}
     for file, attributes in ordered:
@@ -131,15 +137,21 @@ def _read(
     return Deployment(deployment, found, problems, file_of)
 
 
-def refuse_collisions(pipelines: Sequence[Settings]) -> None:
+def refuse_collisions(pipelines: Iterable[tuple[Settings, str]]) -> None:
     """Refuse pipelines that would write to the same place.
+
+    Args:
+        pipelines: the settings of each pipeline, and how messages call it.
 
     Raises:
         PipelineError: two of them have a name, a table, a model or a landing folder in common.
     """
     taken = _Places()
-    for settings in pipelines:
-        taken.take(settings, f"the pipeline {settings.pipeline}")
+    for settings, called in pipelines:
+        try:
+            taken.take(settings, called)
+        except PipelineError as error:
+            raise PipelineError(f"{called}: {error}", error.path) from error
 
 
 class _Places:
