@@ -48,7 +48,7 @@ def build_pipelines(
     """
     deployment = load_settings()
     given = [pipeline.settings(deployment) for pipeline in pipelines]
-    refuse_collisions(given)
+    refuse_collisions((one, f"the pipeline {one.pipeline}") for one in given)
     settings = [chained(one, {other.pipeline: other for other in given}) for one in given]
     resources = {**shared_resources(deployment), **(resource_overrides or {})}
     parts = [PipelineParts.of(one) for one in settings]

@@ -1,25 +1,31 @@
 """A home from an earlier release opens intact: nothing is lost, stale or scored again."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
+import pyarrow as pa
 import pytest
 import yaml
 
 from batch_assets.definitions import build_defs
 from batch_assets.graph.partitions import known_batches
 from batch_assets.graph.pipeline_names import MATERIALIZE_ALL
-from batch_assets.lake.contracts import TABLES
+from batch_assets.graph.table_checks import contract_check
+from batch_assets.lake.contracts import DEFAULT_TABLES, TABLES, Column
 from batch_assets.lake.lake import Lake
+from batch_assets.lake.staging import stage
 from batch_assets.models.registry import CHAMPION, versions, with_alias
 from batch_assets.models.tracking import connect
 from batch_assets.operations import ui
 from batch_assets.operations.local_runs import materialize
 from batch_assets.operations.status import status_of
+from batch_assets.quality.batch_measures import quality_rows
 from batch_assets.resources.dagster_storage import open_instance
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import DEFAULT_PIPELINE, Settings
+from batch_assets.tasks import output_tables
 from batch_assets_tests.recorded_home import BATCHES, unpack
 from batch_assets_tests.servers import ChatServer, completion
 
@@ -99,3 +105,29 @@ def test_a_full_run_has_nothing_to_score_request_log_or_register(settings, serve
     (version,) = versions(client, settings.registered_model)
     assert with_alias(client, settings.registered_model, CHAMPION).number == version.number == 1
     assert len(client.search_runs([client.get_experiment_by_name(settings.experiment).experiment_id])) == 1
+
+
+def test_a_figure_of_a_later_release_reads_as_null_until_a_batch_is_measured_again(settings, monkeypatch):
+    lake, columns = Lake.of(settings), DEFAULT_TABLES.quality.columns
+    tables = {table.name: lake.open(table).version for table in TABLES}
+    figure = Column("bert_score", "double", "Mean BERTScore")
+    quality = replace(DEFAULT_TABLES.quality, columns=(*columns[:12], figure, *columns[12:]))
+    monkeypatch.setattr(output_tables, "DEFAULT_TABLES", replace(DEFAULT_TABLES, quality=quality))
+    output_tables.tables_of.cache_clear()
+    try:
+        scored = [(batch.batch, batch.state) for batch in status_of(settings).batches]
+        assert scored == [(batch, "scored") for batch in BATCHES]
+        assert contract_check(dg.AssetKey("summary_quality"), quality).evaluate(lake, None).passed
+        rows = {batch: quality_rows(lake.find(quality), batch) for batch in BATCHES}
+        assert {row["bert_score"] for batch in BATCHES for row in rows[batch]} == {None}
+        assert {table.name: lake.open(table).version for table in TABLES} == tables
+        snapshot = lake.open(quality)
+        measured = [{**row, "bert_score": 0.5} for row in rows[BATCHES[0]]]
+        staged = stage([pa.Table.from_pylist(measured, schema=quality.file_schema)], snapshot.staging_area(BATCHES[0]))
+        version = snapshot.replace(BATCHES[0], staged, snapshot.last_commit(BATCHES[0]).metadata)
+        assert version == tables[quality.name] + 2
+        assert quality_rows(lake.open(quality), BATCHES[0]) == measured
+        assert quality_rows(lake.open(quality), BATCHES[1]) == rows[BATCHES[1]]
+        assert [(batch.batch, batch.state) for batch in status_of(settings).batches] == scored
+    finally:
+        output_tables.tables_of.cache_clear()

@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from deltalake import DeltaTable, write_deltalake
 from batch_assets.errors import BatchAssetsError
 from batch_assets.graph.table_checks import contract_check
 from batch_assets.graph.table_metadata import totals
-from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA, TABLES
+from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY, TABLES, Column
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.lake.staging import stage
 from batch_assets.lake.upkeep import maintain
@@ -347,3 +349,125 @@ def test_spark_refuses_tables_with_unsupported_features(lake, spark):
     register_deltars(spark)
     with pytest.raises(Exception, match="deletionVectors"):
         spark.read.format("deltars").load(uri).collect()
+
+
+def with_column(table, name, kind, *, nullable=True):
+    """The contract of a later release, with one more column in the middle."""
+    return dataclasses.replace(
+        table, columns=(*table.columns[:3], Column(name, kind, "New", nullable=nullable), *table.columns[3:])
+    )
+
+
+def write_rows(lake, table, batch, **values):
+    snapshot = lake.open(table)
+    row = {"table_name": "t", "model_name": "m", "documents": 1, "measured_at": NOW, **values}
+    rows = pa.Table.from_pylist([row], schema=table.file_schema)
+    return snapshot.replace(batch, stage([rows], snapshot.staging_area(batch)), {"input_version": 1})
+
+
+def added_columns(lake, table):
+    return [entry["operation"] for entry in DeltaTable(lake.table_uri(table)).history()].count("ADD COLUMN")
+
+
+def test_a_missing_nullable_column_reads_as_null_and_is_added_once_before_the_first_write(lake, spark):
+    from batch_assets.lake.deltars import read_batch
+
+    version = write_rows(lake, SUMMARY_QUALITY, "a")
+    later = with_column(SUMMARY_QUALITY, "bert_score", "double")
+    for snapshot in (lake.find(later), lake.open(later), lake.open(later, version)):
+        (row,) = (row for part in snapshot.read("a") for row in part.to_pylist())
+        assert (row["bert_score"], row["documents"]) == (None, 1)
+    assert read_batch(spark, lake.open(later), "a").select("bert_score").collect() == [(None,)]
+    statement = dataclasses.replace(lake, contracts=(later,)).open_for_statement(lake.table_uri(later))
+    assert "bert_score" in statement.schema.names
+    assert lake.difference(later) is None
+    assert lake.open(SUMMARY_QUALITY).version == version
+    assert write_rows(lake, later, "b", bert_score=0.5) == version + 2
+    assert write_rows(lake, later, "c", bert_score=0.6) == version + 3
+    assert added_columns(lake, later) == 1
+    found = [row["bert_score"] for batch in "abc" for part in lake.open(later).read(batch) for row in part.to_pylist()]
+    assert found == [None, 0.5, 0.6]
+    assert not is_stale(lake.open(later), "a", {"input_version": 1}, 9)
+    # The release that made the table can still use it.
+    assert write_rows(lake, SUMMARY_QUALITY, "b") == version + 4
+    protocol = DeltaTable(lake.table_uri(later)).protocol()
+    assert (protocol.min_reader_version, protocol.min_writer_version) == (1, 2)
+
+
+def test_writers_that_add_the_same_column_at_the_same_time_all_succeed(lake):
+    version = write_rows(lake, SUMMARY_QUALITY, "a")
+    later = with_column(SUMMARY_QUALITY, "bert_score", "double")
+    snapshots = {batch: lake.open(later) for batch in ("b", "c", "d", "e")}
+    rows = pa.Table.from_pylist([{"table_name": "t", "model_name": "m", "bert_score": 0.5}], schema=later.file_schema)
+
+    def work(item):
+        batch, snapshot = item
+        return snapshot.replace(batch, stage([rows], snapshot.staging_area(batch)), {})
+
+    with ThreadPoolExecutor(len(snapshots)) as threads:
+        versions = list(threads.map(work, snapshots.items()))
+    assert sorted(versions) == list(range(version + 2, version + 6))
+    assert added_columns(lake, later) == 1
+
+
+def test_upkeep_of_a_table_that_lacks_a_column_keeps_its_rows(lake):
+    replace(lake, "a", ["one"])
+    later = with_column(PROD_DATA, "customer", "string")
+    snapshot = lake.open(PROD_DATA)
+    snapshot.replace("a", stage_rows(snapshot, "a", ["one"]) + stage_rows(snapshot, "a", ["two"]), {})
+    assert maintain(lake.find(later).delta, 168, print).compacted == 2
+    found = [row for part in lake.open(later).read("a") for row in part.to_pylist()]
+    assert [(row["document"], row["customer"]) for row in sorted(found, key=lambda row: row["document"])] == [
+        ("one", None),
+        ("two", None),
+    ]
+
+
+def with_output(kind):
+    return dataclasses.replace(
+        BATCH_INFERENCE,
+        owner="invoices",
+        columns=tuple(
+            dataclasses.replace(column, type=kind) if column.holds == "text" else column
+            for column in BATCH_INFERENCE.columns
+        ),
+    )
+
+
+def test_a_struct_gets_new_fields_at_its_end_and_nowhere_else(lake, spark):
+    from batch_assets.lake.deltars import read_batch
+
+    table, longer = with_output("struct<name:string>"), with_output("struct<name:string,amount:double>")
+    snapshot = lake.open(table)
+    rows = pa.Table.from_pylist([{"id": "1", "generated_summary": {"name": "x"}}], schema=table.file_schema)
+    snapshot.replace("a", stage([rows], snapshot.staging_area("a")), {})
+    for kind in ("struct<amount:double,name:string>", "struct<name:long,amount:double>", "string"):
+        with pytest.raises(BatchAssetsError, match="generated_summary is struct<name: string>, not "):
+            lake.open(with_output(kind))
+    (row,) = (row for part in lake.open(longer).read("a") for row in part.to_pylist())
+    assert row["generated_summary"] == {"name": "x", "amount": None}
+    assert read_batch(spark, lake.open(longer), "a").select("generated_summary.*").collect() == [("x", None)]
+    snapshot = lake.open(longer)
+    more = pa.Table.from_pylist(
+        [{"id": "2", "generated_summary": {"name": "y", "amount": 2.5}}], schema=longer.file_schema
+    )
+    assert snapshot.replace("b", stage([more], snapshot.staging_area("b")), {}) == snapshot.version + 2
+    found = [row["generated_summary"] for batch in "ab" for row in lake.open(longer).read(batch)]
+    assert [value for column in found for value in column.to_pylist()] == [
+        {"name": "x", "amount": None},
+        {"name": "y", "amount": 2.5},
+    ]
+
+
+def test_other_differences_and_tables_of_somebody_else_are_still_refused(lake, tmp_path):
+    from deltalake import write_deltalake
+
+    lake.open(PROD_DATA)
+    with pytest.raises(BatchAssetsError, match="it has no column customer"):
+        lake.open(with_column(PROD_DATA, "customer", "string", nullable=False))
+    other = Lake(str(tmp_path / "other"))
+    theirs = pa.schema([field for field in PROD_DATA.arrow_schema if field.name != "summary"])
+    write_deltalake(other.table_uri(PROD_DATA), theirs.empty_table(), partition_by=["batch"])
+    with pytest.raises(BatchAssetsError, match="it has no column summary"):
+        other.open(PROD_DATA)
+    assert DeltaTable(other.table_uri(PROD_DATA)).version() == 0

@@ -20,6 +20,7 @@ from batch_assets.models.registry import champion
 from batch_assets.models.tracking import connect
 from batch_assets.operations.local_runs import materialize
 from batch_assets.operations.reset import reset
+from batch_assets.operations.status import status_of
 from batch_assets.pipelines.deployment import load_deployment
 from batch_assets.settings import DEFAULT_PIPELINE, PREFIX, Settings
 from batch_assets.sources.configured import landing_folder
@@ -47,6 +48,10 @@ class Pipelines:
         register_batches(self.instance, pipeline, batches)
         settings = self.settings(pipeline).model_copy(update=changes)
         return materialize(build_defs(settings=settings), self.instance, pipeline, job, batches)
+
+    def versions(self, pipeline: str) -> dict[str, int]:
+        settings = self.settings(pipeline)
+        return {table.name: Lake.of(settings).find(table).version for table in tables_of(settings).all}
 
     def rows(self, pipeline: str, table: str, batch: str) -> list[dict]:
         settings = self.settings(pipeline)
@@ -153,6 +158,27 @@ def test_tickets_are_classified_with_carried_columns_measured_and_reported(score
     version = champion(client, settings)
     assert version.name == "main.default.tickets"
     assert client.get_run(version.run_id).data.metrics["majority_accuracy"] == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_a_carried_column_can_be_added_and_only_new_documents_are_scored(scored):
+    file, data = scored.folder / "pipelines" / "tickets.yaml", scored.folder / "data" / "monday.jsonl"
+    content = yaml.safe_load(file.read_text())
+    content["attributes"]["columns"]["carry"].append("subject")
+    before = scored.versions("tickets")
+    file.write_text(yaml.safe_dump(content))
+    assert {row["subject"] for row in scored.rows("tickets", "scored", "monday")} == {None}
+    assert [(batch.batch, batch.state) for batch in status_of(scored.settings("tickets")).batches] == [
+        ("monday", "scored")
+    ]
+    assert scored.versions("tickets") == before
+    new = {**tickets(3, seed=5)[0], "ticket_id": "new"}
+    data.write_text(data.read_text() + json.dumps(new) + "\n")
+    for job in (LAND_BATCHES, SCORE_BATCHES):
+        assert scored.run("tickets", job, ["monday"]) == []
+    assert scored.metadata("tickets", "batch_inference", "monday")["rows_scored"] == 1
+    rows = {row["id"]: row["subject"] for row in scored.rows("tickets", "scored", "monday")}
+    expected = {row["ticket_id"]: row["subject"] for row in [*tickets(6, seed=3), new]}
+    assert rows == {**expected, "none": None}
 
 
 def test_a_second_run_of_a_pipeline_scores_nothing_and_new_labels_make_it_stale_on_request(scored):

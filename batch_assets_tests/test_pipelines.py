@@ -15,6 +15,7 @@ from batch_assets.definitions import build_defs
 from batch_assets.errors import BatchAssetsError
 from batch_assets.graph.partitions import busy_batches, known_batches, range_tags, register_batches
 from batch_assets.lake.lake import Lake
+from batch_assets.operations import preflight
 from batch_assets.pipelines.deployment import load_deployment
 from batch_assets.pipelines.pipeline import PipelineError, settings_of
 from batch_assets.pipelines.schema import pipeline_schema
@@ -305,27 +306,85 @@ def test_a_pipeline_in_python_has_the_same_fields_and_can_be_merged_with_other_a
         build_pipelines([pipeline, pipeline])
 
 
-def test_the_component_loads_from_another_dagster_project_with_templates_off_in_prompts(folder, monkeypatch):
-    defs = folder.parent / "theirs" / "defs"
-    for name in ("tickets", "letters"):
-        (defs / name).mkdir(parents=True)
-        attributes = changed(name=name, output=None, source={"dataset": "{{ env.DATA }}"})
-        attributes["task"] = {"kind": "generation", "prompt": "{{ env.SECRET }} {document}"}
-        content = {"type": "batch_assets.InferencePipeline", "attributes": attributes}
-        (defs / name / "defs.yaml").write_text(yaml.safe_dump(content))
-    (defs.parent / "__init__.py").touch()
-    (folder.parent / "pyproject.toml").write_text(
-        '[tool.dg]\ndirectory_type = "project"\n[tool.dg.project]\nroot_module = "theirs"\n'
-    )
+@pytest.fixture
+def project(folder, monkeypatch):
+    """Loads a Dagster project with a component for each pipeline; each project gets a package of its own."""
+    monkeypatch.syspath_prepend(folder.parent)
+
+    def load(package: str, *pipelines: dict) -> dg.Definitions:
+        defs = folder.parent / package / "defs"
+        for number, attributes in enumerate(pipelines):
+            (defs / f"number_{number}").mkdir(parents=True)
+            write(defs / f"number_{number}", attributes, "defs")
+        (defs.parent / "__init__.py").touch()
+        (folder.parent / "pyproject.toml").write_text(
+            f'[tool.dg]\ndirectory_type = "project"\n[tool.dg.project]\nroot_module = "{package}"\n'
+        )
+        return dg.load_from_defs_folder(path_within_project=defs)
+
+    return load
+
+
+def test_the_component_loads_from_another_dagster_project_with_templates_off_in_prompts(folder, project, monkeypatch):
     monkeypatch.setenv("DATA", str(folder.parent / "tickets.jsonl"))
     monkeypatch.setenv("SECRET", "open sesame")
-    monkeypatch.syspath_prepend(folder.parent)
-    loaded = dg.load_from_defs_folder(path_within_project=defs)
+    task = {"kind": "generation", "prompt": "{{ env.SECRET }} {document}"}
+    sections = {"output": None, "source": {"dataset": "{{ env.DATA }}"}, "task": task}
+    loaded = project("theirs", changed(**sections), changed(name="letters", **sections))
     graph = loaded.resolve_asset_graph()
     assert {key.path[0] for key in graph.get_all_asset_keys()} == {"tickets", "letters"}
     metadata = graph.get(dg.AssetKey(["tickets", "source_dataset"])).metadata
     assert metadata["data set"] == str(folder.parent / "tickets.jsonl")
     assert "open sesame" not in str(vars(InferencePipeline))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"output": {"table": "Ticket_categories"}}, "its table main.default.ticket_categories"),
+        ({"name": "tickets", "output": None}, "its name tickets"),
+        ({"model": {"name": "tickets"}, "output": None}, "its model main.default.tickets"),
+    ],
+    ids=["table", "name", "model"],
+)
+def test_components_of_one_project_that_collide_are_refused_with_both_files(folder, project, sections, message):
+    package = f"colliding_{'_'.join(sections)}"
+    with pytest.raises(Exception) as refused:
+        project(package, TICKETS, changed(**{"name": "letters", **sections}))
+    first, second = (folder.parent / package / "defs" / f"number_{n}" / "defs.yaml" for n in range(2))
+    assert f"{second}: " in str(refused.value.__cause__)
+    assert f"{message} is also that of {first}" in str(refused.value.__cause__)
+
+
+def test_a_component_that_collides_with_a_file_in_the_folder_of_pipelines_is_refused(folder, project):
+    file = write(folder, changed(name="letters", source={"landing": "in"}))
+    with pytest.raises(Exception) as refused:
+        project("beside_the_folder", TICKETS)
+    assert f"its table main.default.ticket_categories is also that of {file}" in str(refused.value.__cause__)
+    alone = InferencePipeline(TICKETS, folder.parent)
+    keys = dg.build_defs_for_component(alone).resolve_asset_graph().get_all_asset_keys()
+    assert dg.AssetKey(["tickets", "prod_data"]) in keys
+
+
+def test_check_resolves_the_templates_of_a_component_but_not_those_of_a_file_in_the_folder(folder, monkeypatch):
+    checked = []
+    monkeypatch.setattr(preflight, "check_pipeline", checked.append)
+    monkeypatch.setenv("DATA", str(folder.parent / "tickets.jsonl"))
+    prompt = {"kind": "generation", "prompt": "{{ env.DATA }} {document}"}
+    attributes = changed(source={"dataset": "{{ env('DATA') }}"}, task=prompt, output=None)
+    file = write(folder.parent, attributes, "defs")
+    run = CliRunner().invoke(main, ["check", str(file)])
+    assert (run.exit_code, run.output) == (0, "ok       tickets\n")
+    ours = CliRunner().invoke(main, ["check", str(write(folder, attributes))])
+    assert ours.exit_code == 0
+    assert [(one.dataset, one.prompt) for one in checked] == [
+        (str(folder.parent / "tickets.jsonl"), prompt["prompt"]),
+        ("{{ env('DATA') }}", prompt["prompt"]),
+    ]
+    monkeypatch.delenv("DATA")
+    run = CliRunner().invoke(main, ["check", str(file)])
+    assert run.exit_code == 1
+    assert "problem  defs: a template can't be resolved: Environment variable DATA is not set" in run.output
 
 
 def test_a_scaffolded_file_is_a_valid_pipeline(folder):

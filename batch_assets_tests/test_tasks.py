@@ -1,6 +1,7 @@
 """Tasks: how answers are read and measured, and how typed answers are stored."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -20,7 +21,8 @@ from batch_assets.tasks.summarization import Summarization
 from batch_assets.tasks.task import AnswerError
 
 LABELS = Classification({"billing": "about money", "bug": None, "Ärger": None})
-ORDER = Extraction("name STRING, amount DOUBLE, paid BOOLEAN, due DATE, items ARRAY<STRING>")
+FIELDS = "name STRING, amount DOUBLE, paid BOOLEAN, due DATE, items ARRAY<STRING>"
+ORDER = Extraction(FIELDS)
 ANSWER = {"name": "Ann", "amount": 2.5, "paid": True, "due": "2026-01-31", "items": ["a", "b"]}
 
 
@@ -168,6 +170,20 @@ def test_typed_answers_are_stored_as_structs_reused_and_measured(spark, lake):
     )  # fmt: skip
     (row,) = measure_batch("a", {"t": frame}, ORDER, datetime.now(UTC))
     assert (row["answers"], row["errors"], row["name_equal"], row["amount_equal"]) == (2, 1, 0.5, 1.0)
+    # With a new field and a new column, the answers that are there are still used.
+    longer = replace(output, type=Extraction(f"{FIELDS}, phone STRING").output_type)
+    tables = pipeline_tables("orders", longer, ORDER.words, figures=figures)
+    seconds = Column("seconds", "double", "Seconds that the answer took", holds="seconds")
+    tables = replace(tables, scored=replace(tables.scored, columns=(*tables.scored.columns, seconds)))
+    assert score().scored == 1
+    found = {row["id"]: row for part in lake.open(tables.scored).read("a") for row in part.to_pylist()}
+    assert found["y"]["order"] == {
+        **ANSWER,
+        "name": "y",
+        "due": datetime(2026, 1, 31, tzinfo=UTC).date(),
+        "phone": None,
+    }
+    assert found["y"]["seconds"] is None
 
 
 def test_an_extraction_is_normalized_to_what_spark_reads():

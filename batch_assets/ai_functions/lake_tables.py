@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from batch_assets.ai_functions.requests import AiFunctionError
 from batch_assets.lake.lake import Lake, is_owned
-from batch_assets.lake.snapshot import Snapshot
 from batch_assets.names import check_name
 
 if TYPE_CHECKING:
@@ -175,4 +174,4 @@ def _temporary_view(spark: "SparkSession", lake: Lake, uri: str, name: str) -> s
 def _read(spark: "SparkSession", lake: Lake, uri: str) -> "DataFrame":
     from batch_assets.lake.deltars import read_table
 
-    return read_table(spark, Snapshot.open(uri, lake.storage_options))
+    return read_table(spark, lake.open_for_statement(uri))

@@ -2,12 +2,14 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from batch_assets.cli.common import json_option, load_all, print_json
-from batch_assets.errors import BatchAssetsError, ExitStatus
+from batch_assets.errors import BatchAssetsError, ExitStatus, reason
 
 
 @click.command()
@@ -93,6 +95,8 @@ def rebase(pipeline: str, yes: bool) -> None:
 def check(files: tuple[Path, ...], as_json: bool) -> None:
     """Check the files of all pipelines, or FILES in the folder of another Dagster project, such as defs.yaml.
 
+    Templates such as {{ env.DATA }} in FILES are resolved as when Dagster loads them.
+
     Checks each file by itself, then whether two pipelines would write to the same place, and whether their sources and
     models are there. Exit status: 0 all are valid, 1 at least one is not.
 
@@ -103,7 +107,7 @@ def check(files: tuple[Path, ...], as_json: bool) -> None:
     from batch_assets.pipeline_definitions import PipelineParts
     from batch_assets.pipelines.deployment import deployment_of
 
-    deployment = deployment_of(files) if files else load_all()
+    deployment = deployment_of(files, _resolved) if files else load_all()
     problems = [(problem.name, problem.message) for problem in deployment.problems]
     for settings in deployment.pipelines:
         try:
@@ -122,3 +126,19 @@ def check(files: tuple[Path, ...], as_json: bool) -> None:
             click.echo(f"problem  {name}: {' '.join(message.split())}")
     if problems:
         sys.exit(ExitStatus.FAILED)
+
+
+def _resolved(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The attributes of a component with the values of their templates.
+
+    Raises:
+        BatchAssetsError: a template can't be resolved.
+    """
+    import dagster as dg
+
+    from batch_assets.component import resolve_templates
+
+    try:
+        return resolve_templates(attributes, dg.ResolutionContext.default())
+    except Exception as error:  # whatever a template raises
+        raise BatchAssetsError(f"a template can't be resolved: {reason(error)}") from error

@@ -3,6 +3,7 @@
 import hashlib
 import sys
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -31,13 +32,16 @@ def query(statement: str, resume: bool, as_json: bool) -> None:
     from batch_assets.locks import locked
     from batch_assets.resources.endpoints import EndpointsResource
     from batch_assets.resources.spark import SparkResource
+    from batch_assets.tasks.output_tables import tables_of
 
-    settings = load_all().default
+    deployment = load_all()
+    settings = deployment.default
     default = settings.endpoint or EMBEDDED_ENDPOINT
     if statement == "-":
         statement = sys.stdin.read()
     names = endpoints_of(statement, default)
-    lake = Lake.of(settings)
+    contracts = tuple(table for one in deployment.pipelines for table in tables_of(one).all)
+    lake = replace(Lake.of(settings), contracts=contracts)
     endpoints = EndpointsResource(file=None if settings.endpoints is None else str(settings.endpoints))
     spark = SparkResource.of(settings)
     try:

@@ -44,12 +44,16 @@ _FAIL_FAST = {"max_retries": "1", "retry_timeout": "5s", "timeout": "5s", "conne
 
 @dataclass(frozen=True)
 class Lake:
-    """Where the tables are: ``<uri>/<catalog>/<schema>/<table>``."""
+    """Where the tables are: ``<uri>/<catalog>/<schema>/<table>``.
+
+    Statements read ``contracts`` with all their columns, even if a table does not have them yet.
+    """
 
     uri: str
     catalog: str = "main"
     schema: str = "default"
     storage_options: Mapping[str, str] = field(default_factory=dict)
+    contracts: tuple[Table, ...] = DEFAULT_TABLES.all
 
     @classmethod
     def of(cls, settings: "Settings", *, fail_fast: bool = False) -> "Lake":
@@ -82,10 +86,11 @@ class Lake:
             BatchAssetsError: the table can't be opened.
         """
         try:
-            found = WritableTable.open(self.table_uri(table), self.storage_options)
-            return _difference(table.with_types_of(found.schema), found)
+            snapshot = WritableTable.open(self.table_uri(table), self.storage_options)
+            table = self._typed(table, snapshot.schema)
         except UnreadableTableError as error:
             return str(error)
+        return _difference(table, _completed(table, snapshot))
 
     def find(self, table: Table) -> "BatchSnapshot":
         """Open a table for reading only. A missing table is not created, and reads as empty.
@@ -116,6 +121,8 @@ class Lake:
                 configuration=_CONFIGURATION,
             )
         snapshot = WritableTable.open(uri, self.storage_options, version)
+        table = self._typed(table, snapshot.schema)
+        snapshot = _completed(table, snapshot)
         recorded = snapshot.column_metadata(PARTITION)
         owner = recorded.get(_OWNER)
         if owner != table.owner:
@@ -129,7 +136,6 @@ class Lake:
                 f"the pipeline {owner} was set up with {recorded.get(_IDENTITY)}, and now it has {table.identity}: "
                 f"undo the change, give the pipeline another name, or start afresh with 'batch-assets reset {owner}'"
             )
-        table = table.with_types_of(snapshot.schema)
         problem = _difference(table, snapshot)
         if problem is not None:
             remedy = (
@@ -158,6 +164,24 @@ class Lake:
         schema = table.arrow_schema
         place = schema.get_field_index(PARTITION)
         return schema.set(place, schema.field(place).with_metadata(recorded)) if recorded else schema
+
+    def _typed(self, table: Table, existing: pa.Schema) -> Table:
+        """The contract of a table that exists, with the types that its columns copied from another table have."""
+        copied = {column.name for column in table.columns if column.copied_from is not None}
+        if table.source is not None and not copied <= set(existing.names):
+            source = Snapshot.open(table.source, self.storage_options)
+            table = table.with_types_of(types_of_copies(table, source.schema))
+        return table.with_types_of(existing)
+
+    def open_for_statement(self, uri: str) -> Snapshot:
+        """Open any table of the lake for reading, whether or not a pipeline writes it.
+
+        Raises:
+            BatchAssetsError: the table can't be opened.
+        """
+        snapshot = WritableTable.open(uri, self.storage_options)
+        table = next((table for table in self.contracts if self.table_uri(table) == uri), None)
+        return snapshot if table is None else _completed(table, snapshot)
 
     def owned_by(self, pipeline: str) -> dict[str, int]:
         """The names of all tables that belong to a pipeline other than the default one, with their numbers of rows."""
@@ -217,6 +241,15 @@ def types_of_copies(table: Table, source: pa.Schema) -> pa.Schema:
             kind = source.field(column.copied_from).type
             fields.append(pa.field(column.name, kind if has_ddl(kind) else pa.string()))
     return pa.schema(fields)
+
+
+def _completed(table: Table, snapshot: WritableTable) -> WritableTable:
+    """The snapshot of a table of ours with all columns of its contract; a table of somebody else stays as it is."""
+    # The tables of the default pipeline have no owner, but the name that they got when they were created.
+    is_ours = snapshot.column_metadata(PARTITION).get(_OWNER) == table.owner and (
+        table.owner is not None or snapshot.name == table.name
+    )
+    return snapshot.with_missing_columns(table.arrow_schema) if is_ours else snapshot
 
 
 def _difference(table: Table, snapshot: WritableTable) -> str | None:

@@ -87,6 +87,12 @@ class Snapshot:
         return cls(uri, options, delta)
 
     @property
+    def name(self) -> str | None:
+        """The name that the table got when it was created, None if it got none."""
+        name: str | None = self._delta.metadata().name
+        return name
+
+    @property
     def is_append_only(self) -> bool:
         """Whether the table's properties forbid removing rows."""
         return bool(self._delta.metadata().configuration.get("delta.appendOnly") == "true")
@@ -208,13 +214,43 @@ def relative_path(log_path: str) -> str:
     return path
 
 
+def missing_columns(wanted: pa.Schema, found: pa.Schema) -> list[pa.Field]:
+    """Return the columns that can be added to a table so that rows with some columns fit it.
+
+    These are nullable columns that it lacks, and structs with more fields after those that its column has.
+    """
+    return [
+        field
+        for field in wanted
+        if field.nullable and (field.name not in found.names or _is_longer(field.type, found.field(field.name).type))
+    ]
+
+
+def with_columns(schema: pa.Schema, columns: Sequence[pa.Field]) -> pa.Schema:
+    """Return a schema with some columns replaced, and the others added at its end."""
+    by_name = {field.name: field for field in columns}
+    kept = [by_name.pop(field.name, field) for field in schema]
+    return pa.schema([*kept, *by_name.values()])
+
+
+def _is_longer(wanted: pa.DataType, found: pa.DataType) -> bool:
+    """Whether a struct has all fields of another one, followed by nullable ones."""
+    if not (pa.types.is_struct(wanted) and pa.types.is_struct(found)):
+        return False
+    fields, known = list(wanted), list(found)
+    more = fields[len(known) :]
+    return bool(more) and fields[: len(known)] == known and all(field.nullable for field in more)
+
+
 def schema_difference(wanted: pa.Schema, found: pa.Schema) -> str | None:
     """Return why rows with some columns don't fit a table, None if they do; its other columns must be nullable."""
     for field in wanted:
         if field.name not in found.names:
             return f"it has no column {field.name}"
-        if found.field(field.name).type != field.type:
-            return f"its column {field.name} is {found.field(field.name).type}, not {field.type}"
+        there = found.field(field.name).type
+        if there != field.type:
+            hint = " (a struct can only get new fields at its end)" if pa.types.is_struct(there) else ""
+            return f"its column {field.name} is {there}, not {field.type}{hint}"
     for field in found:
         if field.name not in wanted.names and not field.nullable:
             return f"its column {field.name} must not be null"

@@ -1,5 +1,6 @@
 """Commits to a Delta table, each based on the snapshot that its writer started from."""
 
+import copy
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.commit_log import METADATA_PREFIX, REARRANGED, Commit, Partition
 from batch_assets.lake.features import refuse_unwritable
 from batch_assets.lake.partition_values import describe, to_log
-from batch_assets.lake.snapshot import DataFile, Snapshot, schema_difference
+from batch_assets.lake.snapshot import DataFile, Snapshot, missing_columns, schema_difference, with_columns
 from batch_assets.lake.staging import StagedFile
 from batch_assets.lake.storage import file_system, remove_half_written, root_of
 
@@ -42,6 +43,19 @@ class Transaction:
 class WritableTable(Snapshot):
     """A snapshot that commits are based on: if another writer touched what a commit replaces, the commit fails."""
 
+    # Columns to add to the table before the first commit.
+    _missing: Sequence[pa.Field] = ()
+
+    def with_missing_columns(self, wanted: pa.Schema) -> Self:
+        """Return this snapshot with nullable columns that the table lacks: they read as null.
+
+        They are added to the table in one commit before its first change, so that reading never writes.
+        """
+        found = copy.copy(self)
+        found._missing = missing_columns(wanted, self.schema)
+        found.schema = with_columns(self.schema, found._missing)
+        return found
+
     def check_writable(self) -> None:
         """Refuse a table with features this writer does not support.
 
@@ -66,7 +80,7 @@ class WritableTable(Snapshot):
                 )
 
     def add_columns(self, columns: pa.Schema) -> None:
-        """Add the columns that the table does not have yet, in a separate commit.
+        """Add the columns, and the fields of structs, that the table does not have yet, in a separate commit.
 
         Raises:
             ConcurrentCommitError: another writer added one of them with another type.
@@ -77,17 +91,18 @@ class WritableTable(Snapshot):
         failure: Exception | None = None
         for _ in range(_COMMIT_ATTEMPTS):
             newest = self._newest()
+            missing = missing_columns(columns, newest.schema)
+            after = with_columns(newest.schema, missing)
             for field in columns:
-                if field.name in newest.schema.names and newest.schema.field(field.name).type != field.type:
+                if after.field(field.name).type != field.type:
                     raise ConcurrentCommitError(
                         f"another writer added a column {field.name} to the table at {self.uri}, of type "
-                        f"{newest.schema.field(field.name).type}, not {field.type}: run it again"
+                        f"{after.field(field.name).type}, not {field.type}: run it again"
                     )
-            missing = [Field.from_arrow(field) for field in columns if field.name not in newest.schema.names]
             if not missing:
                 return
             try:
-                newest._delta.alter.add_columns(missing)
+                newest._delta.alter.add_columns([Field.from_arrow(field) for field in missing])
             except DeltaError as error:  # another writer may have changed the columns at the same time
                 failure = error
         assert failure is not None
@@ -185,6 +200,10 @@ class WritableTable(Snapshot):
         """Commit as the version right after one that has been checked, so that no other commit comes in between."""
         self._check_staged_files(change.staged)
         from deltalake import Schema
+
+        if self._missing:
+            self.check_writable()
+            self.add_columns(pa.schema(self._missing))
 
         commit_id = str(uuid.uuid4())
         actions, properties = change.for_delta(self.partition_columns, commit_id)

@@ -1,10 +1,10 @@
 """The pipelines of a deployment: the default one, and one for each file in the folder of pipelines."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.contracts import PipelineTables
@@ -14,8 +14,11 @@ from batch_assets.pipelines.pipeline_files import attributes_in, files_in, locat
 from batch_assets.settings import DEFAULT_PIPELINE, IN_PIPELINE_FILES, Settings, load_settings
 from batch_assets.tasks.output_tables import tables_of
 
+_Resolver: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
 # The field to change when two pipelines collide.
 _LANDING = "landing folder"
+_WITHOUT_FILE = "the default pipeline"
 _FIELD_OF = {"name": "name", "model": "model.name", "table": "output.table", _LANDING: "source.landing"}
 
 
@@ -40,6 +43,11 @@ class Deployment:
     pipelines: Sequence[Settings]
     problems: Sequence[BrokenPipeline]
     files: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def named(self) -> list[tuple[Settings, str]]:
+        """The settings of the valid pipelines, and how messages call each: by its file, if it has one."""
+        return [(one, str(self.files.get(one.pipeline, _WITHOUT_FILE))) for one in self.pipelines]
 
     def pipeline(self, name: str) -> Settings:
         """The settings of a pipeline.
@@ -66,17 +74,33 @@ def load_deployment() -> Deployment:
     return _read(default, files_in(default.pipelines), default.pipelines.parent)
 
 
-def deployment_of(files: Sequence[Path]) -> Deployment:
+def deployment_of(files: Sequence[Path], resolve: _Resolver) -> Deployment:
     """Read some files of pipelines, wherever they are; relative paths in them start in the current folder.
+
+    Args:
+        files: the files.
+        resolve: returns the fields of a file outside the folder of pipelines with the values of their templates.
 
     Raises:
         BatchAssetsError: a variable of the environment is not valid.
     """
-    found = _read(load_settings(), files, Path.cwd())
+    default = load_settings()
+    ours = {file.resolve() for file in files_in(default.pipelines)}
+
+    def attributes_of(file: Path) -> Mapping[str, Any]:
+        attributes = attributes_in(file)
+        return attributes if file.resolve() in ours else resolve(attributes)
+
+    found = _read(default, files, Path.cwd(), attributes_of)
     return replace(found, pipelines=[one for one in found.pipelines if not one.is_default])
 
 
-def _read(deployment: Settings, files: Sequence[Path], root: Path) -> Deployment:
+def _read(
+    deployment: Settings,
+    files: Sequence[Path],
+    root: Path,
+    attributes_of: Callable[[Path], Mapping[str, Any]] = attributes_in,
+) -> Deployment:
     problems: list[BrokenPipeline] = []
     taken = _Places()
 
@@ -95,14 +119,14 @@ def _read(deployment: Settings, files: Sequence[Path], root: Path) -> Deployment
     written: dict[Path, Mapping[str, Any]] = {}
     for file in files:
         try:
-            written[file] = {"name": None, **attributes_in(file)}
+            written[file] = {"name": None, **attributes_of(file)}
         except BatchAssetsError as error:
             problems.append(BrokenPipeline(file.stem, file, str(error)))
     # The default pipeline first: it keeps its places whatever other files say.
     ordered = sorted(written.items(), key=lambda item: item[1]["name"] != DEFAULT_PIPELINE)
     found: list[Settings] = []
     if not any(attributes["name"] == DEFAULT_PIPELINE for attributes in written.values()):
-        taken.take(deployment, "the default pipeline")
+        taken.take(deployment, _WITHOUT_FILE)
         found.append(deployment)
     file_of: dict[str, Path] = {}
     for file, attributes in ordered:
@@ -156,15 +180,21 @@ def chained(settings: Settings, others: Mapping[str, Settings]) -> Settings:
     return settings.model_copy(update={"upstream_table": location, "text": settings.text or output.output_column})
 
 
-def refuse_collisions(pipelines: Sequence[Settings]) -> None:
+def refuse_collisions(pipelines: Iterable[tuple[Settings, str]]) -> None:
     """Refuse pipelines that would write to the same place.
+
+    Args:
+        pipelines: the settings of each pipeline, and how messages call it.
 
     Raises:
         PipelineError: two of them have a name, a table, a model or a landing folder in common.
     """
     taken = _Places()
-    for settings in pipelines:
-        taken.take(settings, f"the pipeline {settings.pipeline}")
+    for settings, called in pipelines:
+        try:
+            taken.take(settings, called)
+        except PipelineError as error:
+            raise PipelineError(f"{called}: {error}", error.path) from error
 
 
 class _Places:

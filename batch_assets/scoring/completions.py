@@ -263,6 +263,7 @@ class FinishedWork:
             by_field = {
                 field: _as_json(rows.column(name)) if name == self.typed_column else rows.column(name)
                 for name, field in self.columns.items()
+                if name in rows.schema.names  # files from before a column was added lack it
             }
             columns = [
                 by_field[field.name].cast(field.type) if field.name in by_field else pa.nulls(len(rows), field.type)
