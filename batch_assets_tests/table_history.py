@@ -96,12 +96,12 @@ class TableHistory:
         if Path(self.uri, "_delta_log", f"{table.version() - 1:020d}.json").exists():
             table.restore(table.version() - 1, ignore_missing_files=True)
 
-    def step(self, without: frozenset[str] = frozenset()) -> None:
-        """Let a writer do something, except for the operations that are named."""
+    def step(self) -> None:
+        """Let a writer do something."""
         operations: dict[str, Callable[[], None]] = {
             name: getattr(self, name)
             for name, value in vars(TableHistory).items()
-            if callable(value) and not name.startswith("_") and name not in {"step", "rows", *without}
+            if callable(value) and not name.startswith("_") and name not in {"step", "rows"}
         }
         name = self.random.choice(sorted(operations))
         self.steps.append(name)

@@ -320,10 +320,10 @@ class Conversion:
             keys = self.column.keys(rows.column(self.column.name))
             rows = rows.filter(pc.equal(keys.dictionary_decode(), self.batch))
         texts = _texts(rows, self.columns.template.columns, self.columns.template.render)
+        references: list[str | None] = [None] * rows.num_rows
         reference = self.columns.reference
-        references = (
-            [None] * rows.num_rows if reference is None else _texts(rows, [reference], lambda row: row[reference])
-        )
+        if reference is not None and reference in rows.schema.names:
+            references = _texts(rows, [reference], lambda row: row[reference])
         found: dict[str, pa.Array] = {
             PARTITION: pa.repeat(pa.scalar(self.batch), rows.num_rows),
             self.contract.reference_column: pa.array(references, pa.string()),
@@ -491,7 +491,7 @@ def _log_tail(stored: Snapshot) -> list[tuple[int, int | None, int | None]]:
 
 def _check_columns(schema: pa.Schema, columns: ColumnMapping, called: str, *, hashed: bool) -> None:
     places = {"columns.text": columns.template.columns, "columns.carry": columns.carry}
-    places["columns.reference"] = [] if columns.reference is None else [columns.reference]
+    # A table to score needs no references: the documents that models are evaluated on have them.
     places["columns.id"] = [] if hashed else [columns.id]
     for place, names in places.items():
         for name in names:
