@@ -103,7 +103,7 @@ def registered(settings: Settings, held_out: list):
     """A champion evaluated on held-out documents: settings, client, version."""
     from batch_assets.engines.transformers_engine import TransformersEngine
     from batch_assets.models.evaluation import evaluate
-    from batch_assets.models.registry import promote, register, run_model
+    from batch_assets.models.registry import RegisteredModel, run_model
     from batch_assets.tasks.configured_task import task_of
 
     client, logged = log(settings, held_out[0].document)
@@ -119,8 +119,9 @@ def registered(settings: Settings, held_out: list):
         0,
         print,
     )
-    version, _ = register(client, settings.registered_model, run, {"task": "summarization"})
-    promote(client, version)
+    model = RegisteredModel.of(client, settings)
+    version, _ = model.register(run, {"task": "summarization"})
+    model.promote(version)
     return settings, client, version
 
 

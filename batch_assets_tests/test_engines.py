@@ -17,7 +17,7 @@ from batch_assets.engines.ctranslate2_engine import unsupported_generation
 from batch_assets.engines.encoding import markup_in
 from batch_assets.engines.transformers_engine import TransformersEngine, load_logged
 from batch_assets.errors import BatchAssetsError
-from batch_assets.models.registry import prepare_engine, register, scoring_model
+from batch_assets.models.registry import RegisteredModel, prepare_engine, scoring_model
 from batch_assets_tests.conftest import log, settings_for
 
 VERSIONS = ["t5_version", "llama_version"]
@@ -107,7 +107,7 @@ def test_greedy_encoder_decoders_also_write_what_pyfunc_predicts(t5_folder, tmp_
     folder = with_parameters(t5_folder, tmp_path, num_beams=1, no_repeat_ngram_size=0)
     settings = settings_for(tmp_path / "home", model=str(folder))
     client, logged = log(settings)
-    version, _ = register(client, settings.registered_model, logged.run, {})
+    version, _ = RegisteredModel.of(client, settings).register(logged.run, {})
     model = scoring_model(client, version, settings)
     texts = some(documents)
     generations = generate(reference(model), texts)
@@ -457,7 +457,7 @@ def test_sampling_is_repeatable_whatever_the_neighbours(t5_folder, tmp_path, doc
     folder = with_parameters(t5_folder, tmp_path, num_beams=1, temperature=5.0)
     settings = settings_for(tmp_path / "home", model=str(folder), do_sample=True, seed=3)
     client, logged = log(settings)
-    version, _ = register(client, settings.registered_model, logged.run, {})
+    version, _ = RegisteredModel.of(client, settings).register(logged.run, {})
     # The version still samples when settings no longer say so, as after a rollback.
     now = settings.model_copy(update={"do_sample": False})
     assert prepare_engine(client, version, now, [], lambda line: None) is None

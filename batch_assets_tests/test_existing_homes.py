@@ -16,7 +16,7 @@ from batch_assets.graph.table_checks import contract_check
 from batch_assets.lake.contracts import DEFAULT_TABLES, TABLES, Column
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.staging import stage
-from batch_assets.models.registry import CHAMPION, versions, with_alias
+from batch_assets.models.registry import RegisteredModel
 from batch_assets.models.tracking import connect
 from batch_assets.operations import ui
 from batch_assets.operations.local_runs import materialize
@@ -102,8 +102,9 @@ def test_a_full_run_has_nothing_to_score_request_log_or_register(settings, serve
         assert failures == []
     assert {table.name: lake.open(table).version for table in TABLES} == tables
     assert server.requests == []
-    (version,) = versions(client, settings.registered_model)
-    assert with_alias(client, settings.registered_model, CHAMPION).number == version.number == 1
+    model = RegisteredModel.of(client, settings)
+    (version,) = model.versions()
+    assert model.champion().number == version.number == 1
     assert len(client.search_runs([client.get_experiment_by_name(settings.experiment).experiment_id])) == 1
 
 

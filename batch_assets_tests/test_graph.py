@@ -25,7 +25,7 @@ from batch_assets.graph.partitions import register_batches
 from batch_assets.graph.pipeline_names import LAND_BATCHES, MATERIALIZE_ALL, SCORE_BATCHES
 from batch_assets.lake.contracts import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY, Table
 from batch_assets.lake.lake import Lake
-from batch_assets.models.registry import champion, with_alias
+from batch_assets.models.registry import RegisteredModel
 from batch_assets.models.tracking import connect
 from batch_assets.operations.local_runs import launch_tags, materialize
 from batch_assets.operations.unchanged_run import digest_of_inputs, last_run_with_same_state, record_state
@@ -276,7 +276,7 @@ def test_the_graph_runs_end_to_end_on_local_files_with_a_local_encoder_decoder(g
     assert graph.metadata("prod_data", "b")["rejected"] == 1
     run_page = graph.metadata("logged_model")["mlflow_run"]
     assert run_page.startswith("http://127.0.0.1:5000/#/experiments/")
-    version = champion(connect(graph.settings), graph.settings)
+    version = RegisteredModel.of(connect(graph.settings), graph.settings).champion()
     assert version.run_id in run_page
     assert {"lead_rouge1", "rouge1"} <= graph.metadata("model_evaluation").keys()
 
@@ -320,7 +320,7 @@ def test_a_second_run_scores_logs_and_registers_nothing(graph):
     # The model's metadata is still shown.
     assert "generated" in graph.metadata("logged_model")["sample"]
     assert graph.metadata("champion_model")["single_node_inference"].count("\n") == 3
-    assert champion(client, graph.settings).number == 1
+    assert RegisteredModel.of(client, graph.settings).champion().number == 1
     assert [run.info.run_id for run in client.search_runs([experiment])] == runs
 
 
@@ -514,8 +514,8 @@ def test_a_new_champion_rescores_history_only_on_request_and_logs_no_text_when_s
     files_before = {*graph.settings.artifact_root.rglob("*")}
     assert graph.run(max_length=30, samples=0) == []
     client = connect(graph.settings)
-    assert champion(client, graph.settings).number == 2
-    assert with_alias(client, "main.default.summarizer", "previous").number == 1
+    assert RegisteredModel.of(client, graph.settings).champion().number == 2
+    assert RegisteredModel(client, "main.default.summarizer").with_alias("previous").number == 1
     assert graph.tables() == before
     assert graph.stale("batch_inference") == ["a", "b", "c"]
     assert graph.stale("ai_query_inference") == []
@@ -536,4 +536,4 @@ def test_a_new_champion_rescores_history_only_on_request_and_logs_no_text_when_s
     assert versions == {"1", "2"}
     # Return to the first model, which other tests use: its run and its version are found again.
     assert graph.run() == []
-    assert champion(client, graph.settings).number == 1
+    assert RegisteredModel.of(client, graph.settings).champion().number == 1

@@ -9,14 +9,7 @@ import pytest
 from batch_assets.errors import BatchAssetsError
 from batch_assets.models.checkpoint_sources import checkpoint_source
 from batch_assets.models.model_runs import MODEL_URI_TAG, TASK_TAG, WANTED_TAG, find_run, newest_run
-from batch_assets.models.registry import (
-    champion,
-    predict,
-    promote,
-    register,
-    versions,
-    with_alias,
-)
+from batch_assets.models.registry import RegisteredModel, predict
 from batch_assets.models.tracking import connect, experiment_id
 from batch_assets_tests.conftest import log, settings_for
 
@@ -58,20 +51,21 @@ def test_the_small_t5_repeats_the_start_of_a_document(t5_version, documents):
 
 def test_a_model_is_logged_and_registered_again_only_after_it_changed(t5_version, t5_folder):
     settings, client, version = t5_version
+    model = RegisteredModel.of(client, settings)
     _, again = log(settings)
     assert not again.is_new
-    known, is_new = register(client, settings.registered_model, again.run, {})
+    known, is_new = model.register(again.run, {})
     assert (known.number, known.run_id, is_new) == (version.number, version.run_id, False)
     longer = settings.model_copy(update={"max_length": 50})
     _, changed = log(longer)
     assert changed.is_new
-    newer, is_new = register(client, settings.registered_model, changed.run, {})
+    newer, is_new = model.register(changed.run, {})
     assert is_new
     assert newer.number == version.number + 1
-    assert champion(client, settings).number == version.number
-    assert promote(client, newer).number == version.number
-    assert with_alias(client, settings.registered_model, "previous").number == version.number
-    promote(client, version)
+    assert model.champion().number == version.number
+    assert model.promote(newer).number == version.number
+    assert model.with_alias("previous").number == version.number
+    model.promote(version)
 
 
 def test_version_numbers_are_compared_as_numbers(t5_version):
@@ -82,7 +76,7 @@ def test_version_numbers_are_compared_as_numbers(t5_version):
     uri = client.get_run(version.run_id).data.tags[MODEL_URI_TAG]
     for _ in range(10):
         mlflow.register_model(uri, name)
-    assert [found.number for found in versions(client, name)] == list(range(10, 0, -1))
+    assert [found.number for found in RegisteredModel(client, name).versions()] == list(range(10, 0, -1))
 
 
 def test_runs_are_selected_by_age_or_by_metric_and_unfinished_runs_are_ignored(t5_version):

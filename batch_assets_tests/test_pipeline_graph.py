@@ -16,7 +16,7 @@ from batch_assets.errors import BatchAssetsError
 from batch_assets.graph.partitions import known_batches, register_batches
 from batch_assets.graph.pipeline_names import LAND_BATCHES, MATERIALIZE_ALL, SCORE_BATCHES
 from batch_assets.lake.lake import Lake
-from batch_assets.models.registry import champion
+from batch_assets.models.registry import RegisteredModel
 from batch_assets.models.tracking import connect
 from batch_assets.operations.local_runs import materialize
 from batch_assets.operations.reset import reset
@@ -155,7 +155,7 @@ def test_tickets_are_classified_with_carried_columns_measured_and_reported(score
     assert "macro_f1: 1.000" in report
     assert "summar" not in report.lower().replace("tickets_summar", "")
     client = connect(settings)
-    version = champion(client, settings)
+    version = RegisteredModel.of(client, settings).champion()
     assert version.name == "main.default.tickets"
     assert client.get_run(version.run_id).data.metrics["majority_accuracy"] == pytest.approx(1 / 3, abs=0.01)
 
@@ -208,7 +208,7 @@ def test_a_new_champion_rescores_on_request_and_no_text_is_shown_when_samples_ar
     runs = {run.run_id for run in scored.instance.get_runs()}
     changes = {"samples": 0, "max_length": 19}
     assert scored.run("tickets", MATERIALIZE_ALL, ["monday"], **changes) == []
-    assert champion(connect(settings), settings).number == 2
+    assert RegisteredModel.of(connect(settings), settings).champion().number == 2
     assert scored.rows("tickets", "scored", "monday") == before
     assert scored.run("tickets", SCORE_BATCHES, ["monday"], **changes, rescore="all") == []
     assert {row["model_version"] for row in scored.rows("tickets", "scored", "monday")} == {2}

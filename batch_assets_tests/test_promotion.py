@@ -16,7 +16,7 @@ from batch_assets.errors import BatchAssetsError
 from batch_assets.models.evaluation import DocumentResult
 from batch_assets.models.model_runs import find_run, run_of
 from batch_assets.models.promotion import decide, promote_by_hand, propose, rollback
-from batch_assets.models.registry import promote, register, versions
+from batch_assets.models.registry import RegisteredModel
 from batch_assets.models.tracking import connect
 from batch_assets.settings import Settings
 from batch_assets.tasks.configured_task import task_of
@@ -87,9 +87,10 @@ def registry(request, logged_pair):
     settings, good, worse = logged_pair
     client = connect(settings)
     settings = settings.model_copy(update={"model_name": request.node.name})
-    champion, _ = register(client, settings.registered_model, good, {"task": "summarization"})
-    promote(client, champion)
-    candidate, _ = register(client, settings.registered_model, worse, {"checkpoint": "small-t5", "kind": "short"})
+    model = RegisteredModel.of(client, settings)
+    champion, _ = model.register(good, {"task": "summarization"})
+    model.promote(champion)
+    candidate, _ = model.register(worse, {"checkpoint": "small-t5", "kind": "short"})
     return settings, client, champion, candidate
 
 
@@ -112,16 +113,16 @@ def test_a_worse_candidate_stays_challenger_and_can_be_promoted_by_hand_and_roll
 ):
     settings, client, champion, candidate = registry
     said: list[str] = []
-    proposal = propose(client, settings, candidate, held_out, said.append)
+    proposal = propose(RegisteredModel.of(client, settings), settings, candidate, held_out, said.append)
     assert proposal.champion.number == champion.number
     assert not proposal.decision.is_promoted
     assert aliases(client, champion) == {"champion": 1, "challenger": 2}
-    tags = {version.number: version.tags for version in versions(client, champion.name)}[2]
+    tags = {version.number: version.tags for version in RegisteredModel.of(client, settings).versions()}[2]
     assert (tags["promotion.decision"], tags["promotion.against"]) == ("refused", "1")
     assert float(tags["promotion.rouge1"]) < float(tags["promotion.champion_rouge1"])
     # Both models have scored the documents by now, so promoting again loads no model.
     said.clear()
-    propose(client, settings, candidate, held_out, said.append)
+    propose(RegisteredModel.of(client, settings), settings, candidate, held_out, said.append)
     assert not any("evaluated" in line for line in said)
 
     listed = invoke(settings, "models", "--json", monkeypatch=monkeypatch)
@@ -164,7 +165,7 @@ def test_the_jobs_promote_and_roll_back_and_report_the_champion(registry):
 def test_rollback_fails_before_there_is_a_second_champion(registry):
     settings, client, _, _ = registry
     with pytest.raises(BatchAssetsError, match=r"no version of .* has the alias previous"):
-        rollback(client, settings)
+        rollback(RegisteredModel.of(client, settings))
 
 
 def test_a_version_that_cannot_be_loaded_cannot_be_promoted_by_hand(registry, held_out):
@@ -179,7 +180,7 @@ def test_a_version_that_cannot_be_loaded_cannot_be_promoted_by_hand(registry, he
     weights[0].write_bytes(b"no weights")
     try:
         with pytest.raises(Exception, match=r"(?i)header|safetensors"):
-            promote_by_hand(client, settings, candidate.number, held_out, print)
+            promote_by_hand(RegisteredModel.of(client, settings), settings, candidate.number, held_out, print)
     finally:
         weights[0].write_bytes(before)
     assert aliases(client, champion)["champion"] == 1
@@ -214,10 +215,10 @@ def test_a_shared_mlflow_server_works_and_the_alias_is_unchanged_if_the_server_d
         client.set_registered_model_alias(version.name, "challenger", "2")
         stop(server)
         with pytest.raises(BatchAssetsError, match="MLflow"):
-            promote_by_hand(connect(settings), settings, 2, held_out, print)
+            promote_by_hand(RegisteredModel.of(connect(settings), settings), settings, 2, held_out, print)
         server = serve(tmp_path / "server", port)
         assert aliases(client, version) == {"champion": 1, "challenger": 2}
-        promote_by_hand(client, settings, 2, held_out, print)
+        promote_by_hand(RegisteredModel.of(client, settings), settings, 2, held_out, print)
         assert aliases(client, version) == {"champion": 2, "previous": 1}
     finally:
         stop(server)
@@ -239,7 +240,7 @@ def test_a_disk_that_fills_up_during_logging_leaves_no_model(tmp_path, t5_folder
     client = connect(settings)
     with pytest.raises(BatchAssetsError, match="no finished run with a model"):
         find_run(client, settings)
-    assert versions(client, settings.registered_model) == []
+    assert RegisteredModel.of(client, settings).versions() == []
 
 
 def test_a_checkpoint_that_does_not_generate_text_is_refused(tmp_path, t5_folder):
@@ -263,7 +264,7 @@ def test_a_second_task_works_as_documented(tmp_path, t5_folder, held_out, monkey
     assert (run.data.params["pipeline"], run.data.params["max_length"]) == ("text2text-generation", "12")
     assert 0 <= run.data.metrics["title_words_low"] <= run.data.metrics["title_words"] <= 1
     assert "lead_title_words" in run.data.metrics
-    decided = propose(client, settings, version, held_out, print)
+    decided = propose(RegisteredModel.of(client, settings), settings, version, held_out, print)
     assert decided.champion.number == version.number
     with pytest.raises(BatchAssetsError, match="titles:Nothing"):
         task_of(settings.model_copy(update={"task": "titles:Nothing"}))

@@ -37,7 +37,7 @@ from batch_assets.lake.lake import Lake
 from batch_assets.lake.staging import stage
 from batch_assets.models.checkpoint_sources import checkpoint_source
 from batch_assets.models.logged import log_checkpoint
-from batch_assets.models.registry import prepare_engine, register, scoring_model
+from batch_assets.models.registry import RegisteredModel, prepare_engine, scoring_model
 from batch_assets.models.tracking import connect
 from batch_assets.resources.spark import SparkResource
 from batch_assets.scoring.completions import CompletionStore
@@ -66,7 +66,7 @@ class Bench:
         logged = log_checkpoint(
             self.client, self.settings, checkpoint_source(self.settings).load(), dataset, "w1 w2", lambda line: None
         )
-        self.version, _ = register(self.client, self.settings.registered_model, logged.run, {})
+        self.version, _ = RegisteredModel.of(self.client, self.settings).register(logged.run, {})
 
     def model(self, **changes: Any) -> ScoringModel:
         """The version with changed settings, converted if necessary."""

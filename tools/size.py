@@ -247,8 +247,8 @@ def measured(
     registry = "batch_assets.models.registry"
     with ExitStack() as stack:
         for name, stand_in in {
-            f"{registry}.champion": lambda client, settings: version,
-            f"{registry}.get_version": lambda client, settings, number: version,
+            f"{registry}.RegisteredModel.champion": lambda model: version,
+            f"{registry}.RegisteredModel.version": lambda model, number: version,
             f"{registry}.scoring_model": lambda client, version, settings: _MODEL,
             "batch_assets.automation.sensors.champion_number": lambda registry, settings: version.number,
             "batch_assets.scoring.scorer.score_batch": partial(score_batch, load=Echo),

@@ -34,6 +34,7 @@ def models(tags: tuple[str, ...], pipeline: str | None, as_json: bool) -> None:
     """
     from batch_assets.lake.lake import Lake
     from batch_assets.models.overview import overview
+    from batch_assets.models.registry import RegisteredModel
     from batch_assets.models.tracking import existing_client
 
     columns = ["version", "aliases", "checkpoint", "scores", "decision", "written"]
@@ -41,7 +42,9 @@ def models(tags: tuple[str, ...], pipeline: str | None, as_json: bool) -> None:
     pipelines = deployment.pipelines if pipeline is None else [deployment.pipeline(pipeline)]
     for settings in pipelines:
         client = existing_client(settings)
-        rows = [] if client is None else overview(client, settings, Lake.of(settings), tags)
+        rows = (
+            [] if client is None else overview(RegisteredModel.of(client, settings), settings, Lake.of(settings), tags)
+        )
         if as_json:
             for row in rows:
                 print_json({"model": settings.registered_model, **row})
@@ -94,11 +97,11 @@ def rollback(pipeline: str | None, as_json: bool) -> None:
 
 
 def _print_champion(settings: Settings, as_json: bool) -> None:
-    from batch_assets.models.registry import champion
+    from batch_assets.models.registry import RegisteredModel
     from batch_assets.models.tracking import connect
 
     if as_json:
-        version = champion(connect(settings), settings)
+        version = RegisteredModel.of(connect(settings), settings).champion()
         print_json({"model": version.name, "champion": version.number})
 
 
@@ -115,7 +118,7 @@ def try_(text: str, pipeline: str | None) -> None:
     """
     from batch_assets.engines.catalog import load_engine
     from batch_assets.engines.contract import RowError, generate
-    from batch_assets.models.registry import champion, scoring_model
+    from batch_assets.models.registry import RegisteredModel, scoring_model
     from batch_assets.models.tracking import connect, exists
 
     settings = load(pipeline)
@@ -125,7 +128,8 @@ def try_(text: str, pipeline: str | None) -> None:
     if not exists(settings):
         raise BatchAssetsError(f"{settings.registered_model} has no champion yet: run 'batch-assets run' first")
     client = connect(settings)
-    model = scoring_model(client, champion(client, settings), settings.model_copy(update={"engine": "transformers"}))
+    champion = RegisteredModel.of(client, settings).champion()
+    model = scoring_model(client, champion, settings.model_copy(update={"engine": "transformers"}))
     (completion,) = generate(load_engine(model, os.cpu_count() or 1), [document])
     if completion.text is None:
         raise BatchAssetsError(completion.error_message or "no answer")

@@ -60,13 +60,13 @@ def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
         spark: SparkResource,
     ) -> dg.MaterializeResult[None]:
         """Score the stale batches of the run, all with the same model version."""
-        from batch_assets.models.registry import CHAMPION, champion, get_version, scoring_model
+        from batch_assets.models.registry import CHAMPION, scoring_model
         from batch_assets.scoring.scorer import score_batch
 
-        output = lake.open(table)
-        number = pin_number(context, tag_of(settings, CHAMPION_TAG), lambda: champion(registry.client, settings).number)
+        output, registered = lake.open(table), registry.model(settings)
+        number = pin_number(context, tag_of(settings, CHAMPION_TAG), lambda: registered.champion().number)
         documents = open_pinned_documents(context, lake, settings)
-        model = cache(lambda: scoring_model(registry.client, get_version(registry.client, settings, number), settings))
+        model = cache(lambda: scoring_model(registry.client, registered.version(number), settings))
         known = known_batches(context.instance, settings.pipeline)
         rescored = {"all": known, "latest": known[-1:], "none": []}[settings.rescore]
 

@@ -40,12 +40,12 @@ def build_champion_model(settings: Settings) -> dg.AssetsDefinition:
         from batch_assets.models.model_runs import TASK_TAG, find_run
         from batch_assets.models.overview import baseline_names
         from batch_assets.models.promotion import SAMPLE, propose
-        from batch_assets.models.registry import CHAMPION, prepare_engine, register
+        from batch_assets.models.registry import CHAMPION, prepare_engine
         from batch_assets.models.samples import kept_samples
         from batch_assets.tasks.configured_task import task_of
 
         registry = registry.of(settings)
-        client = registry.client
+        client, model = registry.client, registry.model(settings)
         task = task_of(settings)
         score = task.main_score
         run = find_run(client, settings)
@@ -58,9 +58,9 @@ def build_champion_model(settings: Settings) -> dg.AssetsDefinition:
             "data_set": scored_dataset(settings).name if settings.dataset is None else settings.dataset,
             **{name: f"{value:.4f}" for name, value in scores.items()},
         }
-        candidate, is_new = register(client, settings.registered_model, run, tags)
+        candidate, is_new = model.register(run, tags)
         documents = evaluation_dataset(settings).held_out(settings.evaluation_rows)
-        proposal = propose(client, settings, candidate, documents, context.log.info)
+        proposal = propose(model, settings, candidate, documents, context.log.info)
         champion, decision = proposal.champion, proposal.decision
         # Needed even if nothing was promoted: the settings may now name another engine or precision.
         conversion = prepare_engine(client, champion, settings, documents, context.log.info)

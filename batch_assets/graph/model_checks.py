@@ -32,11 +32,11 @@ def model_checks(settings: Settings) -> list[Check]:
     def no_refused_challenger(lake: Lake, registry: ModelRegistry) -> dg.AssetCheckResult:
         """Warn if a refused version is still the challenger."""
         from batch_assets.models.promotion import recorded_decision
-        from batch_assets.models.registry import CHALLENGER, CHAMPION, with_alias
+        from batch_assets.models.registry import CHALLENGER, CHAMPION
 
-        name, client = settings.registered_model, registry.of(settings).client
-        challenger = with_alias(client, name, CHALLENGER)
-        version = challenger or with_alias(client, name, CHAMPION)
+        model = registry.of(settings).model(settings)
+        challenger = model.with_alias(CHALLENGER)
+        version = challenger or model.with_alias(CHAMPION)
         return dg.AssetCheckResult(
             passed=challenger is None,
             severity=dg.AssetCheckSeverity.WARN,

@@ -69,7 +69,7 @@ def stale_batches_now(
 
 def champion_number(registry: ModelRegistry, settings: Settings) -> int | None:
     """The version number of the champion, None if there is no champion."""
-    from batch_assets.models.registry import CHAMPION, with_alias
+    from batch_assets.models.registry import CHAMPION
 
-    version = with_alias(registry.client, settings.registered_model, CHAMPION)
+    version = registry.model(settings).with_alias(CHAMPION)
     return None if version is None else version.number

@@ -57,16 +57,17 @@ def build_quality_report(settings: Settings) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult[None]:
         """Write the report from the current measures and the registry."""
         from batch_assets.models.overview import compare_champion, main_scores, overview
-        from batch_assets.models.registry import CHAMPION, with_alias
+        from batch_assets.models.registry import CHAMPION
 
         registry = registry.of(settings)
+        model = registry.model(settings)
         snapshot = lake.open(tables.quality)
         batches = open_documents(lake, settings, tables).sort_by_last_change(snapshot.batches())
         rows = [row for batch in batches for row in quality_rows(snapshot, batch)]
         outcomes = _outcomes(rows, tables.scored.name)
-        scores, baseline = main_scores(registry.client, settings)
-        compared, pairs = compare_champion(registry.client, settings)
-        champion = with_alias(registry.client, settings.registered_model, CHAMPION)
+        scores, baseline = main_scores(model, settings)
+        compared, pairs = compare_champion(model, settings)
+        champion = model.with_alias(CHAMPION)
         links = {
             "Dagster": f"http://127.0.0.1:{settings.ui_port}/assets/{'/'.join(keys.report.path)}",
             "MLflow": settings.mlflow_pages,
@@ -83,7 +84,7 @@ def build_quality_report(settings: Settings) -> dg.AssetsDefinition:
             confusions={
                 (first, second): count for pair, count in outcomes.items() for first, second in [json.loads(pair)]
             },
-            versions=overview(registry.client, settings, lake, []),
+            versions=overview(model, settings, lake, []),
             no_text=no_text_by_table(lake, tables.of_answers),
             score=task_of(settings).main_score,
             scores=scores,

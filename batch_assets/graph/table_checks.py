@@ -105,13 +105,13 @@ def _version_numbers(scored: BatchSnapshot, batch: str) -> list[int]:
 def _one_model(settings: Settings, keys: AssetKeys, tables: PipelineTables) -> Check:
     def evaluate(lake: Lake, registry: ModelRegistry) -> dg.AssetCheckResult:
         """Compare the digests of the versions that wrote a batch."""
-        from batch_assets.models.registry import digest_of, get_version
+        from batch_assets.models.registry import digest_of
 
-        scored, client = lake.open(tables.scored), registry.client
+        scored, model = lake.open(tables.scored), registry.model(settings)
         wrong = {}
         for batch in _mixed_versions(scored):
             numbers = _version_numbers(scored, batch)
-            digests = {digest_of(client, get_version(client, settings, number)) for number in numbers}
+            digests = {digest_of(registry.client, model.version(number)) for number in numbers}
             if len(digests) > 1:
                 wrong[batch] = f"versions {', '.join(str(number) for number in numbers)} have different digests"
         return result(wrong)

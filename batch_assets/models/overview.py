@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.lake import Lake
-from batch_assets.mlflow_client import MlflowClient
 from batch_assets.models.evaluation import evaluated_scores
 from batch_assets.models.promotion import recorded_decision
-from batch_assets.models.registry import CHALLENGER, CHAMPION, PREVIOUS, Version, versions, with_alias
+from batch_assets.models.registry import CHALLENGER, CHAMPION, PREVIOUS, RegisteredModel
 from batch_assets.quality.batch_measures import quality_rows
 from batch_assets.quality.report import totals
 from batch_assets.settings import Settings
@@ -16,12 +15,12 @@ from batch_assets.tasks.output_tables import measured_task, tables_of
 from batch_assets.tasks.task import Task
 
 
-def overview(client: MlflowClient, settings: Settings, lake: Lake, tags: Sequence[str]) -> list[dict[str, str]]:
+def overview(model: RegisteredModel, settings: Settings, lake: Lake, tags: Sequence[str]) -> list[dict[str, str]]:
     """One row of text per registered version, newest first.
 
     Args:
-        client: MLflow client.
-        settings: name of the registered model.
+        model: the registered model.
+        settings: its pipeline.
         lake: lake whose quality table says what each version has written.
         tags: ``key=value`` each; only versions that have all of them are listed.
 
@@ -29,14 +28,14 @@ def overview(client: MlflowClient, settings: Settings, lake: Lake, tags: Sequenc
         BatchAssetsError: a tag is not ``key=value``.
     """
     wanted = dict(_key_and_value(tag) for tag in tags)
-    aliases = aliases_of(client, settings)
+    aliases = model.aliases()
     written = _written_by_version(lake, settings)
     score = task_of(settings).main_score
     rows = []
-    for version in _registered(client, settings):
+    for version in model.versions():
         if any(version.tags.get(key) != value for key, value in wanted.items()):
             continue
-        metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
+        metrics = model.client.get_run(version.run_id).data.metrics if version.run_id else {}
         scores = [f"{key} {metrics[key]:.3f}" for key in (score, f"{score}_low", f"{score}_high") if key in metrics]
         decision_tags = recorded_decision(version)
         decision = [decision_tags[key] for key in ("decision", "reason") if key in decision_tags]
@@ -51,22 +50,6 @@ def overview(client: MlflowClient, settings: Settings, lake: Lake, tags: Sequenc
             }
         )
     return rows
-
-
-def aliases_of(client: MlflowClient, settings: Settings) -> dict[int, list[str]]:
-    """Aliases of the registered versions, by number."""
-    if not _registered(client, settings):
-        return {}
-    aliases: dict[int, list[str]] = {}
-    for alias, number in sorted(client.get_registered_model(settings.registered_model).aliases.items()):
-        aliases.setdefault(int(number), []).append(alias)
-    return aliases
-
-
-def _registered(client: MlflowClient, settings: Settings) -> list[Version]:
-    """Versions, newest first; empty if nothing is registered yet."""
-    name = settings.registered_model
-    return versions(client, name) if client.search_registered_models(f"name = '{name}'") else []
 
 
 def _key_and_value(tag: str) -> tuple[str, str]:
@@ -89,7 +72,9 @@ def _written_by_version(lake: Lake, settings: Settings) -> dict[str, str]:
     }
 
 
-def main_scores(client: MlflowClient, settings: Settings) -> tuple[dict[str, tuple[float, float, float]], float | None]:
+def main_scores(
+    model: RegisteredModel, settings: Settings
+) -> tuple[dict[str, tuple[float, float, float]], float | None]:
     """The main score of every version on held-out documents, and the baseline's.
 
     Returns:
@@ -101,10 +86,11 @@ def main_scores(client: MlflowClient, settings: Settings) -> tuple[dict[str, tup
     names = (score, f"{score}_low", f"{score}_high")
     scores: dict[str, tuple[float, float, float]] = {}
     baseline = None
-    for version in reversed(_registered(client, settings)):
-        metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
+    aliases = model.aliases()
+    for version in reversed(model.versions()):
+        metrics = model.client.get_run(version.run_id).data.metrics if version.run_id else {}
         if set(names) <= metrics.keys():
-            label = " ".join([str(version.number), *aliases_of(client, settings).get(version.number, [])])
+            label = " ".join([str(version.number), *aliases.get(version.number, [])])
             scores[label] = (metrics[names[0]], metrics[names[1]], metrics[names[2]])
             baseline = next((metrics[name] for name in baseline_names(task, metrics)), baseline)
     return scores, baseline
@@ -117,23 +103,20 @@ def baseline_names(task: Task, metrics: Mapping[str, float]) -> list[str]:
 
 
 def compare_champion(
-    client: MlflowClient, settings: Settings
+    model: RegisteredModel, settings: Settings
 ) -> tuple[tuple[str, str] | None, list[tuple[float, float]]]:
     """Main scores of the champion and the challenger, or else the previous champion, on the same documents.
 
     Returns:
         The labels of the two versions, or None without a second version; and a pair of scores per document.
     """
-    name = settings.registered_model
-    if not _registered(client, settings):
-        return None, []
-    champion = with_alias(client, name, CHAMPION)
+    champion = model.with_alias(CHAMPION)
     for alias in (CHALLENGER, PREVIOUS):
-        other = with_alias(client, name, alias)
+        other = model.with_alias(alias)
         if champion is None or other is None or not champion.run_id or not other.run_id:
             continue
         task = task_of(settings)
-        left, right = (evaluated_scores(client, version.run_id, task) for version in (champion, other))
+        left, right = (evaluated_scores(model.client, version.run_id, task) for version in (champion, other))
         pairs = [(left[document], right[document]) for document in left if document in right]
         return (f"champion {champion.number}", f"{alias} {other.number}"), pairs
     return None, []

@@ -7,19 +7,16 @@ from statistics import fmean
 
 from batch_assets.engines.contract import Engine
 from batch_assets.errors import BatchAssetsError
-from batch_assets.mlflow_client import MlflowClient
 from batch_assets.models.evaluation import DocumentResult, results_on
 from batch_assets.models.model_runs import run_of
 from batch_assets.models.registry import (
     CHAMPION,
     PREVIOUS,
+    RegisteredModel,
     Version,
-    get_version,
     predict,
     prepare_engine,
-    promote,
     run_model,
-    with_alias,
 )
 from batch_assets.models.samples import keep_samples
 from batch_assets.quality.bootstrap import interval
@@ -110,7 +107,7 @@ class Proposal:
 
 
 def propose(
-    client: MlflowClient,
+    model: RegisteredModel,
     settings: Settings,
     candidate: Version,
     documents: Sequence[Document],
@@ -119,16 +116,16 @@ def propose(
     """Promote a version if its results on held-out documents allow it.
 
     Args:
-        client: MLflow client.
+        model: the registered model.
         settings: the promotion rule.
-        candidate: a registered version.
+        candidate: one of its versions.
         documents: held-out documents; each version is scored on them if it was not scored before.
         report: called with each progress message.
 
     Raises:
         BatchAssetsError: the version was refused and there is no champion, or it can't be loaded.
     """
-    before = with_alias(client, candidate.name, CHAMPION)
+    before = model.with_alias(CHAMPION)
     if before is not None and before.number == candidate.number:
         report(f"version {candidate.number} of {candidate.name} is already the champion")
         return Proposal(candidate, before, None)
@@ -138,14 +135,14 @@ def propose(
         def load_engine() -> Engine:
             from batch_assets.engines.transformers_engine import TransformersEngine
 
-            return TransformersEngine(run_model(run_of(client, version.run_id), settings), os.cpu_count() or 1)
+            return TransformersEngine(run_model(run_of(model.client, version.run_id), settings), os.cpu_count() or 1)
 
-        return results_on(client, version.run_id, task, documents, load_engine, report)
+        return results_on(model.client, version.run_id, task, documents, load_engine, report)
 
     decision = decide(settings, task, scored(candidate), None if before is None else scored(before))
-    _record(client, candidate, decision.tags(), before)
+    _record(model, candidate, decision.tags(), before)
     if decision.is_promoted:
-        _check_and_promote(client, settings, candidate, documents, report)
+        _check_and_promote(model, settings, candidate, documents, report)
         report(f"version {candidate.number} of {candidate.name} is the champion: {decision.reason}")
         return Proposal(candidate, before, decision)
     refusal = f"version {candidate.number} of {candidate.name} was not promoted: {decision.reason}"
@@ -156,13 +153,17 @@ def propose(
 
 
 def promote_by_hand(
-    client: MlflowClient, settings: Settings, number: int, documents: Sequence[Document], report: Callable[[str], None]
+    model: RegisteredModel,
+    settings: Settings,
+    number: int,
+    documents: Sequence[Document],
+    report: Callable[[str], None],
 ) -> Version | None:
     """Promote a version regardless of its scores. It must load and predict.
 
     Args:
-        client: MLflow client.
-        settings: name of the registered model, and engine settings.
+        model: the registered model.
+        settings: engine settings.
         number: version number.
         documents: held-out documents; the first ones are scored.
         report: called with each progress message.
@@ -173,13 +174,13 @@ def promote_by_hand(
     Raises:
         BatchAssetsError: the version does not exist or can't be loaded.
     """
-    version = get_version(client, settings, number)
-    old = _check_and_promote(client, settings, version, documents, report)
-    _record(client, version, {f"{_TAG_PREFIX}decision": "promoted", f"{_TAG_PREFIX}reason": "by hand"}, old)
+    version = model.version(number)
+    old = _check_and_promote(model, settings, version, documents, report)
+    _record(model, version, {f"{_TAG_PREFIX}decision": "promoted", f"{_TAG_PREFIX}reason": "by hand"}, old)
     return old
 
 
-def rollback(client: MlflowClient, settings: Settings) -> Version:
+def rollback(model: RegisteredModel) -> Version:
     """Swap the champion and the previous champion.
 
     Returns:
@@ -188,18 +189,16 @@ def rollback(client: MlflowClient, settings: Settings) -> Version:
     Raises:
         BatchAssetsError: there is no previous champion.
     """
-    previous = with_alias(client, settings.registered_model, PREVIOUS)
+    previous = model.with_alias(PREVIOUS)
     if previous is None:
-        raise BatchAssetsError(
-            f"no version of {settings.registered_model} has the alias {PREVIOUS}: promote a version instead"
-        )
-    promote(client, previous)
-    _record(client, previous, {f"{_TAG_PREFIX}decision": "promoted", f"{_TAG_PREFIX}reason": "rollback"}, None)
+        raise BatchAssetsError(f"no version of {model.name} has the alias {PREVIOUS}: promote a version instead")
+    model.promote(previous)
+    _record(model, previous, {f"{_TAG_PREFIX}decision": "promoted", f"{_TAG_PREFIX}reason": "rollback"}, None)
     return previous
 
 
 def _check_and_promote(
-    client: MlflowClient,
+    model: RegisteredModel,
     settings: Settings,
     version: Version,
     documents: Sequence[Document],
@@ -217,9 +216,9 @@ def _check_and_promote(
             {"id": item.id, "document": item.document, task.output_column: text}
             for item, text in zip(some, texts, strict=True)
         ][: settings.samples]
-        keep_samples(client, version.run_id, SAMPLE, rows)
-    prepare_engine(client, version, settings, documents, report)
-    return promote(client, version)
+        keep_samples(model.client, version.run_id, SAMPLE, rows)
+    prepare_engine(model.client, version, settings, documents, report)
+    return model.promote(version)
 
 
 def recorded_decision(version: Version) -> dict[str, str]:
@@ -227,8 +226,5 @@ def recorded_decision(version: Version) -> dict[str, str]:
     return {key.removeprefix(_TAG_PREFIX): value for key, value in version.tags.items() if key.startswith(_TAG_PREFIX)}
 
 
-def _record(client: MlflowClient, version: Version, tags: dict[str, str], against: Version | None) -> None:
-    if against is not None:
-        tags = {**tags, f"{_TAG_PREFIX}against": str(against.number)}
-    for key, value in tags.items():
-        client.set_model_version_tag(version.name, str(version.number), key, value)
+def _record(model: RegisteredModel, version: Version, tags: dict[str, str], against: Version | None) -> None:
+    model.tag(version, tags if against is None else {**tags, f"{_TAG_PREFIX}against": str(against.number)})

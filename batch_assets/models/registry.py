@@ -1,7 +1,7 @@
 """The registry: versions, their aliases, and the models that workers load."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,108 +41,120 @@ class Version:
         return f"models:/{self.name}/{self.number}"
 
 
-def versions(client: MlflowClient, name: str) -> list[Version]:
-    """All versions of a registered model, highest number first."""
-    found = client.search_model_versions(f"name = '{name}'")
-    return sorted((_version(version) for version in found), key=lambda version: version.number, reverse=True)
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A model in the registry, which need not have a version yet."""
+
+    client: MlflowClient
+    name: str
+
+    @classmethod
+    def of(cls, client: MlflowClient, settings: Settings) -> "RegisteredModel":
+        """The registered model of a pipeline."""
+        return cls(client, settings.registered_model)
+
+    def aliases(self) -> dict[int, list[str]]:
+        """Sorted aliases by version number."""
+        found: dict[int, list[str]] = {}
+        for alias, number in sorted(self._aliases().items()):
+            found.setdefault(int(number), []).append(alias)
+        return found
+
+    def versions(self) -> list[Version]:
+        """All versions, highest number first."""
+        found = self.client.search_model_versions(f"name = '{self.name}'") if self._exists() else []
+        return sorted((_version(version) for version in found), key=lambda version: version.number, reverse=True)
+
+    def version(self, number: int) -> Version:
+        """The version with a number.
+
+        Raises:
+            BatchAssetsError: the version does not exist.
+        """
+        by_number = {version.number: version for version in self.versions()}
+        if number not in by_number:
+            existing = ", ".join(map(str, sorted(by_number))) or "none"
+            raise BatchAssetsError(f"{self.name} has no version {number}; its versions: {existing}")
+        return by_number[number]
+
+    def with_alias(self, alias: str) -> Version | None:
+        """The version with an alias, or None."""
+        number = self._aliases().get(alias)
+        return None if number is None else _version(self.client.get_model_version(self.name, number))
+
+    def champion(self) -> Version:
+        """The version with the alias champion.
+
+        Raises:
+            BatchAssetsError: no version has the alias.
+        """
+        found = self.with_alias(CHAMPION)
+        if found is None:
+            raise BatchAssetsError(f"no version of {self.name} has the alias {CHAMPION}: materialize champion_model")
+        return found
+
+    def register(self, run: ModelRun, tags: dict[str, str]) -> tuple[Version, bool]:
+        """Register a run's model as a new version, or return its existing version.
+
+        Args:
+            run: run with the logged model.
+            tags: tags for the version; an existing version gets those that it lacks.
+
+        Returns:
+            The version, and whether it is new.
+        """
+        import mlflow
+
+        tags = {**tags, DIGEST_TAG: run.digest, "batch_assets.run_id": run.run_id}
+        for version in self.versions():
+            if version.run_id == run.run_id:
+                # It may have been registered by hand, without tags.
+                self.tag(version, {key: tags[key] for key in tags.keys() - version.tags.keys()})
+                return version, False
+        created = mlflow.register_model(run.model_uri, self.name, tags=tags)
+        self.client.set_registered_model_alias(self.name, CHALLENGER, created.version)
+        return _version(self.client.get_model_version(self.name, created.version)), True
+
+    def promote(self, version: Version) -> Version | None:
+        """Move the alias champion to a version; the old champion gets the alias ``previous``.
+
+        Returns:
+            The old champion, or None if it was this version or there was none.
+
+        Raises:
+            BatchAssetsError: another process moved the alias at the same time.
+        """
+        old = self.with_alias(CHAMPION)
+        if old is not None and old.number == version.number:
+            return None
+        if old is not None:
+            self.client.set_registered_model_alias(self.name, PREVIOUS, str(old.number))
+        self.client.set_registered_model_alias(self.name, CHAMPION, str(version.number))
+        now = self.with_alias(CHAMPION)
+        if now is None or now.number != version.number:
+            raise BatchAssetsError(
+                f"the alias {CHAMPION} of {self.name} was moved by another process while version {version.number} was "
+                "promoted: check which version has it, and promote again if necessary"
+            )
+        challenger = self.with_alias(CHALLENGER)
+        if challenger is not None and challenger.number == version.number:
+            self.client.delete_registered_model_alias(self.name, CHALLENGER)
+        return old
+
+    def tag(self, version: Version, tags: Mapping[str, str]) -> None:
+        """Add tags to a version."""
+        for key, value in tags.items():
+            self.client.set_model_version_tag(self.name, str(version.number), key, value)
+
+    def _aliases(self) -> Mapping[str, str]:
+        return self.client.get_registered_model(self.name).aliases if self._exists() else {}
+
+    def _exists(self) -> bool:
+        return bool(self.client.search_registered_models(f"name = '{self.name}'"))
 
 
 def _version(version: ModelVersion) -> Version:
     return Version(version.name, int(version.version), version.run_id, dict(version.tags))
-
-
-def register(client: MlflowClient, name: str, run: ModelRun, tags: dict[str, str]) -> tuple[Version, bool]:
-    """Register a run's model as a new version, or return its existing version.
-
-    Args:
-        client: MLflow client.
-        name: name of the registered model.
-        run: run with the logged model.
-        tags: tags for the version; an existing version gets those that it lacks.
-
-    Returns:
-        The version, and whether it is new.
-    """
-    import mlflow
-
-    tags = {**tags, DIGEST_TAG: run.digest, "batch_assets.run_id": run.run_id}
-    for version in versions(client, name) if _is_registered(client, name) else []:
-        if version.run_id == run.run_id:
-            # It may have been registered by hand, without tags.
-            for key in tags.keys() - version.tags.keys():
-                client.set_model_version_tag(name, str(version.number), key, tags[key])
-            return version, False
-    created = mlflow.register_model(run.model_uri, name, tags=tags)
-    client.set_registered_model_alias(name, CHALLENGER, created.version)
-    return _version(client.get_model_version(name, created.version)), True
-
-
-def _is_registered(client: MlflowClient, name: str) -> bool:
-    return bool(client.search_registered_models(f"name = '{name}'"))
-
-
-def with_alias(client: MlflowClient, name: str, alias: str) -> Version | None:
-    """The version with an alias, or None."""
-    if not _is_registered(client, name):
-        return None
-    number = client.get_registered_model(name).aliases.get(alias)
-    return None if number is None else _version(client.get_model_version(name, number))
-
-
-def promote(client: MlflowClient, version: Version) -> Version | None:
-    """Move the alias champion to a version; the old champion gets the alias ``previous``.
-
-    Returns:
-        The old champion, or None if it was this version or there was none.
-
-    Raises:
-        BatchAssetsError: another process moved the alias at the same time.
-    """
-    name = version.name
-    old = with_alias(client, name, CHAMPION)
-    if old is not None and old.number == version.number:
-        return None
-    if old is not None:
-        client.set_registered_model_alias(name, PREVIOUS, str(old.number))
-    client.set_registered_model_alias(name, CHAMPION, str(version.number))
-    now = with_alias(client, name, CHAMPION)
-    if now is None or now.number != version.number:
-        raise BatchAssetsError(
-            f"the alias {CHAMPION} of {name} was moved by another process while version {version.number} was promoted: "
-            "check which version has it, and promote again if necessary"
-        )
-    challenger = with_alias(client, name, CHALLENGER)
-    if challenger is not None and challenger.number == version.number:
-        client.delete_registered_model_alias(name, CHALLENGER)
-    return old
-
-
-def champion(client: MlflowClient, settings: Settings) -> Version:
-    """The version with the alias champion.
-
-    Raises:
-        BatchAssetsError: no version has the alias.
-    """
-    found = with_alias(client, settings.registered_model, CHAMPION)
-    if found is None:
-        raise BatchAssetsError(
-            f"no version of {settings.registered_model} has the alias {CHAMPION}: materialize champion_model"
-        )
-    return found
-
-
-def get_version(client: MlflowClient, settings: Settings, number: int) -> Version:
-    """The version with a number.
-
-    Raises:
-        BatchAssetsError: the version does not exist.
-    """
-    name = settings.registered_model
-    found = [version for version in versions(client, name) if version.number == number]
-    if not found:
-        existing = ", ".join(str(version.number) for version in reversed(versions(client, name))) or "none"
-        raise BatchAssetsError(f"{name} has no version {number}; its versions: {existing}")
-    return found[0]
 
 
 def predict(version: Version, documents: list[str]) -> list[str]:

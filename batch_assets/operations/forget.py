@@ -203,10 +203,9 @@ def _replace_reports(client: MlflowClient, settings: Settings, document_id: str)
     """Replace reports that are stored with versions and show a document; the next run writes a new one."""
     import mlflow
 
-    from batch_assets.models.registry import versions
+    from batch_assets.models.registry import RegisteredModel
 
-    name = settings.registered_model
-    for version in versions(client, name) if client.search_registered_models(f"name = '{name}'") else []:
+    for version in RegisteredModel.of(client, settings).versions():
         folder = _REPORT.rpartition("/")[0]
         if not version.run_id or _REPORT not in {file.path for file in client.list_artifacts(version.run_id, folder)}:
             continue

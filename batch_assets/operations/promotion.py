@@ -20,10 +20,9 @@ def promote_version(settings: Settings, number: int, report: Callable[[str], Non
         BatchAssetsError: the version does not exist or can't be loaded.
     """
     from batch_assets.models.promotion import promote_by_hand
-    from batch_assets.models.tracking import connect
 
     documents = evaluation_dataset(settings).held_out(settings.evaluation_rows)
-    old = promote_by_hand(connect(settings), settings, number, documents, report)
+    old = promote_by_hand(ModelRegistry(settings).model(settings), settings, number, documents, report)
     was = f"; version {old.number} is now the previous champion" if old is not None else ""
     return f"version {number} of {settings.registered_model} is the champion{was}"
 
@@ -35,9 +34,8 @@ def roll_back(settings: Settings) -> str:
         BatchAssetsError: there is no previous champion.
     """
     from batch_assets.models.promotion import rollback
-    from batch_assets.models.tracking import connect
 
-    version = rollback(connect(settings), settings)
+    version = rollback(ModelRegistry(settings).model(settings))
     return f"version {version.number} of {version.name} is the champion again"
 
 
@@ -90,15 +88,13 @@ def promotion_jobs(settings: Settings) -> list[dg.JobDefinition]:
 
 def _report(context: dg.OpExecutionContext, settings: Settings) -> None:
     """Materialize champion_model with the champion's number as its data version."""
-    from batch_assets.models.registry import champion
-    from batch_assets.models.tracking import connect
-
-    version = champion(connect(settings), settings)
+    registry = ModelRegistry(settings)
+    version = registry.model(settings).champion()
     metadata: dict[str, Any] = {
         "model": version.name,
         "version": version.number,
         "decision": version.tags.get("promotion.reason", ""),
-        **ModelRegistry(settings).version_link(version.name, version.number),
+        **registry.version_link(version.name, version.number),
     }
     tags = {"dagster/data_version": str(version.number)}
     key = AssetKeys(settings.pipeline).champion

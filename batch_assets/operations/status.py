@@ -172,7 +172,7 @@ def champion_of(instance: dg.DagsterInstance, settings: Settings) -> Champion | 
     Raises:
         BatchAssetsError: the registry can't be read.
     """
-    from batch_assets.models.registry import CHAMPION, with_alias
+    from batch_assets.models.registry import CHAMPION, RegisteredModel
     from batch_assets.models.tracking import existing_client
     from batch_assets.tasks.configured_task import task_of
 
@@ -183,7 +183,7 @@ def champion_of(instance: dg.DagsterInstance, settings: Settings) -> Champion | 
 
     score_name = task_of(settings).main_score
     try:
-        version = with_alias(client, settings.registered_model, CHAMPION)
+        version = RegisteredModel.of(client, settings).with_alias(CHAMPION)
         if version is None:
             return None
         metrics: Mapping[str, float] = client.get_run(version.run_id).data.metrics if version.run_id else {}

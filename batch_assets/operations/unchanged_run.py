@@ -16,7 +16,7 @@ from batch_assets.lake.forgotten import forgotten
 from batch_assets.lake.lake import Lake
 from batch_assets.models.checkpoint_sources import checkpoint_source
 from batch_assets.models.model_runs import find_run, search_runs
-from batch_assets.models.registry import CHAMPION, versions, with_alias
+from batch_assets.models.registry import CHAMPION, RegisteredModel
 from batch_assets.models.tracking import existing_client
 from batch_assets.operations.local_runs import launch_tags
 from batch_assets.settings import Settings, redacted
@@ -99,8 +99,9 @@ def record_state(instance: dg.DagsterInstance, settings: Settings, batches: Sequ
     client = existing_client(settings)
     if state is None or last is None or client is None:
         return
-    registered = {version.run_id for version in versions(client, settings.registered_model)}
-    champion = with_alias(client, settings.registered_model, CHAMPION)
+    model = RegisteredModel.of(client, settings)
+    registered = {version.run_id for version in model.versions()}
+    champion = model.with_alias(CHAMPION)
     lake = Lake.of(settings)
     tables = tables_of(settings)
     documents = open_documents(lake, settings, tables)
@@ -128,14 +129,14 @@ def _state(settings: Settings, inputs: str) -> str | None:
     tables = tables_of(settings).all
     if client is None or not all(lake.exists(table) for table in tables):
         return None
-    model = client.search_registered_models(f"name = '{settings.registered_model}'")
+    model = RegisteredModel.of(client, settings)
     return _digest(
         {
             "inputs": inputs,
             "tables": {table.name: (lake.open(table).table_id, lake.open(table).version) for table in tables},
             "forgotten": sorted(forgotten(lake)),
-            "aliases": [one.aliases for one in model],
-            "versions": [(one.number, one.run_id, one.tags) for one in versions(client, settings.registered_model)],
+            "aliases": model.aliases(),
+            "versions": [(one.number, one.run_id, one.tags) for one in model.versions()],
             "runs": [(run.run_id, run.tags, run.metrics) for run in search_runs(client, settings, "", [])],
         }
     )

@@ -1,6 +1,7 @@
 """The model registry of a run: one MLflow client, and links to the MLflow UI."""
 
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -8,6 +9,9 @@ from batch_assets.mlflow_client import MlflowClient
 from batch_assets.models.model_runs import ModelRun
 from batch_assets.models.tracking import connect, experiment_id
 from batch_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from batch_assets.models.registry import RegisteredModel
 
 
 class ModelRegistry:
@@ -27,6 +31,12 @@ class ModelRegistry:
     def client(self) -> MlflowClient:
         """The MLflow client."""
         return connect(self._settings)
+
+    def model(self, settings: Settings) -> "RegisteredModel":
+        """The registered model of a pipeline."""
+        from batch_assets.models.registry import RegisteredModel
+
+        return RegisteredModel.of(self.client, settings)
 
     def run_page(self, run_id: str) -> str:
         """URL of a run's page."""
