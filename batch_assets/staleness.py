@@ -7,6 +7,8 @@ from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.lake import BatchSnapshot
 
 _INPUT_TABLE = "input_table"
+# Versions of two registered models may have the same number.
+MODEL = "model"
 
 
 def input_version(table: BatchSnapshot, batch: str) -> int:
@@ -54,7 +56,9 @@ def is_stale(output: BatchSnapshot, batch: str, recorded: Mapping[str, Any], new
         return True
     if recorded["input_version"] < commit.metadata.get("input_version", -1) <= newest_input:
         return False
-    return any(commit.metadata.get(key) != value for key, value in recorded.items() if key != _INPUT_TABLE)
+    # Nor do they record the model's name.
+    known = {MODEL: recorded.get(MODEL), **commit.metadata}
+    return any(known.get(key) != value for key, value in recorded.items() if key != _INPUT_TABLE)
 
 
 def stale_batches(
@@ -63,6 +67,7 @@ def stale_batches(
     busy: Set[str],
     rescored: Set[str] = frozenset(),
     champion: int | None = None,
+    model: str | None = None,
 ) -> list[str]:
     """Batches whose last output commit does not match the current input, in order.
 
@@ -72,12 +77,13 @@ def stale_batches(
         busy: batches of runs that are queued or running.
         rescored: batches that a new champion makes stale.
         champion: version number of the champion.
+        model: name of its registered model.
     """
     stale = []
     for batch in _batches(documents, output, busy):
         expected = input_metadata(documents, batch)
         if batch in rescored and champion is not None:
-            expected["model_version"] = champion
+            expected |= {"model_version": champion, MODEL: model}
         if is_stale(output, batch, expected, documents.version):
             stale.append(batch)
     return stale

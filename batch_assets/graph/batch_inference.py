@@ -23,7 +23,7 @@ from batch_assets.resources.registry import ModelRegistry
 from batch_assets.resources.spark import SparkResource
 from batch_assets.scoring.completions import CompletionStore
 from batch_assets.settings import Settings, named
-from batch_assets.staleness import input_metadata, input_version, is_stale
+from batch_assets.staleness import MODEL, input_metadata, input_version, is_stale
 from batch_assets.tasks.output_tables import tables_of
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ CHAMPION_TAG = "batch_assets/champion_version"
 def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
     """The asset of a pipeline's answers by the registered model."""
     keys, tables = AssetKeys(settings.pipeline), tables_of(settings)
-    table = tables.scored
+    table, model_name = tables.scored, settings.registered_model
     lineage = answer_lineage(keys.documents, tables.documents.column_names, table)
 
     @dg.asset(
@@ -62,14 +62,16 @@ def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
         output = lake.open(table)
         number = pin_number(context, tag_of(settings, CHAMPION_TAG), lambda: champion(registry.client, settings).number)
         documents = open_pinned_documents(context, lake, settings)
-        model = cache(lambda: scoring_model(registry.client, get_version(registry.client, settings, number), settings))
+        model = cache(
+            lambda: scoring_model(registry.client, get_version(registry.client, model_name, number), settings)
+        )
         known = known_batches(context.instance, settings.pipeline)
         rescored = {"all": known, "latest": known[-1:], "none": []}[settings.rescore]
 
         def score(batch: str) -> BatchOutcome:
             expected = input_metadata(documents, batch)
             if batch in rescored:
-                expected |= {"model_version": number, "fingerprint": model().fingerprint}
+                expected |= {MODEL: model_name, "model_version": number, "fingerprint": model().fingerprint}
             if not is_stale(output, batch, expected, lake.open(tables.documents).version):
                 commit = output.last_commit(batch)
                 assert commit is not None
@@ -82,6 +84,7 @@ def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
             store = CompletionStore.of(lake, table, batch, model().fingerprint)
             recorded = {
                 **expected,
+                MODEL: model_name,
                 "model_version": number,
                 "fingerprint": model().fingerprint,
                 "engine": model().engine,
@@ -114,13 +117,14 @@ def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
             recorded = {} if commit is None else commit.metadata
             documents_version = input_version(documents, batch)
             counts = totals(snapshot, batch)
+            written_by = recorded.get(MODEL, model_name)
             metadata = {
                 **table_metadata(lake, snapshot, batch, version, lineage),
                 "input_version": documents_version,
-                "model": settings.registered_model,
+                "model": written_by,
                 "model_version": scored_by,
-                **({"alias": CHAMPION} if scored_by == number else {}),
-                **registry.version_link(settings.registered_model, scored_by),
+                **({"alias": CHAMPION} if (written_by, scored_by) == (model_name, number) else {}),
+                **registry.version_link(written_by, scored_by),
                 **{key: recorded[key] for key in ("engine", "engine_reason", "dtype") if key in recorded},
                 "rows_scored": scored,
                 "rows_reused": snapshot.rows(batch) - scored - counts["no_text"],

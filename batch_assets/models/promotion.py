@@ -173,7 +173,7 @@ def promote_by_hand(
     Raises:
         BatchAssetsError: the version does not exist or can't be loaded.
     """
-    version = get_version(client, settings, number)
+    version = get_version(client, settings.registered_model, number)
     old = _check_and_promote(client, settings, version, documents, report)
     _record(client, version, {f"{_TAG_PREFIX}decision": "promoted", f"{_TAG_PREFIX}reason": "by hand"}, old)
     return old

@@ -131,13 +131,12 @@ def champion(client: MlflowClient, settings: Settings) -> Version:
     return found
 
 
-def get_version(client: MlflowClient, settings: Settings, number: int) -> Version:
-    """The version with a number.
+def get_version(client: MlflowClient, name: str, number: int) -> Version:
+    """The version of a registered model with a number.
 
     Raises:
         BatchAssetsError: the version does not exist.
     """
-    name = settings.registered_model
     found = [version for version in versions(client, name) if version.number == number]
     if not found:
         existing = ", ".join(str(version.number) for version in reversed(versions(client, name))) or "none"
