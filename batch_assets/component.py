@@ -11,9 +11,9 @@ import dagster as dg
 from pydantic import BaseModel, ConfigDict, create_model
 
 from batch_assets.pipeline_definitions import PipelineParts, combined, shared_resources
-from batch_assets.pipelines.pipeline import SECTIONS, settings_of
+from batch_assets.pipelines.pipeline import SECTIONS, ModelOwners, PipelineError, borrowers_among, owner_in, settings_of
 from batch_assets.pipelines.starter import starter
-from batch_assets.settings import IN_PIPELINE_FILES, load_settings
+from batch_assets.settings import IN_PIPELINE_FILES, Settings, load_settings
 
 # Templates of Dagster, such as {{ env.TOKEN }}, are off in these sections: a secret must not reach a prompt.
 _VERBATIM = {"columns", "task"}
@@ -69,6 +69,20 @@ class InferencePipeline(dg.Component):
             BatchAssetsError: a field, or a setting of the deployment, is not valid.
         """
         deployment = load_settings()
-        settings = settings_of(self._attributes, deployment, self._root)
+        settings = settings_of(self._attributes, deployment, self._root, self._owners(context, deployment))
         resources = dg.Definitions(resources=shared_resources(deployment))
         return dg.Definitions.merge(combined([PipelineParts.of(settings)]), resources)
+
+    def _owners(self, context: dg.ComponentLoadContext, deployment: Settings) -> ModelOwners:
+        """The other pipelines of the project, whose models this one may use."""
+        if owner_in(self._attributes) is None:
+            return {}
+        others = [one for one in context.component_tree.get_all_components(InferencePipeline) if one is not self]
+        owners = borrowers_among(one._attributes for one in others)
+        for other in others:
+            name = str(other._attributes.get("name"))
+            try:
+                owners.setdefault(name, settings_of(other._attributes, deployment, other._root, owners))
+            except PipelineError as error:
+                owners.setdefault(name, f"it is not valid ({error})")
+        return owners

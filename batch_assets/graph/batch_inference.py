@@ -8,7 +8,7 @@ import dagster as dg
 
 from batch_assets.graph.batch_execution import BatchOutcome, each_batch
 from batch_assets.graph.partitions import batch_partitions, known_batches
-from batch_assets.graph.pipeline_names import AssetKeys, group_of, tag_of
+from batch_assets.graph.pipeline_names import AssetKeys, champion_key, group_of, tag_of
 from batch_assets.graph.table_metadata import (
     answer_lineage,
     column_schema,
@@ -34,14 +34,14 @@ CHAMPION_TAG = "batch_assets/champion_version"
 
 def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
     """The asset of a pipeline's answers by the registered model."""
-    keys, tables = AssetKeys(settings.pipeline), tables_of(settings)
+    keys, tables, champion_asset = AssetKeys(settings.pipeline), tables_of(settings), champion_key(settings)
     table, model_name = tables.scored, settings.registered_model
     lineage = answer_lineage(keys.documents, tables.documents.column_names, table)
 
     @dg.asset(
         key=keys.scored,
         partitions_def=batch_partitions(settings.pipeline),
-        deps=[keys.documents, keys.champion],
+        deps=[keys.documents, champion_asset],
         group_name=group_of(settings, "summaries"),
         kinds={"deltalake", "spark", "huggingface"},
         code_version="1",
@@ -134,7 +134,7 @@ def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
                     snapshot, batch, ["id", "document", table.reference_column, table.output_column], settings.samples
                 ),
             }
-            return BatchOutcome(version, metadata, {keys.documents: documents_version, keys.champion: scored_by})
+            return BatchOutcome(version, metadata, {keys.documents: documents_version, champion_asset: scored_by})
 
         return each_batch(context, score)
 

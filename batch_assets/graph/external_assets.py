@@ -7,7 +7,7 @@ from batch_assets.settings import EMBEDDED_DATASET, EMBEDDED_ENDPOINT, EMBEDDED_
 
 
 def external_assets(settings: Settings, owners: list[str]) -> list[dg.AssetSpec]:
-    """Asset specs of a pipeline's source, checkpoint and endpoint.
+    """Asset specs of a pipeline's source, checkpoint (unless its model is another pipeline's) and endpoint.
 
     Other pipelines may call the same endpoint, so only the default pipeline's has owners.
     """
@@ -25,15 +25,18 @@ def external_assets(settings: Settings, owners: list[str]) -> list[dg.AssetSpec]
             owners=owners,
             kinds={"aclsum" if settings.dataset == EMBEDDED_DATASET else "dataset"},
         ),
-        dg.AssetSpec(
-            keys.checkpoint,
-            group_name=group,
-            description="Pretrained model that is logged, evaluated and registered.",
-            metadata={"model": settings.model},
-            owners=owners,
-            kinds={"huggingface" if settings.model == EMBEDDED_MODEL else "checkpoint"},
-        ),
     ]
+    if settings.shared_model is None:
+        specs.append(
+            dg.AssetSpec(
+                keys.checkpoint,
+                group_name=group,
+                description="Pretrained model that is logged, evaluated and registered.",
+                metadata={"model": settings.model},
+                owners=owners,
+                kinds={"huggingface" if settings.model == EMBEDDED_MODEL else "checkpoint"},
+            )
+        )
     if settings.endpoint is not None:
         specs.append(
             dg.AssetSpec(

@@ -39,12 +39,9 @@ def pipeline_assets(settings: Settings) -> PipelineAssets:
     partitioned = [build_prod_data(settings), build_batch_inference(settings), build_summary_quality(settings)]
     if settings.endpoint is not None:
         partitioned.append(build_ai_query_inference(settings))
-    whole = [
-        build_logged_model(settings),
-        build_model_evaluation(settings),
-        build_champion_model(settings),
-        build_quality_report(settings),
-    ]
+    whole = [build_quality_report(settings)]
+    if settings.shared_model is None:
+        whole += [build_logged_model(settings), build_model_evaluation(settings), build_champion_model(settings)]
     owners = [owner.strip() for owner in settings.owners.split(",")]
     assets = [*(asset.with_attributes(backfill_policy=policy) for asset in partitioned), *whole]
     return PipelineAssets(

@@ -126,7 +126,7 @@ def champion(client: MlflowClient, settings: Settings) -> Version:
     found = with_alias(client, settings.registered_model, CHAMPION)
     if found is None:
         raise BatchAssetsError(
-            f"no version of {settings.registered_model} has the alias {CHAMPION}: materialize champion_model"
+            f"no version of {settings.registered_model} has the alias {CHAMPION}: materialize {settings.champion_asset}"
         )
     return found
 
