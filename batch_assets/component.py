@@ -4,7 +4,6 @@ https://docs.dagster.io/guides/build/components
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 from batch_assets.errors import BatchAssetsError
 from batch_assets.pipeline_definitions import PipelineParts, combined, shared_resources
 from batch_assets.pipelines.deployment import chained, load_deployment, refuse_collisions
-from batch_assets.pipelines.pipeline import SECTIONS, settings_of
+from batch_assets.pipelines.pipeline import SECTIONS, borrowers_among, owner_in, settings_of
 from batch_assets.pipelines.starter import starter
 from batch_assets.settings import IN_PIPELINE_FILES, Settings, load_settings
 
@@ -80,28 +79,45 @@ class InferencePipeline(dg.Component):
                 of the folder of pipelines collide.
         """
         deployment = load_settings()
-        settings = settings_of(self._attributes, deployment, self._root)
         # A component that is built by itself, as in a test, is not in the tree of its context.
-        known: list[tuple[Settings, str]] = []
+        components: Sequence[InferencePipeline] = []
         if context.component_loc != context.component_tree.load_context.component_loc:
             components = context.component_tree.get_all_components(InferencePipeline)
-            is_first = components[:1] == [self]
-            if is_first or settings.source_pipeline is not None:
-                known = _known(components, deployment)
-            if is_first:  # the first one compares all
-                refuse_collisions(known)
+        is_first = components[:1] == [self]
+        source = self._attributes.get("source")
+        is_chained = isinstance(source, Mapping) and "pipeline" in source
+        owners: dict[str, Settings | str] = {}
+        known: list[tuple[Settings, str]] = []
+        if is_first or is_chained or owner_in(self._attributes) is not None:
+            known = _known(components, deployment, owners)
+        if is_first:  # the first one compares all
+            refuse_collisions(known)
+        settings = settings_of(self._attributes, deployment, self._root, owners)
         settings = chained(settings, {other.pipeline: other for other, _ in known})
         resources = dg.Definitions(resources=shared_resources(deployment))
         return dg.Definitions.merge(combined([PipelineParts.of(settings)]), resources)
 
 
-def _known(components: Sequence[InferencePipeline], deployment: Settings) -> list[tuple[Settings, str]]:
-    """The pipelines of the project and of the folder of this deployment, each with what messages call it."""
+def _known(
+    components: Sequence[InferencePipeline], deployment: Settings, owners: dict[str, Settings | str]
+) -> list[tuple[Settings, str]]:
+    """The pipelines of the project and of the folder of this deployment, each with what messages call it.
+
+    Args:
+        components: the components of the project.
+        deployment: the settings of the deployment.
+        owners: gets those of the project whose models others may use, and why the others can't be used.
+    """
+    owners |= borrowers_among(component._attributes for component in components)
     ours: list[tuple[Settings, str]] = []
-    for component in components:
-        with suppress(BatchAssetsError):  # an invalid one is refused by itself
-            settings = settings_of(component._attributes, deployment, component._root)
-            ours.append((settings, str(component._file or f"the component {settings.pipeline}")))
+    for component in sorted(components, key=lambda component: owner_in(component._attributes) is not None):
+        try:
+            settings = settings_of(component._attributes, deployment, component._root, owners)
+        except BatchAssetsError as error:  # an invalid one is refused by itself
+            owners.setdefault(str(component._attributes.get("name")), f"it is not valid ({error})")
+            continue
+        owners.setdefault(settings.pipeline, settings)
+        ours.append((settings, str(component._file or f"the component {settings.pipeline}")))
     files = {component._file.resolve() for component in components if component._file is not None}
     has_default = any(settings.is_default for settings, _ in ours)
     theirs = [

@@ -14,7 +14,7 @@ from batch_assets.errors import BatchAssetsError, reason
 from batch_assets.graph.pipeline_assets import PipelineAssets, pipeline_assets
 from batch_assets.lake.lake import Lake
 from batch_assets.operations.promotion import promotion_jobs
-from batch_assets.pipelines.deployment import chained, refuse_collisions
+from batch_assets.pipelines.deployment import settings_together
 from batch_assets.pipelines.pipeline import Pipeline
 from batch_assets.resources.endpoints import EndpointsResource
 from batch_assets.resources.registry import ModelRegistry
@@ -41,15 +41,13 @@ def build_pipeline(pipeline: Pipeline, *, resource_overrides: Mapping[str, Any] 
 def build_pipelines(
     pipelines: Sequence[Pipeline], *, resource_overrides: Mapping[str, Any] | None = None
 ) -> dg.Definitions:
-    """Build the definitions of several pipelines, which share their resources.
+    """Build the definitions of several pipelines, which share their resources; one may use the model of another.
 
     Raises:
         BatchAssetsError: a field, or a setting of the deployment, is not valid, or two pipelines collide.
     """
     deployment = load_settings()
-    given = [pipeline.settings(deployment) for pipeline in pipelines]
-    refuse_collisions((one, f"the pipeline {one.pipeline}") for one in given)
-    settings = [chained(one, {other.pipeline: other for other in given}) for one in given]
+    settings = settings_together([pipeline.attributes for pipeline in pipelines], deployment)
     resources = {**shared_resources(deployment), **(resource_overrides or {})}
     parts = [PipelineParts.of(one) for one in settings]
     return dg.Definitions.merge(combined(parts), dg.Definitions(resources=resources))

@@ -53,7 +53,7 @@ _TABLE_PARTS = 3
 _ONLY_IN_FILES = {
     *("pipeline", "written_source", "labels", "answer_schema", "output_table", "output_column", "carry"),
     *("source_table", "source_url", "source_pipeline", "upstream_table"),
-    *("source_asset", "batch_by", "every", "max_batches"),
+    *("source_asset", "batch_by", "every", "max_batches", "shared_model"),
 }
 # Fields that name a source; a pipeline has exactly one of them.
 SOURCES = ("dataset", "landing", "source_table", "source_url", "source_pipeline")
@@ -86,6 +86,7 @@ IN_PIPELINE_FILES = {
     "answer_schema": "task.schema",
     "prompt": "task.prompt",
     "model": "model.checkpoint",
+    "shared_model": "model.pipeline",
     "model_name": "model.name",
     "min_length": "model.min_length",
     "max_length": "model.max_length",
@@ -117,6 +118,18 @@ IN_PIPELINE_FILES = {
     "schedule": "schedule",
     "owners": "owners",
 }
+
+# What the owner of a shared model decides: with another value, its versions would give other answers, or be other
+# versions.
+DECIDED_BY_OWNER = (
+    *("model", "model_name", "min_length", "max_length", "do_sample", "seed", "dtype"),
+    *("select_by", "select_tag", "promotion_margin", "beat_baseline"),
+    *("evaluation_dataset", "evaluation_split", "evaluation_rows"),
+)
+# A pipeline that uses a shared model may write these again, with the owner's values.
+TASK_FIELDS = ("task", "labels", "answer_schema", "prompt")
+# It has the owner's values for these, unless its file sets them.
+SET_BY_OWNER = ("engine", "device_map", "batch_tokens")
 
 _SECRET_PARAMETER = re.compile(
     r"([?&;][^=&;\s]*(?:pass|pwd|token|secret|key|odbc_connect)[^=&;\s]*=)[^&;\s]*", re.IGNORECASE
@@ -217,6 +230,11 @@ class Settings(BaseSettings):
     evaluation_rows: int = Field(25, ge=1, description="Number of held-out documents to evaluate a model on.")
 
     model: str = Field(EMBEDDED_MODEL, description="Model: smollm2, a Hugging Face hub model, or a local folder.")
+    shared_model: str | None = Field(
+        None,
+        description="Pipeline whose champion scores the documents, instead of a checkpoint; that pipeline decides the "
+        "task, the lengths, the precision and the promotion.",
+    )
     task: str = Field(SUMMARIZATION, description=f"Task: {', '.join(TASKS)}, or module:Class for your own task.")
     labels: tuple[tuple[str, str | None], ...] | None = Field(
         None,
@@ -619,6 +637,16 @@ class Settings(BaseSettings):
         return f"{self.catalog}.{self.schema_name}.{self.model_name}"
 
     @property
+    def model_owner(self) -> str:
+        """Name of the pipeline that logs and promotes the model: this one, unless it uses a shared model."""
+        return self.shared_model or self.pipeline
+
+    @property
+    def champion_asset(self) -> str:
+        """What messages call the asset of the champion."""
+        return "champion_model" if self.model_owner == DEFAULT_PIPELINE else f"{self.model_owner}/champion_model"
+
+    @property
     def logged_dtype(self) -> str:
         """Precision for logging and evaluating a model."""
         return "float32" if self.dtype == "int8" else self.dtype
@@ -663,9 +691,10 @@ def variables() -> dict[str, str]:
 
 def named(settings: Settings, field: str) -> str:
     """What to call a setting in a message: its variable, or its place in the pipeline's file."""
-    if settings.is_default or field not in IN_PIPELINE_FILES:
+    pipeline = settings.model_owner if field in (*DECIDED_BY_OWNER, *TASK_FIELDS) else settings.pipeline
+    if field not in IN_PIPELINE_FILES or (pipeline == DEFAULT_PIPELINE and field not in _ONLY_IN_FILES):
         return variables()[field]
-    return f"{IN_PIPELINE_FILES[field]} of the pipeline {settings.pipeline}"
+    return f"{IN_PIPELINE_FILES[field]} of the pipeline {pipeline}"
 
 
 def load_settings() -> Settings:

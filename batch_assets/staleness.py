@@ -9,6 +9,8 @@ from batch_assets.lake.lake import BatchSnapshot
 _INPUT_TABLE = "input_table"
 # A digest of the files, and whether the log no longer has the commit that last changed the batch.
 _INPUT_FILES, _INPUT_LOST = "input_files", "input_lost"
+# Versions of two registered models may have the same number.
+MODEL = "model"
 
 
 def input_version(table: BatchSnapshot, batch: str) -> int:
@@ -63,11 +65,13 @@ def is_stale(output: BatchSnapshot, batch: str, recorded: Mapping[str, Any], new
         return True
     if recorded["input_version"] < commit.metadata.get("input_version", -1) <= newest_input:
         return False
+    # Nor do they record the model's name.
+    known = {MODEL: recorded.get(MODEL), **commit.metadata}
     compared = recorded.keys() - {_INPUT_TABLE, _INPUT_FILES, _INPUT_LOST}
     if recorded.get(_INPUT_LOST) and commit.metadata.get(_INPUT_FILES) == recorded[_INPUT_FILES]:
         # The version is unknown, but the files are the same.
         compared.discard("input_version")
-    return any(commit.metadata.get(key) != recorded[key] for key in compared)
+    return any(known.get(key) != recorded[key] for key in compared)
 
 
 def stale_batches(
@@ -76,6 +80,7 @@ def stale_batches(
     busy: Set[str],
     rescored: Set[str] = frozenset(),
     champion: int | None = None,
+    model: str | None = None,
 ) -> list[str]:
     """Batches whose last output commit does not match the current input, in order.
 
@@ -85,12 +90,13 @@ def stale_batches(
         busy: batches of runs that are queued or running.
         rescored: batches that a new champion makes stale.
         champion: version number of the champion.
+        model: name of its registered model.
     """
     stale = []
     for batch in _batches(documents, output, busy):
         expected = input_metadata(documents, batch)
         if batch in rescored and champion is not None:
-            expected["model_version"] = champion
+            expected |= {"model_version": champion, MODEL: model}
         if is_stale(output, batch, expected, documents.version):
             stale.append(batch)
     return stale

@@ -19,7 +19,7 @@ from batch_assets.lake.staging import stage
 from batch_assets.lake.upkeep import maintain
 from batch_assets.lake.writable_table import ConcurrentCommitError
 from batch_assets.names import batch_from, check_batch, check_name
-from batch_assets.staleness import is_stale
+from batch_assets.staleness import MODEL, is_stale
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
@@ -133,6 +133,11 @@ def test_a_batch_is_stale_until_a_commit_records_what_a_run_would_record(lake):
     assert is_stale(lake.open(PROD_DATA), "a", {"input_version": 8}, 9)
     assert is_stale(lake.open(PROD_DATA), "a", {"input_version": 7, "model_version": 2}, 9)
     assert is_stale(lake.open(PROD_DATA), "b", {"input_version": 7}, 9)
+    # Commits of earlier releases do not name the model.
+    assert not is_stale(lake.open(PROD_DATA), "a", {"input_version": 7, MODEL: "mine"}, 9)
+    replace(lake, "a", ["x"], input_version=7, model_version=1, **{MODEL: "mine"})
+    assert not is_stale(lake.open(PROD_DATA), "a", {"input_version": 7, MODEL: "mine", "model_version": 1}, 9)
+    assert is_stale(lake.open(PROD_DATA), "a", {"input_version": 7, MODEL: "theirs", "model_version": 1}, 9)
 
 
 def test_a_batch_made_from_a_newer_input_is_not_stale_unless_the_input_table_was_recreated(lake):

@@ -18,9 +18,11 @@ from batch_assets.graph.pipeline_names import LAND_BATCHES, MATERIALIZE_ALL, SCO
 from batch_assets.lake.lake import Lake
 from batch_assets.models.registry import RegisteredModel
 from batch_assets.models.tracking import connect
+from batch_assets.operations.forget import forget
 from batch_assets.operations.local_runs import materialize
+from batch_assets.operations.promotion import promote_version
 from batch_assets.operations.reset import reset
-from batch_assets.operations.status import status_of
+from batch_assets.operations.status import batches_in, champion_of, status_of
 from batch_assets.pipelines.deployment import load_deployment
 from batch_assets.settings import DEFAULT_PIPELINE, PREFIX, Settings
 from batch_assets.sources.configured import landing_folder
@@ -340,6 +342,71 @@ def test_commands_show_all_pipelines_and_use_one(scored):
     assert "main.default.tickets" in {json.loads(line)["model"] for line in versions}
     tried = CliRunner().invoke(main, ["try", "--pipeline", "tickets", "App crashes\n\nHello, an error appears."])
     assert tried.output.splitlines()[0] == "bug"
+
+
+def test_a_pipeline_scores_with_the_champion_of_another_one_and_leaves_its_model_alone(scored):
+    owner = scored.settings("tickets")
+    client = connect(owner)
+    attributes = yaml.safe_load((scored.folder / "pipelines" / "tickets.yaml").read_text())["attributes"]
+    attributes |= {"name": "mails", "source": {"dataset": "mails.jsonl"}}
+    attributes["model"] = {"pipeline": "tickets", "rescore": "all"}
+    for section in ("task", "evaluation", "output"):
+        del attributes[section]
+    write_json_lines(scored.folder / "mails.jsonl", tickets(3, seed=11))
+    file = scored.folder / "pipelines" / "mails.yaml"
+    file.write_text(yaml.safe_dump({"type": "batch_assets.InferencePipeline", "attributes": attributes}))
+
+    def state_of_mlflow() -> list:
+        experiments = client.search_experiments()
+        runs = client.search_runs([one.experiment_id for one in experiments])
+        versions = client.search_model_versions()
+        aliases = [(one.name, one.aliases) for one in client.search_registered_models()]
+        # MLflow itself adds this file to a version that is loaded.
+        files = [path for path in owner.artifact_root.rglob("*") if path.name != "registered_model_meta"]
+        reports = [(path, path.stat().st_mtime_ns) for path in files if path.suffix == ".html"]
+        tags = [(run.info.run_id, run.data.tags, run.data.metrics) for run in runs]
+        return [{one.name for one in experiments}, tags, [dict(one) for one in versions], aliases, {*files}, reports]
+
+    def score(job: str = SCORE_BATCHES) -> tuple[int, set]:
+        before = state_of_mlflow()
+        assert scored.run("mails", job, ["mails"]) == []
+        assert state_of_mlflow() == before
+        rows = scored.rows("mails", "scored", "mails")
+        expected = {row["ticket_id"]: row["category"] for row in tickets(3, seed=11)}
+        assert {row["id"]: row["label"] for row in rows} == expected
+        written = {(row["model_name"], row["model_version"]) for row in rows}
+        return scored.metadata("mails", "batch_inference", "mails")["rows_scored"], written
+
+    def states() -> list[str]:
+        found = champion_of(scored.instance, settings)
+        assert (found.model, found.pipeline) == (owner.registered_model, "tickets")
+        return [batch.state for batch in batches_in(scored.instance, settings, found.version)]
+
+    try:
+        if len(client.search_model_versions(f"name = '{owner.registered_model}'")) == 1:
+            assert scored.run("tickets", MATERIALIZE_ALL, ["monday"], max_length=19) == []
+        first, settings = RegisteredModel.of(client, owner).champion().number, scored.settings("mails")
+        second = 3 - first
+        assert score(MATERIALIZE_ALL) == (3, {(owner.registered_model, first)})
+        assert states() == ["scored"]
+        assert "main.default.tickets of the pipeline tickets, 1 batches" in settings.report_file.read_text()
+        promote_version(owner, second, lambda line: None)
+        assert states() == ["stale"]
+        assert score() == (3, {(owner.registered_model, second)})
+        batches = (("tickets", "monday"), ("mails", "mails"))
+        assert len({scored.metadata(name, "batch_inference", batch)["engine"] for name, batch in batches}) == 1
+        assert score() == (0, {(owner.registered_model, second)})
+
+        before, lake = state_of_mlflow(), Lake.of(owner)
+        found = forget(lake, settings, client, tickets(1, seed=11)[0]["ticket_id"], "by hand")
+        assert found.all_batches == ["mails"]
+        reset(settings, lambda line: None)
+        assert (lake.owned_by("mails"), state_of_mlflow()) == ({}, before)
+        listed = [json.loads(line) for line in CliRunner().invoke(main, ["models", "--json"]).output.splitlines()]
+        versions = [one["version"] for one in listed if one["model"] == owner.registered_model]
+        assert versions == ["2", "1"]
+    finally:
+        file.unlink()
 
 
 def test_another_dagster_project_materializes_a_pipeline(scored, tmp_path, monkeypatch):

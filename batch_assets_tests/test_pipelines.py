@@ -205,6 +205,125 @@ def test_pipelines_that_would_write_to_the_same_place_are_refused_whatever_the_c
     assert f"is also that of {first}" in name
 
 
+LETTERS = {"name": "letters", "source": {"landing": "letters"}, "model": {"pipeline": "tickets", "rescore": "all"}}
+
+
+def test_a_pipeline_can_use_the_model_of_another_one_and_has_the_rest_of_its_own(folder):
+    write(folder, changed(model={"max_length": 7, "device_map": "cpu", "engine": "mlflow"}), "z")
+    task = {"kind": "classification", "labels": list(LABELS)}
+    write(folder, {**LETTERS, "task": task, "model": {**LETTERS["model"], "engine": "transformers"}}, "a")
+    write(folder, {**LETTERS, "name": "reviews", "source": {"landing": "reviews"}, "model": {"pipeline": "summaries"}})
+    deployment = load_deployment()
+    assert deployment.problems == []
+    owner, letters, reviews = (deployment.pipeline(name) for name in ("tickets", "letters", "reviews"))
+    assert (letters.registered_model, letters.experiment) == (owner.registered_model, owner.experiment)
+    assert (letters.labels, letters.max_length, letters.device_map) == (owner.labels, 7, "cpu")
+    assert (letters.engine, letters.rescore, owner.engine, owner.rescore) == ("transformers", "all", "mlflow", "none")
+    assert reviews.registered_model == "main.default.summarizer"
+    assert named_setting(letters, "dtype") == "model.dtype of the pipeline tickets"
+    assert named_setting(letters, "engine") == "model.engine of the pipeline letters"
+    assert named_setting(reviews, "dtype") == "BATCH_ASSETS_DTYPE"
+
+    repository = build_defs().get_repository_def()
+    graph = repository.asset_graph
+    names = {key.path[-1] for key in graph.get_all_asset_keys() if key.path[0] == "letters"}
+    assert names == {"source_dataset", "prod_data", "batch_inference", "answer_quality", "quality_report"}
+    for name, champion in (("letters", ["tickets", "champion_model"]), ("reviews", ["champion_model"])):
+        parents = graph.get(dg.AssetKey([name, "batch_inference"])).parent_keys
+        assert parents == {dg.AssetKey([name, "prod_data"]), dg.AssetKey(champion)}
+    jobs = {job.name for job in repository.get_all_jobs() if job.name.startswith("letters_")}
+    assert jobs == {f"letters_{name}" for name in ("materialize_all", "land_batches", "take_files", "score_batches")}
+    selected = repository.get_job("letters_materialize_all").asset_layer.selected_asset_keys
+    assert {key.path[0] for key in selected} == {"letters"}
+    sensors = {sensor.name for sensor in repository.sensor_defs if sensor.name.startswith("letters_")}
+    assert sensors == {"letters_landing_sensor", "letters_prod_data_sensor"}
+    assert not [key for key in graph.asset_check_keys if key.asset_key == dg.AssetKey(["letters", "champion_model"])]
+
+
+@pytest.mark.parametrize(
+    ("sections", "at", "message"),
+    [
+        (
+            {"model": {"pipeline": "letters"}},
+            "pipeline:",
+            "model.pipeline: this is the pipeline itself; name another one, or remove",
+        ),
+        (
+            {"model": {"pipeline": "tikets"}},
+            "pipeline:",
+            "model.pipeline: there is no pipeline tikets; name summaries or tickets",
+        ),
+        ({"model": {"pipeline": ["tickets"]}}, "pipeline:", "model.pipeline: there is no pipeline ['tickets']"),
+        (
+            {"model": {"pipeline": "mails"}},
+            "pipeline:",
+            "mails can't be used: it uses that of tickets",
+        ),
+        ({"model": {"pipeline": "broken"}}, "pipeline:", "broken can't be used: its file is not valid; fix it first"),
+        (
+            {"model": {"pipeline": "tickets", "checkpoint": "smollm2"}},
+            "checkpoint:",
+            "model.checkpoint: the pipeline tickets decides this; remove it, or remove model.pipeline",
+        ),
+        ({"model": {"pipeline": "tickets", "name": "mine"}}, "name: mine", "model.name: the pipeline tickets decides"),
+        ({"model": {"pipeline": "tickets", "dtype": "int8"}}, "dtype:", "model.dtype: the pipeline tickets decides"),
+        ({"evaluation": {"rows": 3}}, "rows:", "evaluation.rows: the pipeline tickets decides this"),
+        (
+            {"task": {"kind": "classification", "labels": ["billing", "bug"]}},
+            "labels:",
+            "task.labels: it differs from that of the pipeline tickets, whose model is used; remove the section task",
+        ),
+        ({"task": {"kind": "summarization"}}, "kind:", "task.kind: it differs from that of the pipeline tickets"),
+    ],
+)
+def test_a_shared_model_without_a_valid_owner_or_with_settings_of_the_owner_is_refused(folder, sections, at, message):
+    file = write(folder, {**LETTERS, **sections}, "a")
+    write(folder, TICKETS)
+    write(folder, {**LETTERS, "name": "mails", "source": {"landing": "mails"}})
+    broken = write(folder, changed(name="broken", source={"dataset": "a.csv", "limit": 0}, output=None))
+    line = next(n for n, text in enumerate(file.read_text().splitlines(), 1) if text.strip().startswith(at))
+    deployment = load_deployment()
+    assert [one.pipeline for one in deployment.pipelines] == [DEFAULT_PIPELINE, "tickets", "mails"]
+    (refused,) = [problem.message for problem in deployment.problems if problem.file != broken]
+    assert message in refused
+    assert refused.startswith(f"{file}, line {line}: ")
+
+
+def test_the_pipeline_that_ships_has_a_model_of_its_own(folder):
+    write(folder, TICKETS)
+    write(folder, {"name": DEFAULT_PIPELINE, "model": {"pipeline": "tickets"}})
+    (problem,) = load_deployment().problems
+    assert "line 5: model.pipeline: the pipeline summaries has a model of its own" in problem.message
+
+
+def test_a_pipeline_in_python_can_use_the_model_of_one_that_is_built_with_it(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    graph = build_pipelines([Pipeline(**LETTERS), Pipeline(**TICKETS)]).resolve_asset_graph()
+    assert (
+        dg.AssetKey(["tickets", "champion_model"]) in graph.get(dg.AssetKey(["letters", "batch_inference"])).parent_keys
+    )
+    with pytest.raises(PipelineError, match="there is no pipeline tickets; no other pipeline can be used here"):
+        build_pipeline(Pipeline(**LETTERS))
+
+
+def test_commands_about_a_shared_model_say_whose_it_is(folder):
+    write(folder, TICKETS)
+    write(folder, changed(name="letters", task=None, output=None, model={"pipeline": "tickets"}))
+    for words in (["promote", "1"], ["rollback"]):
+        run = CliRunner().invoke(main, [*words, "--pipeline", "letters"])
+        assert run.exit_code == 2
+        assert "only that pipeline promotes it: use --pipeline tickets" in run.output
+    run = CliRunner().invoke(main, ["run", "letters"])
+    assert (run.exit_code, "run 'batch-assets run tickets' first" in run.output) == (2, True)
+    tried = CliRunner().invoke(main, ["try", "x", "--pipeline", "letters"])
+    assert "main.default.tickets has no champion yet: run 'batch-assets run tickets' first" in tried.output
+    found = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).output)["findings"]
+    (model,) = [one for one in found if one["what"] == "letters: model"]
+    assert (model["level"], model["remedy"]) == ("warning", "run 'batch-assets run tickets' first")
+    data = [one["found"] for one in found if one["what"] == "letters: data set"]
+    assert data == [f"{folder.parent / 'tickets.jsonl'} for scoring"]
+
+
 def test_environment_variables_configure_the_default_pipeline_only_and_win_over_its_file(folder, monkeypatch):
     write(folder, {"name": DEFAULT_PIPELINE, "source": {"limit": 7, "split": "validation"}, "checks": {"drift": 0.5}})
     write(folder, TICKETS)
@@ -259,6 +378,12 @@ def test_a_new_file_is_valid_and_its_schema_accepts_it_and_refuses_unknown_field
     assert load_deployment().pipeline("letters").labels == tuple((label, None) for label in LABELS)
     content["attributes"]["task"]["lables"] = ["a", "b"]
     with pytest.raises(jsonschema.ValidationError, match="lables"):
+        jsonschema.validate(content, schema)
+    del content["attributes"]["task"]["lables"]
+    content["attributes"]["model"] = {"pipeline": "tickets", "rescore": "all"}
+    jsonschema.validate(content, schema)
+    content["attributes"]["model"]["checkpoint"] = "smollm2"
+    with pytest.raises(jsonschema.ValidationError, match="False schema"):
         jsonschema.validate(content, schema)
     again = CliRunner().invoke(main, ["new", "letters"])
     assert (again.exit_code, "there is a pipeline letters already" in again.output) == (2, True)
@@ -330,9 +455,14 @@ def test_the_component_loads_from_another_dagster_project_with_templates_off_in_
     monkeypatch.setenv("SECRET", "open sesame")
     task = {"kind": "generation", "prompt": "{{ env.SECRET }} {document}"}
     sections = {"output": None, "source": {"dataset": "{{ env.DATA }}"}, "task": task}
-    loaded = project("theirs", changed(**sections), changed(name="letters", **sections))
+    letters = {**changed(name="letters", **sections), "model": {"pipeline": "tickets"}}
+    del letters["task"]
+    loaded = project("theirs", letters, changed(**sections), changed(name="mails", **sections))
     graph = loaded.resolve_asset_graph()
-    assert {key.path[0] for key in graph.get_all_asset_keys()} == {"tickets", "letters"}
+    assert {key.path[0] for key in graph.get_all_asset_keys()} == {"tickets", "letters", "mails"}
+    parents = graph.get(dg.AssetKey(["letters", "batch_inference"])).parent_keys
+    assert dg.AssetKey(["tickets", "champion_model"]) in parents
+    assert dg.AssetKey(["letters", "champion_model"]) not in graph.get_all_asset_keys()
     metadata = graph.get(dg.AssetKey(["tickets", "source_dataset"])).metadata
     assert metadata["data set"] == str(folder.parent / "tickets.jsonl")
     assert "open sesame" not in str(vars(InferencePipeline))

@@ -27,7 +27,7 @@ ExecutableJob: TypeAlias = dg.JobDefinition | UnresolvedAssetJobDefinition
 def pipeline_jobs(settings: Settings) -> list[ExecutableJob]:
     """The jobs of a pipeline."""
     keys, documents = AssetKeys(settings.pipeline), tables_of(settings).documents
-    model = [keys.logged_model, keys.evaluation, keys.champion]
+    model = [keys.logged_model, keys.evaluation, keys.champion] if settings.shared_model is None else []
     answers = [keys.scored, *([] if settings.endpoint is None else [keys.answered]), keys.quality, keys.report]
 
     def job(name: str, selected: list[dg.AssetKey], description: str) -> ExecutableJob:

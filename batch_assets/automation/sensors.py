@@ -100,7 +100,7 @@ def pipeline_sensors(settings: Settings, jobs: Mapping[str, ExecutableJob]) -> l
         evaluations = _freshness(settings, documents, output, state)
         champion = champion_number(registry, settings)
         if champion is None:
-            reason = "there is no champion yet: materialize champion_model"
+            reason = f"there is no champion yet: materialize {settings.champion_asset}"
             return dg.SensorResult(skip_reason=reason, cursor=json.dumps(state), asset_events=evaluations)
         busy = busy_batches(context.instance, pipeline)
         stale = stale_batches_now(context.instance, settings, documents, output, champion)
@@ -132,7 +132,12 @@ def pipeline_sensors(settings: Settings, jobs: Mapping[str, ExecutableJob]) -> l
         context.update_cursor(str(number))
         return dg.SkipReason(f"version {number} is the champion")
 
-    return [*([landing_sensor] if settings.is_landing else []), prod_data_sensor, champion_sensor]
+    return [
+        *([landing_sensor] if settings.is_landing else []),
+        prod_data_sensor,
+        # The owner of a shared model reports its champion.
+        *([champion_sensor] if settings.shared_model is None else []),
+    ]
 
 
 def alert_sensor(settings: Settings) -> dg.SensorDefinition:

@@ -27,7 +27,8 @@ from batch_assets.text import has_text
 def models(tags: tuple[str, ...], pipeline: str | None, as_json: bool) -> None:
     """List the registered versions: aliases, scores, promotion decision, and how much each has written.
 
-    Changes nothing. Exit status: 0 listed, 2 the registry can't be read.
+    Changes nothing. A model that several pipelines use is listed once; name a pipeline to see what each version has
+    written there. Exit status: 0 listed, 2 the registry can't be read.
 
     \b
     batch-assets models --tag checkpoint=small-t5
@@ -39,7 +40,9 @@ def models(tags: tuple[str, ...], pipeline: str | None, as_json: bool) -> None:
 
     columns = ["version", "aliases", "checkpoint", "scores", "decision", "written"]
     deployment = load_all()
-    pipelines = deployment.pipelines if pipeline is None else [deployment.pipeline(pipeline)]
+    # A shared model is listed once, as its owner's.
+    owners = [settings for settings in deployment.pipelines if settings.shared_model is None]
+    pipelines = owners if pipeline is None else [deployment.pipeline(pipeline)]
     for settings in pipelines:
         client = existing_client(settings)
         rows = (
@@ -52,7 +55,8 @@ def models(tags: tuple[str, ...], pipeline: str | None, as_json: bool) -> None:
             click.echo(f"{settings.registered_model} has no versions{' with these tags' if tags else ' yet'}")
         else:
             if len(pipelines) > 1:
-                click.echo(settings.registered_model)
+                users = [one.pipeline for one in deployment.pipelines if one.shared_model == settings.pipeline]
+                click.echo(settings.registered_model + (f", also used by {' and '.join(users)}" if users else ""))
             print_table(columns, [[row[column] for column in columns] for row in rows])
 
 
@@ -126,7 +130,9 @@ def try_(text: str, pipeline: str | None) -> None:
     if not has_text(document):
         raise BatchAssetsError(RowError.NO_TEXT.value)
     if not exists(settings):
-        raise BatchAssetsError(f"{settings.registered_model} has no champion yet: run 'batch-assets run' first")
+        raise BatchAssetsError(
+            f"{settings.registered_model} has no champion yet: run 'batch-assets run {settings.model_owner}' first"
+        )
     client = connect(settings)
     champion = RegisteredModel.of(client, settings).champion()
     model = scoring_model(client, champion, settings.model_copy(update={"engine": "transformers"}))

@@ -63,7 +63,7 @@ def status(pipeline: str | None, as_json: bool) -> None:
         if len(wanted) > 1:
             click.echo(f"pipeline {name}")
         _print_batches(found.batches, found.counts)
-        _print_champion(found)
+        _print_champion(found, name)
         for check, bad in found.failing.items():
             click.echo(f"check {check} fails" + (f" for {_few(list(bad))}" if bad else ""))
     runs = next(iter(states.values())).runs if states else []
@@ -98,7 +98,7 @@ def _print_batches(batches: "Sequence[Batch]", counts: dict[str, int]) -> None:
         click.echo(f"{len(batches) - len(shown)} more batches are not shown; --json lists all")
 
 
-def _print_champion(found: "Status") -> None:
+def _print_champion(found: "Status", pipeline: str) -> None:
     champion = found.champion
     if found.champion_problem is not None:
         click.echo(f"champion: unknown, {found.champion_problem}")
@@ -107,7 +107,8 @@ def _print_champion(found: "Status") -> None:
     else:
         score = "no score" if champion.score is None else f"{champion.score_name} {champion.score:.3f}"
         since = f"since {champion.since}" if champion.since else "promoted at an unknown time"
-        click.echo(f"champion: version {champion.version} of {champion.model}, {score}, {since}")
+        whose = "" if champion.pipeline == pipeline else f" of the pipeline {champion.pipeline}"
+        click.echo(f"champion: version {champion.version} of {champion.model}{whose}, {score}, {since}")
 
 
 def _few(batches: Sequence[str]) -> str:

@@ -144,7 +144,10 @@ def choose(client: MlflowClient, run_id: str | None, model: ScoringModel, settin
     uri = None
     if refusal is None:
         uri = _uri(client, run_id, engine, settings)
-        refusal = "the model has not been converted for it: materialize champion_model" if uri is None else None
+        if uri is None:
+            refusal = f"the model has not been converted for it: materialize {settings.champion_asset}"
+            if settings.shared_model is not None:
+                refusal += f", which converts it for the engine of the pipeline {settings.shared_model}"
     if uri is not None:
         conversion = _read(uri)
         refusal = conversion.refusal

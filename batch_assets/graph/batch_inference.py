@@ -8,7 +8,7 @@ import dagster as dg
 
 from batch_assets.graph.batch_execution import BatchOutcome, each_batch
 from batch_assets.graph.partitions import batch_partitions, known_batches
-from batch_assets.graph.pipeline_names import AssetKeys, group_of, owners_of, tag_of
+from batch_assets.graph.pipeline_names import AssetKeys, champion_key, group_of, owners_of, tag_of
 from batch_assets.graph.signatures import with_known_signature
 from batch_assets.graph.table_metadata import (
     answer_lineage,
@@ -25,7 +25,7 @@ from batch_assets.resources.spark import SparkResource
 from batch_assets.scoring.completions import CompletionStore
 from batch_assets.settings import Settings, named
 from batch_assets.sources.documents import open_documents
-from batch_assets.staleness import input_metadata, input_version, is_stale
+from batch_assets.staleness import MODEL, input_metadata, input_version, is_stale
 from batch_assets.tasks.output_tables import tables_of
 
 if TYPE_CHECKING:
@@ -36,14 +36,14 @@ CHAMPION_TAG = "batch_assets/champion_version"
 
 def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
     """The asset of a pipeline's answers by the registered model."""
-    keys, tables = AssetKeys(settings.pipeline), tables_of(settings)
-    table = tables.scored
+    keys, tables, champion_asset = AssetKeys(settings.pipeline), tables_of(settings), champion_key(settings)
+    table, model_name = tables.scored, settings.registered_model
     lineage = answer_lineage(keys.documents, tables.documents.column_names, table)
 
     @dg.asset(
         key=keys.scored,
         partitions_def=batch_partitions(settings.pipeline),
-        deps=[keys.documents, keys.champion],
+        deps=[keys.documents, champion_asset],
         group_name=group_of(settings, "summaries"),
         owners=owners_of(settings),
         kinds={"deltalake", "spark", "huggingface"},
@@ -73,7 +73,7 @@ def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
         def score(batch: str) -> BatchOutcome:
             expected = input_metadata(documents, batch)
             if batch in rescored:
-                expected |= {"model_version": number, "fingerprint": model().fingerprint}
+                expected |= {MODEL: model_name, "model_version": number, "fingerprint": model().fingerprint}
             if not is_stale(output, batch, expected, open_documents(lake, settings, tables).version):
                 commit = output.last_commit(batch)
                 assert commit is not None
@@ -86,6 +86,7 @@ def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
             store = CompletionStore.of(lake, table, batch, model().fingerprint)
             recorded = {
                 **expected,
+                MODEL: model_name,
                 "model_version": number,
                 "fingerprint": model().fingerprint,
                 "engine": model().engine,
@@ -118,13 +119,14 @@ def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
             recorded = {} if commit is None else commit.metadata
             documents_version = input_version(documents, batch)
             counts = totals(snapshot, batch)
+            written_by = recorded.get(MODEL, model_name)
             metadata = {
                 **table_metadata(lake, snapshot, batch, version, lineage),
                 "input_version": documents_version,
-                "model": settings.registered_model,
+                "model": written_by,
                 "model_version": scored_by,
-                **({"alias": CHAMPION} if scored_by == number else {}),
-                **registry.version_link(settings.registered_model, scored_by),
+                **({"alias": CHAMPION} if (written_by, scored_by) == (model_name, number) else {}),
+                **registry.version_link(written_by, scored_by),
                 **{key: recorded[key] for key in ("engine", "engine_reason", "dtype") if key in recorded},
                 "rows_scored": scored,
                 "rows_reused": snapshot.rows(batch) - scored - counts["no_text"],
@@ -134,7 +136,7 @@ def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
                     snapshot, batch, ["id", "document", table.reference_column, table.output_column], settings.samples
                 ),
             }
-            return BatchOutcome(version, metadata, {keys.documents: documents_version, keys.champion: scored_by})
+            return BatchOutcome(version, metadata, {keys.documents: documents_version, champion_asset: scored_by})
 
         return each_batch(context, score)
 

@@ -8,22 +8,24 @@ from batch_assets.sources.documents import source_location
 
 
 def external_assets(settings: Settings) -> list[dg.AssetSpec]:
-    """Asset specs of a pipeline's source, checkpoint and endpoint.
+    """Asset specs of a pipeline's source, checkpoint (unless its model is another pipeline's) and endpoint.
 
     Other pipelines may read the same table or call the same endpoint, so these are in the group external and have no
     owners. The output of another pipeline, and a table that an asset of the project writes, have assets already.
     """
     keys, group, owners = AssetKeys(settings.pipeline), group_of(settings, "external"), owners_of(settings)
-    specs = [
-        dg.AssetSpec(
-            keys.checkpoint,
-            group_name=group,
-            description="Pretrained model that is logged, evaluated and registered.",
-            metadata={"model": settings.model},
-            owners=owners,
-            kinds={"huggingface" if settings.model == EMBEDDED_MODEL else "checkpoint"},
-        ),
-    ]
+    specs = []
+    if settings.shared_model is None:
+        specs.append(
+            dg.AssetSpec(
+                keys.checkpoint,
+                group_name=group,
+                description="Pretrained model that is logged, evaluated and registered.",
+                metadata={"model": settings.model},
+                owners=owners,
+                kinds={"huggingface" if settings.model == EMBEDDED_MODEL else "checkpoint"},
+            )
+        )
     if settings.is_table and settings.source_asset is None:
         specs.append(
             dg.AssetSpec(

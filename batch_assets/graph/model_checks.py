@@ -11,7 +11,9 @@ from batch_assets.tasks.configured_task import task_of
 
 
 def model_checks(settings: Settings) -> list[Check]:
-    """The checks of a pipeline's model."""
+    """The checks of a pipeline's model; none if another pipeline owns it."""
+    if settings.shared_model is not None:
+        return []
     keys = AssetKeys(settings.pipeline)
 
     def beats_baselines(lake: Lake, registry: ModelRegistry) -> dg.AssetCheckResult:

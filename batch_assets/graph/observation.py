@@ -57,7 +57,8 @@ def stale_batches_now(
     """
     known = known_batches(instance, settings.pipeline)
     rescored = {"all": set(known), "latest": set(known[-1:]), "none": set[str]()}[settings.rescore]
-    stale = stale_batches(documents, output, busy_batches(instance, settings.pipeline), rescored, champion)
+    busy, model = busy_batches(instance, settings.pipeline), settings.registered_model
+    stale = stale_batches(documents, output, busy, rescored, champion, model)
     tables = [documents.table_id, output.table_id]
     reasons: dict[str, object] = {}
     for batch in stale:

@@ -40,14 +40,11 @@ def pipeline_assets(settings: Settings) -> PipelineAssets:
     partitioned = [build_prod_data(settings), build_batch_inference(settings), build_summary_quality(settings)]
     if settings.endpoint is not None:
         partitioned.append(build_ai_query_inference(settings))
+    whole = [build_quality_report(settings)]
+    if settings.shared_model is None:
+        whole += [build_logged_model(settings), build_model_evaluation(settings), build_champion_model(settings)]
     return PipelineAssets(
-        [
-            *(asset.with_attributes(backfill_policy=policy) for asset in partitioned),
-            build_logged_model(settings),
-            build_model_evaluation(settings),
-            build_champion_model(settings),
-            build_quality_report(settings),
-        ],
+        [*(asset.with_attributes(backfill_policy=policy) for asset in partitioned), *whole],
         external_assets(settings),
         check_definitions([*table_checks(settings), *quality_checks(settings), *model_checks(settings)]),
     )

@@ -57,6 +57,11 @@ def source_key(settings: Settings) -> dg.AssetKey:
     return AssetKeys(settings.pipeline).source
 
 
+def champion_key(settings: Settings) -> dg.AssetKey:
+    """The key of the champion that scores a pipeline's documents; it may be the one of another pipeline."""
+    return AssetKeys(settings.model_owner).champion
+
+
 def endpoint_key(settings: Settings) -> dg.AssetKey:
     """The key of the endpoint that a pipeline calls; pipelines that call the same one share it."""
     if settings.is_default:

@@ -38,6 +38,7 @@ _ERRORS = {"every_record", "row_parity", "one_model", "error_rate"}
 def build_quality_report(settings: Settings) -> dg.AssetsDefinition:
     """The asset of a pipeline's quality report."""
     keys, tables, task = AssetKeys(settings.pipeline), tables_of(settings), measured_task(settings)
+    shared = settings.shared_model
 
     @dg.asset(
         key=keys.report,
@@ -46,8 +47,8 @@ def build_quality_report(settings: Settings) -> dg.AssetsDefinition:
         owners=owners_of(settings),
         kinds={"python", "html"},
         code_version="2",
-        description="Quality of every table and model version over all batches: an HTML page in <home>/reports, also "
-        "stored with the champion's MLflow run.",
+        description="Quality of every table and model version over all batches: an HTML page in <home>/reports"
+        + (", also stored with the champion's MLflow run." if shared is None else "."),
     )
     @with_known_signature
     def quality_report(
@@ -74,9 +75,10 @@ def build_quality_report(settings: Settings) -> dg.AssetsDefinition:
         }
         version_page = None if champion is None else registry.version_page(champion.name, champion.number)
         if champion is not None and version_page is not None:
-            links[f"version {champion.number}, the champion"] = version_page
+            whose = f" of the pipeline {shared}" if shared else ""
+            links[f"version {champion.number}, the champion{whose}"] = version_page
         facts = Facts(
-            model=settings.registered_model,
+            model=settings.registered_model + (f" of the pipeline {shared}" if shared else ""),
             task=task,
             words=task.words,
             rows=rows,
@@ -117,7 +119,8 @@ def build_quality_report(settings: Settings) -> dg.AssetsDefinition:
             "path": dg.MetadataValue.path(str(path)),
             "delta_version": snapshot.version,
         }
-        if champion is not None and champion.run_id:
+        # The report in the run of a shared model is that of its owner.
+        if champion is not None and champion.run_id and shared is None:
             registry.client.log_text(champion.run_id, html, f"{_ARTIFACTS}/quality_report.html")
             metadata["mlflow_report"] = dg.MetadataValue.url(
                 f"{registry.run_page(champion.run_id)}/artifacts/{_ARTIFACTS}/quality_report.html"

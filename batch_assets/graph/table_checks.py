@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import dagster as dg
-import pyarrow.compute as pc
+import pyarrow as pa
 
 from batch_assets.graph.batch_checks import Check, batch_check, result
 from batch_assets.graph.pipeline_names import AssetKeys
@@ -27,7 +27,7 @@ def table_checks(settings: Settings) -> list[Check]:
             "Every scored batch has one row per document it was scored from.",
             lambda lake: _row_count_mismatches(lake, settings, tables),
         ),
-        _one_model(settings, keys, tables),
+        _one_model(keys, tables),
     ]
     if not settings.is_in_place:
         checks += [
@@ -97,23 +97,29 @@ def _mixed_versions(scored: BatchSnapshot) -> dict[str, tuple[int, int]]:
     return {batch: versions for batch, versions in found.items() if versions[0] != versions[1]}
 
 
-def _version_numbers(scored: BatchSnapshot, batch: str) -> list[int]:
-    numbers = (pc.unique(rows.column("model_version")) for rows in scored.read(batch, ["model_version"]))
-    return sorted({number for part in numbers for number in part.to_pylist() if number is not None})
+def _versions(scored: BatchSnapshot, batch: str) -> list[tuple[str, int]]:
+    """The versions that wrote a batch, each with the name of its registered model, which may have been another one."""
+    columns = ["model_name", "model_version"]
+    tables = (pa.Table.from_batches([rows]).group_by(columns).aggregate([]) for rows in scored.read(batch, columns))
+    found = {(row["model_name"], row["model_version"]) for table in tables for row in table.to_pylist()}
+    return sorted((name, number) for name, number in found if number is not None)
 
 
-def _one_model(settings: Settings, keys: AssetKeys, tables: PipelineTables) -> Check:
+def _one_model(keys: AssetKeys, tables: PipelineTables) -> Check:
     def evaluate(lake: Lake, registry: ModelRegistry) -> dg.AssetCheckResult:
         """Compare the digests of the versions that wrote a batch."""
-        from batch_assets.models.registry import digest_of
+        from batch_assets.models.registry import RegisteredModel, digest_of
 
-        scored, model = lake.open(tables.scored), registry.model(settings)
+        scored = lake.open(tables.scored)
         wrong = {}
         for batch in _mixed_versions(scored):
-            numbers = _version_numbers(scored, batch)
-            digests = {digest_of(registry.client, model.version(number)) for number in numbers}
+            versions = _versions(scored, batch)
+            digests = {
+                digest_of(registry.client, RegisteredModel(registry.client, name).version(number))
+                for name, number in versions
+            }
             if len(digests) > 1:
-                wrong[batch] = f"versions {', '.join(str(number) for number in numbers)} have different digests"
+                wrong[batch] = f"versions {', '.join(str(number) for _, number in versions)} have different digests"
         return result(wrong)
 
     description = "One model wrote all answers of a batch: if several versions wrote it, they have the same digest."

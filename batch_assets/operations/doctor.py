@@ -16,6 +16,7 @@ from batch_assets.lake.lake import Lake
 from batch_assets.locks import is_held
 from batch_assets.models.checkpoint_sources import checkpoint_source
 from batch_assets.models.smollm2 import gguf_file
+from batch_assets.operations.preflight import shared_champion
 from batch_assets.operations.run import run_lock
 from batch_assets.pipelines.deployment import Deployment
 from batch_assets.resources.java import check_java
@@ -178,25 +179,34 @@ def _nearest_existing(folder: Path) -> Path:
 
 
 def _model(settings: Settings) -> list[Finding]:
+    if settings.shared_model is not None:
+        champion, owner = shared_champion(settings), settings.shared_model
+        if champion is None:
+            found = f"the pipeline {owner}, whose model is used, has no champion yet"
+            return [Finding(WARNING, "model", found, f"run 'batch-assets run {owner}' first")]
+        found = f"version {champion.number} of {champion.name}, the champion of the pipeline {owner}"
+        return [Finding(OK, "model", found)]
     is_here = _weights(settings) is not None
     checkpoint_source(settings).check(quickly=True)
     return [Finding(OK, "model", f"{settings.model} {'is available' if is_here else 'can be downloaded from the hub'}")]
 
 
 def _data(settings: Settings) -> list[Finding]:
-    used = [("scoring", scored_dataset(settings)), ("evaluation", evaluation_dataset(settings))]
-    found = [Finding(OK, "data set", f"{dataset.name} for {use}") for use, dataset in used]
+    found = [Finding(OK, "data set", f"{scored_dataset(settings).name} for scoring")]
     if settings.is_in_place:
         documents = find_documents(Lake.of(settings, fail_fast=True), settings, tables_of(settings))
         there = f"{documents.rows()} rows in {len(documents.batches())} batches"
-        found[0] = Finding(OK, "source", f"{source_name(settings)}: {there}")
+        found = [Finding(OK, "source", f"{source_name(settings)}: {there}")]
+    if settings.shared_model is None:
+        found.append(Finding(OK, "data set", f"{evaluation_dataset(settings).name} for evaluation"))
     return found
 
 
 def _hub(settings: Settings) -> list[Finding]:
-    datasets = dict.fromkeys(name for name in (settings.dataset, settings.evaluation_dataset) if name is not None)
-    wanted = [name for name in datasets if is_on_hub(name)]
-    if not wanted and not checkpoint_source(settings).is_on_hub:
+    has_model = settings.shared_model is None
+    names = (settings.dataset, settings.evaluation_dataset if has_model else None)
+    wanted = [name for name in dict.fromkeys(names) if name is not None and is_on_hub(name)]
+    if not wanted and not (has_model and checkpoint_source(settings).is_on_hub):
         return [Finding(OK, "hub", "not needed: the model and the data sets are not from the hub")]
     return [_hub_dataset(settings, name) for name in wanted]
 

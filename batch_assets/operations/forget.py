@@ -200,7 +200,12 @@ def _remove_example(lake: Lake, tables: PipelineTables, batch: str, document_id:
 
 
 def _replace_reports(client: MlflowClient, settings: Settings, document_id: str) -> None:
-    """Replace reports that are stored with versions and show a document; the next run writes a new one."""
+    """Replace reports that are stored with versions and show a document; the next run writes a new one.
+
+    Those of a shared model show the documents of its owner.
+    """
+    if settings.shared_model is not None:
+        return
     import mlflow
 
     from batch_assets.models.registry import RegisteredModel

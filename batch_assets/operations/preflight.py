@@ -1,19 +1,23 @@
 """Checks that run before any asset is touched."""
 
 import socket
+from typing import TYPE_CHECKING
 
 from batch_assets.ai_functions.endpoints import check_key, configured_endpoint
 from batch_assets.engines.catalog import ENGINES
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.lake import Lake
 from batch_assets.models.checkpoint_sources import checkpoint_source
-from batch_assets.models.tracking import connect
+from batch_assets.models.tracking import connect, existing_client
 from batch_assets.resources.java import check_java
 from batch_assets.settings import Settings, named
 from batch_assets.sources.configured import evaluation_dataset, scored_dataset
 from batch_assets.sources.dataset import Dataset
 from batch_assets.sources.documents import find_documents
 from batch_assets.tasks.output_tables import tables_of
+
+if TYPE_CHECKING:
+    from batch_assets.models.registry import Version
 
 
 def check_run(settings: Settings) -> Dataset:
@@ -24,10 +28,15 @@ def check_run(settings: Settings) -> Dataset:
 
     Raises:
         BatchAssetsError: Java, the model, the engine, the data set, the endpoint, the lake or the MLflow store is not
-            available; no asset was touched.
+            available, or a shared model has no champion yet; no asset was touched.
     """
     check_java()
     check_pipeline(settings)
+    if settings.shared_model is not None and shared_champion(settings) is None:
+        raise BatchAssetsError(
+            f"the pipeline {settings.shared_model}, whose model the pipeline {settings.pipeline} uses, has no champion "
+            f"yet: run 'batch-assets run {settings.shared_model}' first"
+        )
     lake = Lake.of(settings)
     for table in tables_of(settings).all:
         if lake.exists(table):
@@ -42,7 +51,8 @@ def check_pipeline(settings: Settings) -> None:
     Raises:
         BatchAssetsError: one of them is not available.
     """
-    checkpoint_source(settings).check()
+    if settings.shared_model is None:
+        checkpoint_source(settings).check()
     engine = ENGINES.get(settings.engine)
     if engine is not None and not engine.is_installed:
         raise BatchAssetsError(
@@ -55,7 +65,20 @@ def check_pipeline(settings: Settings) -> None:
     scored_dataset(settings).check()
     if settings.is_in_place:
         find_documents(Lake.of(settings), settings, tables_of(settings)).batches()
-    evaluation_dataset(settings).held_out(1)
+    if settings.shared_model is None:
+        evaluation_dataset(settings).held_out(1)
+
+
+def shared_champion(settings: Settings) -> "Version | None":
+    """The champion of a shared model; None if its owner has none yet.
+
+    Raises:
+        BatchAssetsError: the MLflow store can't be used.
+    """
+    from batch_assets.models.registry import CHAMPION, RegisteredModel
+
+    client = existing_client(settings)
+    return None if client is None else RegisteredModel.of(client, settings).with_alias(CHAMPION)
 
 
 def check_port(port: int, setting: str) -> None:

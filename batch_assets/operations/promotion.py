@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 
+from batch_assets.errors import BatchAssetsError
 from batch_assets.graph.champion_model import PROMOTION_POOL
 from batch_assets.graph.pipeline_names import PROMOTE, ROLLBACK, AssetKeys, prefixed
 from batch_assets.graph.signatures import with_known_signature
@@ -13,12 +14,21 @@ from batch_assets.settings import Settings
 from batch_assets.sources.configured import evaluation_dataset
 
 
+def _refuse_shared(settings: Settings) -> None:
+    if settings.shared_model is not None:
+        raise BatchAssetsError(
+            f"the pipeline {settings.pipeline} uses the model of the pipeline {settings.shared_model}, and only that "
+            f"pipeline promotes it: use --pipeline {settings.shared_model}"
+        )
+
+
 def promote_version(settings: Settings, number: int, report: Callable[[str], None]) -> str:
     """Make a version the champion, and return a message about it.
 
     Raises:
-        BatchAssetsError: the version does not exist or can't be loaded.
+        BatchAssetsError: another pipeline owns the model, or the version does not exist or can't be loaded.
     """
+    _refuse_shared(settings)
     from batch_assets.models.promotion import promote_by_hand
 
     documents = evaluation_dataset(settings).held_out(settings.evaluation_rows)
@@ -31,8 +41,9 @@ def roll_back(settings: Settings) -> str:
     """Swap the champion and the previous champion, and return a message about it.
 
     Raises:
-        BatchAssetsError: there is no previous champion.
+        BatchAssetsError: another pipeline owns the model, or there is no previous champion.
     """
+    _refuse_shared(settings)
     from batch_assets.models.promotion import rollback
 
     version = rollback(ModelRegistry(settings).model(settings))
@@ -40,7 +51,9 @@ def roll_back(settings: Settings) -> str:
 
 
 def promotion_jobs(settings: Settings) -> list[dg.JobDefinition]:
-    """The jobs that promote a version of a pipeline's model by hand, and roll back."""
+    """The jobs that promote a version of a pipeline's model by hand, and roll back; none if another one owns it."""
+    if settings.shared_model is not None:
+        return []
 
     @dg.op(
         name=prefixed(settings.pipeline, "promote_champion"),

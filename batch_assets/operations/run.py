@@ -56,9 +56,12 @@ def run_graph(
 
     dataset = check_run(settings)
     batches = _batches(settings, dataset)
-    report(f"{len(batches)} batches of {dataset.name}, model {settings.model}, state in {settings.home}")
-    report("preparing the checkpoint (about 15 seconds the first time)")
-    generation_parameters(checkpoint_source(settings).load(), settings)
+    shared = settings.shared_model
+    model = settings.model if shared is None else f"of the pipeline {shared}"
+    report(f"{len(batches)} batches of {dataset.name}, model {model}, state in {settings.home}")
+    if shared is None:
+        report("preparing the checkpoint (about 15 seconds the first time)")
+        generation_parameters(checkpoint_source(settings).load(), settings)
     inputs = digest_of_inputs(settings, dataset)
     with open_instance(settings) as instance:
         for run_id in [*close_dead_runs(instance, settings.pipeline), *close_orphaned_runs(instance)]:

@@ -11,7 +11,7 @@ import dagster as dg
 from batch_assets.errors import BatchAssetsError
 from batch_assets.graph.observation import stale_batches_now
 from batch_assets.graph.partitions import batches_of, busy_batches, known_batches
-from batch_assets.graph.pipeline_names import AssetKeys
+from batch_assets.graph.pipeline_names import champion_key
 from batch_assets.graph.quality_checks import quality_checks
 from batch_assets.graph.table_checks import table_checks
 from batch_assets.lake.counts import Counts, counts_by_batch
@@ -54,9 +54,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Champion:
-    """The champion; ``since`` is when Dagster first recorded it, None if it has not."""
+    """The champion; ``since`` is when Dagster first recorded it, None if it has not. ``pipeline`` promotes it."""
 
     model: str
+    pipeline: str
     version: int
     score_name: str
     score: float | None
@@ -189,8 +190,9 @@ def champion_of(instance: dg.DagsterInstance, settings: Settings) -> Champion | 
         metrics: Mapping[str, float] = client.get_run(version.run_id).data.metrics if version.run_id else {}
     except MlflowException as error:
         raise BatchAssetsError(f"the model registry can't be read: {error.message}") from error
-    since = _since(instance, AssetKeys(settings.pipeline).champion, version.number)
-    return Champion(version.name, version.number, score_name, metrics.get(score_name), since)
+    since = _since(instance, champion_key(settings), version.number)
+    score = metrics.get(score_name)
+    return Champion(version.name, settings.model_owner, version.number, score_name, score, since)
 
 
 def _since(instance: dg.DagsterInstance, champion: dg.AssetKey, number: int) -> str | None:

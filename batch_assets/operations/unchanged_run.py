@@ -14,6 +14,7 @@ from batch_assets.graph.partitions import known_batches
 from batch_assets.graph.pipeline_names import MATERIALIZE_ALL, prefixed
 from batch_assets.lake.forgotten import forgotten
 from batch_assets.lake.lake import Lake
+from batch_assets.mlflow_client import MlflowClient
 from batch_assets.models.checkpoint_sources import checkpoint_source
 from batch_assets.models.model_runs import find_run, search_runs
 from batch_assets.models.registry import CHAMPION, RegisteredModel
@@ -38,17 +39,17 @@ def digest_of_inputs(settings: Settings, dataset: Dataset) -> str:
     Raises:
         BatchAssetsError: a data set or the checkpoint can't be read.
     """
-    endpoints = settings.endpoints
+    endpoints, is_shared = settings.endpoints, settings.shared_model is not None
     return _digest(
         {
             "settings": {name: redacted(str(value)) for name, value in settings},
             "packages": sorted(_packages()),
             "code": _files(_PACKAGE),
-            "checkpoint": _files(checkpoint_source(settings).load().folder),
+            "checkpoint": None if is_shared else _files(checkpoint_source(settings).load().folder),
             "data_set": {batch: dataset.provenance(batch) for batch in dataset.batches()},
             "waiting": landing_folder(settings).pending() if settings.is_landing and settings.dataset is None else None,
             "table": _version_of_source(settings),
-            "evaluation": [part.provenance for part in evaluation_dataset(settings).parts()],
+            "evaluation": None if is_shared else [part.provenance for part in evaluation_dataset(settings).parts()],
             "endpoints": endpoints.read_text(encoding="utf-8") if endpoints and endpoints.exists() else None,
         }
     )
@@ -100,7 +101,6 @@ def record_state(instance: dg.DagsterInstance, settings: Settings, batches: Sequ
     if state is None or last is None or client is None:
         return
     model = RegisteredModel.of(client, settings)
-    registered = {version.run_id for version in model.versions()}
     champion = model.with_alias(CHAMPION)
     lake = Lake.of(settings)
     tables = tables_of(settings)
@@ -110,8 +110,16 @@ def record_state(instance: dg.DagsterInstance, settings: Settings, batches: Sequ
     stale = stale_batches_now(instance, settings, documents, output, None if champion is None else champion.number)
     unfinished = unfinished_batches(documents, output, answered, quality, frozenset())
     needs_work = {*stale, *unfinished} & {*batches}
-    if find_run(client, settings).run_id in registered and not needs_work:
+    if _is_registered(client, settings) and not needs_work:
         instance.add_run_tags(last.run_id, {STATE_TAG: state})
+
+
+def _is_registered(client: MlflowClient, settings: Settings) -> bool:
+    """Whether the run that the settings select has a version; the owner of a shared model sees to that."""
+    if settings.shared_model is not None:
+        return True
+    registered = {version.run_id for version in RegisteredModel.of(client, settings).versions()}
+    return find_run(client, settings).run_id in registered
 
 
 def _last_run(instance: dg.DagsterInstance, settings: Settings) -> dg.DagsterRun | None:
@@ -130,6 +138,8 @@ def _state(settings: Settings, inputs: str) -> str | None:
     if client is None or not all(lake.exists(table) for table in tables):
         return None
     model = RegisteredModel.of(client, settings)
+    # Runs without a version don't concern a pipeline that uses a shared model.
+    runs = [] if settings.shared_model is not None else search_runs(client, settings, "", [])
     return _digest(
         {
             "inputs": inputs,
@@ -137,7 +147,7 @@ def _state(settings: Settings, inputs: str) -> str | None:
             "forgotten": sorted(forgotten(lake)),
             "aliases": model.aliases(),
             "versions": [(one.number, one.run_id, one.tags) for one in model.versions()],
-            "runs": [(run.run_id, run.tags, run.metrics) for run in search_runs(client, settings, "", [])],
+            "runs": [(run.run_id, run.tags, run.metrics) for run in runs],
         }
     )
 

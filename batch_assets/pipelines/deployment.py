@@ -9,7 +9,13 @@ from typing import Any, TypeAlias
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.contracts import PipelineTables
 from batch_assets.lake.lake import Lake
-from batch_assets.pipelines.pipeline import PipelineError, default_pipeline_settings, settings_of
+from batch_assets.pipelines.pipeline import (
+    PipelineError,
+    borrowers_among,
+    default_pipeline_settings,
+    owner_in,
+    settings_of,
+)
 from batch_assets.pipelines.pipeline_files import attributes_in, files_in, located
 from batch_assets.settings import DEFAULT_PIPELINE, IN_PIPELINE_FILES, Settings, load_settings
 from batch_assets.tasks.output_tables import tables_of
@@ -103,31 +109,42 @@ def _read(
 ) -> Deployment:
     problems: list[BrokenPipeline] = []
     taken = _Places()
+    owners: dict[str, Settings | str] = {}
 
     def read(file: Path, attributes: Mapping[str, Any]) -> Settings | None:
         try:
             if attributes["name"] == DEFAULT_PIPELINE:
                 settings = default_pipeline_settings(attributes, deployment, os.environ, root)
             else:
-                settings = settings_of(attributes, deployment, root)
+                settings = settings_of(attributes, deployment, root, owners)
             taken.take(settings, str(file))
         except PipelineError as error:
-            problems.append(BrokenPipeline(str(attributes["name"]), file, located(file, error)))
+            refuse(str(attributes["name"]), file, located(file, error))
             return None
+        if settings.shared_model is None:
+            owners[settings.pipeline] = settings
         return settings
+
+    def refuse(name: str, file: Path, message: str) -> None:
+        problems.append(BrokenPipeline(name, file, message))
+        owners.setdefault(name, "its file is not valid; fix it first")
 
     written: dict[Path, Mapping[str, Any]] = {}
     for file in files:
         try:
             written[file] = {"name": None, **attributes_of(file)}
         except BatchAssetsError as error:
-            problems.append(BrokenPipeline(file.stem, file, str(error)))
-    # The default pipeline first: it keeps its places whatever other files say.
-    ordered = sorted(written.items(), key=lambda item: item[1]["name"] != DEFAULT_PIPELINE)
+            refuse(file.stem, file, str(error))
+    owners |= borrowers_among(written.values())
+    # The default pipeline first: it keeps its places whatever other files say. Owners of models before their users.
+    ordered = sorted(
+        written.items(), key=lambda item: (item[1]["name"] != DEFAULT_PIPELINE, owner_in(item[1]) is not None)
+    )
     found: list[Settings] = []
     if not any(attributes["name"] == DEFAULT_PIPELINE for attributes in written.values()):
         taken.take(deployment, _WITHOUT_FILE)
         found.append(deployment)
+        owners[DEFAULT_PIPELINE] = deployment
     file_of: dict[str, Path] = {}
     for file, attributes in ordered:
         settings = read(file, attributes)
@@ -178,6 +195,24 @@ def chained(settings: Settings, others: Mapping[str, Settings]) -> Settings:
     output = _pipeline_tables(chained(upstream, others)).scored
     location = Lake.of(upstream).table_uri(output)
     return settings.model_copy(update={"upstream_table": location, "text": settings.text or output.output_column})
+
+
+def settings_together(
+    pipelines: Sequence[Mapping[str, Any]], deployment: Settings, root: Path | None = None
+) -> list[Settings]:
+    """The settings of pipelines with these fields, in the same order; one may use the model or the output of another.
+
+    Raises:
+        PipelineError: a field is not valid, or two pipelines would write to the same place.
+    """
+    owners = borrowers_among(pipelines)
+    found: dict[int, Settings] = {}
+    for number in sorted(range(len(pipelines)), key=lambda number: owner_in(pipelines[number]) is not None):
+        found[number] = settings = settings_of(pipelines[number], deployment, root or Path.cwd(), owners)
+        owners.setdefault(settings.pipeline, settings)
+    refuse_collisions((one, f"the pipeline {one.pipeline}") for one in found.values())
+    known = {one.pipeline: one for one in found.values()}
+    return [chained(found[number], known) for number in range(len(pipelines))]
 
 
 def refuse_collisions(pipelines: Iterable[tuple[Settings, str]]) -> None:
@@ -232,7 +267,9 @@ class _Places:
 def _places(settings: Settings) -> list[tuple[str, str]]:
     """Everything that a pipeline writes to, each with its kind."""
     lake = Lake.of(settings)
-    places = [("name", settings.pipeline.lower()), ("model", settings.registered_model.lower())]
+    places = [("name", settings.pipeline.lower())]
+    if settings.shared_model is None:
+        places.append(("model", settings.registered_model.lower()))
     places += [("table", lake.full_name(table).lower()) for table in _pipeline_tables(settings).all]
     if settings.is_landing:
         places.append((_LANDING, settings.landing_folder.rstrip("/").lower()))

@@ -3,18 +3,21 @@
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.settings import (
+    DECIDED_BY_OWNER,
     DEFAULT_PIPELINE,
     EMBEDDED_ENDPOINT,
     IN_PIPELINE_FILES,
+    SET_BY_OWNER,
     SOURCES,
+    TASK_FIELDS,
     Settings,
     complete_settings,
     variables,
@@ -28,6 +31,9 @@ _PATHS = ("dataset", "evaluation_dataset", "model", "landing", "source_url")
 
 # Settings that have a default in the default pipeline only.
 OTHERWISE_UNSET = ("pipeline", "dataset", "reference", "endpoint", "model_name")
+
+# Pipelines by name: their settings, or why others can't use their models.
+ModelOwners: TypeAlias = Mapping[str, Settings | str]
 
 
 class PipelineError(BatchAssetsError):
@@ -46,7 +52,7 @@ class Pipeline:
         source: ``dataset``, ``landing``, ``table``, ``url`` or ``pipeline``, and how it is split into batches.
         columns: which columns hold the id, the text and the reference, and which are carried along.
         task: ``kind`` and what it needs.
-        model: the checkpoint, and how it is run and promoted.
+        model: the checkpoint, and how it is run and promoted; or the pipeline whose model is used.
         ai_query: the endpoint; without it, there is no asset for SQL.
         evaluation: the held-out documents.
         output: the table and the column of the answers.
@@ -83,26 +89,30 @@ class Pipeline:
         given = {section: value for section, value in sections.items() if value is not None}
         self.attributes: Mapping[str, Any] = {"name": name, "source": source, "schedule": schedule, **given}
 
-    def settings(self, deployment: Settings, root: Path | None = None) -> Settings:
+    def settings(self, deployment: Settings, root: Path | None = None, others: ModelOwners | None = None) -> Settings:
         """The settings of this pipeline in a deployment.
 
         Args:
             deployment: the settings of the deployment.
             root: where relative paths start; by default, the current folder.
+            others: the other pipelines, one of which may own the model.
 
         Raises:
             PipelineError: a field is unknown or not valid.
         """
-        return settings_of(self.attributes, deployment, root or Path.cwd())
+        return settings_of(self.attributes, deployment, root or Path.cwd(), others)
 
 
-def settings_of(attributes: Mapping[str, Any], deployment: Settings, root: Path) -> Settings:
+def settings_of(
+    attributes: Mapping[str, Any], deployment: Settings, root: Path, others: ModelOwners | None = None
+) -> Settings:
     """The settings of the pipeline with these fields.
 
     Args:
         attributes: the fields, in their sections.
         deployment: the settings of the deployment, which are also those of its default pipeline.
         root: where relative paths start.
+        others: the other pipelines, one of which may own the model.
 
     Raises:
         PipelineError: a field is unknown or not valid.
@@ -115,6 +125,8 @@ def settings_of(attributes: Mapping[str, Any], deployment: Settings, root: Path)
     if sum(own[source] is not None for source in SOURCES) != 1:
         kinds = [IN_PIPELINE_FILES[source].removeprefix("source.") for source in SOURCES]
         raise PipelineError(f"name exactly one kind of source: {', '.join(kinds[:-1])} or {kinds[-1]}", "source")
+    if values.get("shared_model") is not None:
+        own |= _values_of_owner(name, values, others or {})
     shared = {field: getattr(deployment, field) for field in Settings.model_fields if field not in own}
     return _validated({**shared, **own})
 
@@ -132,6 +144,10 @@ def default_pipeline_settings(
     for field in values:
         if field not in known:
             path = IN_PIPELINE_FILES[field]
+            if field == "shared_model":
+                raise PipelineError(
+                    f"{path}: the pipeline {DEFAULT_PIPELINE} has a model of its own; remove {path}", path
+                )
             raise PipelineError(
                 f"{path}: the tables of the pipeline {DEFAULT_PIPELINE} are fixed; write another pipeline", path
             )
@@ -141,6 +157,57 @@ def default_pipeline_settings(
         if field not in known or known[field] not in environment
     }
     return _validated({**{field: getattr(deployment, field) for field in Settings.model_fields}, **given})
+
+
+def owner_in(attributes: Mapping[str, Any]) -> object:
+    """The pipeline whose model a pipeline with these fields uses; None if it has its own."""
+    section = attributes.get("model")
+    return section.get("pipeline") if isinstance(section, Mapping) else None
+
+
+def borrowers_among(pipelines: Iterable[Mapping[str, Any]]) -> dict[str, Settings | str]:
+    """The pipelines among these that use the model of another, so that others can't name them as its owner."""
+    owners = {str(attributes.get("name")): owner_in(attributes) for attributes in pipelines}
+    return {name: f"it uses that of {owner}, so name {owner}" for name, owner in owners.items() if owner is not None}
+
+
+def _values_of_owner(name: str, values: Mapping[str, Any], others: ModelOwners) -> dict[str, Any]:
+    """What a pipeline has from the owner of its model; its own fields must not contradict it.
+
+    Raises:
+        PipelineError: there is no such owner, or a field contradicts it.
+    """
+    place = IN_PIPELINE_FILES["shared_model"]
+    named, usable = values["shared_model"], sorted(other for other, one in others.items() if isinstance(one, Settings))
+    owner = others.get(named) if isinstance(named, str) else None
+    hint = f"name {' or '.join(usable)}" if usable else "no other pipeline can be used here"
+    if named == name:
+        raise PipelineError(f"{place}: this is the pipeline itself; name another one, or remove {place}", place)
+    if owner is None:
+        raise PipelineError(f"{place}: there is no pipeline {named}; {hint}", place)
+    if isinstance(owner, str):
+        raise PipelineError(f"{place}: the model of the pipeline {named} can't be used: {owner}", place)
+    for field in (*DECIDED_BY_OWNER, *TASK_FIELDS):
+        path = IN_PIPELINE_FILES[field]
+        if field in values and field in DECIDED_BY_OWNER:
+            raise PipelineError(f"{path}: the pipeline {named} decides this; remove it, or remove {place}", path)
+        if field in values and _comparable(field, values[field]) != getattr(owner, field):
+            raise PipelineError(
+                f"{path}: it differs from that of the pipeline {named}, whose model is used; remove the section task",
+                path,
+            )
+    return {
+        field: getattr(owner, field)
+        for field in ("experiment", *DECIDED_BY_OWNER, *TASK_FIELDS, *SET_BY_OWNER)
+        if field not in values
+    }
+
+
+def _comparable(field: str, value: Any) -> Any:
+    """A value of a task's field as settings hold it."""
+    if field != "labels" or not isinstance(value, list | Mapping):
+        return value
+    return tuple(value.items()) if isinstance(value, Mapping) else tuple((label, None) for label in value)
 
 
 def _validated(values: Mapping[str, Any]) -> Settings:

@@ -4,7 +4,7 @@ from typing import Any
 
 from batch_assets.pipelines.pipeline import OTHERWISE_UNSET
 from batch_assets.pipelines.pipeline_files import COMPONENT
-from batch_assets.settings import IN_PIPELINE_FILES, Settings
+from batch_assets.settings import DECIDED_BY_OWNER, IN_PIPELINE_FILES, Settings
 
 # Files write these more freely than the values that they become.
 _AS_WRITTEN: dict[str, dict[str, Any]] = {
@@ -34,6 +34,9 @@ def pipeline_schema() -> dict[str, Any]:
             continue
         default: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
         attributes.setdefault(section, default)["properties"][field] = schema
+    decided = [IN_PIPELINE_FILES[name] for name in DECIDED_BY_OWNER]
+    refused = [path.removeprefix("model.") for path in decided if path.startswith("model.")]
+    attributes["model"]["dependentSchemas"] = {"pipeline": {"properties": dict.fromkeys(refused, False)}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A pipeline of batch_assets",

@@ -30,6 +30,7 @@ _LINES = (
     ('    # prompt: "Write a title.\\n\\n{{document}}"', "for generation"),
     ("  model:", ""),
     ("    checkpoint: smollm2", "or a local folder, or a model of the hub"),
+    ("    # pipeline: other", "instead of a checkpoint: use the champion of another pipeline"),
     ("    rescore: none", "which batches a new champion makes stale: none, latest or all"),
     ("  # ai_query: {{endpoint: smollm2, limit: 10}}", "a second set of answers, by SQL"),
     ("  evaluation:", "documents with references that models are evaluated on"),
