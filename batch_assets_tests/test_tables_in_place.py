@@ -21,7 +21,7 @@ from batch_assets.graph.partitions import known_batches, register_batches
 from batch_assets.graph.pipeline_names import LAND_BATCHES, MATERIALIZE_ALL, SCORE_BATCHES
 from batch_assets.lake.lake import Lake
 from batch_assets.operations.local_runs import materialize
-from batch_assets.operations.status import status_of
+from batch_assets.operations.status import batches_in
 from batch_assets.pipelines.deployment import load_deployment
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import PREFIX, Settings
@@ -198,7 +198,7 @@ def test_a_deleted_batch_goes_from_the_answers_and_then_from_those_of_the_chain(
         assert in_place.run(pipeline, SCORE_BATCHES, days) == []
         assert in_place.rows(pipeline, "scored", "2026-01-02") == []
         assert in_place.tick(pipeline) == []
-        states = {batch.batch: batch.state for batch in status_of(in_place.settings(pipeline)).batches}
+        states = {batch.batch: batch.state for batch in batches_in(in_place.instance, in_place.settings(pipeline), None)}
         assert states["2026-01-02"] == "empty"
 
 
