@@ -198,7 +198,9 @@ def test_a_deleted_batch_goes_from_the_answers_and_then_from_those_of_the_chain(
         assert in_place.run(pipeline, SCORE_BATCHES, days) == []
         assert in_place.rows(pipeline, "scored", "2026-01-02") == []
         assert in_place.tick(pipeline) == []
-        states = {batch.batch: batch.state for batch in batches_in(in_place.instance, in_place.settings(pipeline), None)}
+        states = {
+            batch.batch: batch.state for batch in batches_in(in_place.instance, in_place.settings(pipeline), None)
+        }
         assert states["2026-01-02"] == "empty"
 
 

@@ -9,8 +9,9 @@ from batch_assets.lake.snapshot import Snapshot, is_table
 from batch_assets.names import check_name
 from batch_assets.settings import COMMIT, Settings, redacted
 from batch_assets.sources.batch_keys import BatchColumn
+from batch_assets.sources.batching import Batching, ColumnBatching, CommitBatching
 from batch_assets.sources.column_mapping import ColumnMapping
-from batch_assets.sources.document_view import Batching, ColumnBatching, CommitBatching, DocumentView
+from batch_assets.sources.document_view import DocumentView
 
 # The rows that were in a table before a pipeline saw it form batches of this many, unless source.batch_rows says other.
 _FIRST_ROWS = 10_000

@@ -1,0 +1,275 @@
+"""How the rows of a table of another writer are split into batches: by the values of a column, or by commit."""
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import pyarrow.compute as pc
+
+from batch_assets.errors import BatchAssetsError
+from batch_assets.lake.commit_log import log_entries
+from batch_assets.lake.partition_values import from_log
+from batch_assets.lake.snapshot import DataFile, Snapshot
+from batch_assets.sources.batch_keys import BatchColumn
+
+# The longest texts in statistics are cut: https://github.com/delta-io/delta/blob/master/PROTOCOL.md#per-file-statistics
+_WHOLE_IN_STATISTICS = 32
+# Files whose batches are remembered in this process.
+_MOST_REMEMBERED = 200_000
+
+# The batches of data files, which never change: rows by key. A file that a commit removed may be gone.
+_remembered: dict[tuple[object, ...], Mapping[str, int]] = {}
+
+
+class Batching(ABC):
+    """How the rows of a table are split into batches."""
+
+    @abstractmethod
+    def files(self) -> Mapping[str, Mapping[DataFile, int]]:
+        """The files of each batch, with the number of its rows in each."""
+
+    @abstractmethod
+    def changed(self, actions: Sequence[Mapping[str, Any]], version: int) -> set[str] | None:
+        """The batches whose rows a commit may have changed; None if that can't be found out."""
+
+    @abstractmethod
+    def is_gone(self, key: str) -> bool:
+        """Whether a batch that has no files is not in the table any more."""
+
+    @property
+    @abstractmethod
+    def column(self) -> BatchColumn | None:
+        """The column that tells the batch of a row; None if all rows of a file are in its batch."""
+
+
+class ColumnBatching(Batching):
+    """The values of a column are the batches.
+
+    A commit that adds or removes files makes the batches in them stale, a rearrangement of rows does not.
+    """
+
+    def __init__(self, stored: Snapshot, column: BatchColumn, called: str, most: int) -> None:
+        column.check(stored.schema, called)
+        self._stored = stored
+        self._column = column
+        self._called = called
+        self._most = most
+
+    @property
+    def column(self) -> BatchColumn | None:
+        """The column."""
+        return self._column
+
+    @cached_property
+    def _files(self) -> dict[str, dict[DataFile, int]]:
+        found: dict[str, dict[DataFile, int]] = {}
+        for file in self._stored.files():
+            for key, rows in self._batches_in(file).items():
+                found.setdefault(key, {})[file] = rows
+            if len(found) > self._most:
+                raise BatchAssetsError(
+                    f"{self._column.name} of {self._called} makes more than {self._most} batches: batch by another "
+                    "column, or raise source.max_batches"
+                )
+        return found
+
+    def files(self) -> Mapping[str, Mapping[DataFile, int]]:
+        """The files of each batch, with the number of its rows in each."""
+        return self._files
+
+    def changed(self, actions: Sequence[Mapping[str, Any]], version: int) -> set[str] | None:
+        """The batches in the files that a commit added or removed."""
+        keys: set[str] = set()
+        for action in actions:
+            change = action.get("add") or action.get("remove")
+            if change is None or not change.get("dataChange", True):
+                continue
+            found = self._keys_of(change)
+            if found is None:
+                return None
+            keys |= found
+        return keys
+
+    def is_gone(self, key: str) -> bool:
+        """Always: the files have all batches."""
+        return True
+
+    def _keys_of(self, change: Mapping[str, Any]) -> set[str] | None:
+        """The batches in a file that the log names."""
+        stored, name = self._stored, self._column.name
+        if name in stored.partition_columns:
+            values = change.get("partitionValues")
+            if not values:
+                return None
+            return {self._column.key(from_log({name: values.get(name)}, stored.schema)[name])}
+        known = _remembered.get(self._place(change["path"]))
+        if known is not None:
+            return set(known)
+        live = self._live.get(change["path"])
+        if live is not None:
+            return set(self._batches_in(live))
+        try:
+            return set(self._read(_data_file(stored, change)))
+        except FileNotFoundError:  # it was vacuumed
+            return None
+
+    @cached_property
+    def _live(self) -> dict[str, DataFile]:
+        return {file.log_path: file for file in self._stored.files()}
+
+    def _place(self, log_path: str) -> tuple[object, ...]:
+        return self._stored.table_id, self._column, log_path
+
+    def _batches_in(self, file: DataFile) -> Mapping[str, int]:
+        """The batches in a file, with their rows."""
+        if self._column.name in self._stored.partition_columns:
+            value = file.partition[self._stored.partition_columns.index(self._column.name)]
+            return {self._column.key(value): self._stored.count([file])}
+        only = self._only_batches.get(file.log_path)
+        return self._read(file) if only is None or file.rows is None else {only: file.rows}
+
+    def _read(self, file: DataFile) -> Mapping[str, int]:
+        place = self._place(file.log_path)
+        if place not in _remembered:
+            counts: Counter[str] = Counter()
+            for rows in self._stored.read_files([file], [self._column.name]):
+                for found in pc.value_counts(self._column.keys(rows.column(0)).dictionary_decode()).to_pylist():
+                    counts[found["values"]] += found["counts"]
+            if len(_remembered) >= _MOST_REMEMBERED:
+                _remembered.clear()
+            _remembered[place] = counts
+        return _remembered[place]
+
+    @cached_property
+    def _only_batches(self) -> dict[str, str]:
+        """The files whose statistics say that all their rows are in one batch, with its key."""
+        name = self._column.name
+        columns = [f"min.{name}", f"max.{name}", f"null_count.{name}"]
+        actions = self._stored.add_actions()
+        if not {*columns} <= {*actions.column_names}:
+            return {}
+        found = {}
+        for action in actions.select(["path", *columns]).to_pylist():
+            low, high, nulls = (action[column] for column in columns)
+            if low is None or high is None or nulls != 0:
+                continue
+            if isinstance(low, str) and len(low.encode()) >= _WHOLE_IN_STATISTICS:
+                continue
+            if self._column.key(low) == self._column.key(high):
+                found[action["path"]] = self._column.key(low)
+        return found
+
+
+class CommitBatching(Batching):
+    """What one commit appended is one batch, and the rows that were there before form the first ones.
+
+    Args:
+        stored: the table.
+        called: what messages call it.
+        pipeline: the pipeline that reads it.
+        began: id and version of the table when the pipeline first saw it.
+        rows: maximum number of rows of a batch of the first version, unless a single file has more.
+        most: maximum number of batches.
+    """
+
+    def __init__(
+        self, stored: Snapshot, called: str, pipeline: str, began: tuple[str, int], rows: int, most: int
+    ) -> None:
+        self._stored = stored
+        self._called = called
+        self._pipeline = pipeline
+        self._began = began
+        self._rows = rows
+        self._most = most
+
+    @property
+    def column(self) -> BatchColumn | None:
+        """None: a file has the rows of one batch."""
+        return None
+
+    def changed(self, actions: Sequence[Mapping[str, Any]], version: int) -> set[str] | None:
+        """The batches that a version appended."""
+        if version == self._began[1]:
+            return set(self._first)
+        key = _version_key(version)
+        return {key} if key in self._files else set()
+
+    def files(self) -> Mapping[str, Mapping[DataFile, int]]:
+        """The files of each batch, with their rows."""
+        return self._files
+
+    def is_gone(self, key: str) -> bool:
+        """Whether the batch is from before the pipeline started again; entries that the log lost keep their batches."""
+        found = re.match(r"version-(\d+)", key)
+        return found is None or not self._began[1] <= int(found[1]) <= self._stored.version
+
+    @cached_property
+    def _first(self) -> dict[str, dict[DataFile, int]]:
+        """The batches of the version at which the pipeline first saw the table: its files, in groups.
+
+        Nothing if the log no longer reaches back to that version: their answers are kept.
+        """
+        began = self._began[1]
+        try:
+            first = Snapshot.open(self._stored.uri, self._stored.storage_options, began)
+        except BatchAssetsError:
+            if any(True for _ in log_entries(self._stored.uri, self._stored.storage_options, began, began - 1)):
+                raise
+            return {}
+        groups: list[dict[DataFile, int]] = []
+        room = 0
+        for file in sorted(first.files(), key=lambda file: file.log_path):
+            rows = first.count([file])
+            if rows > room or not groups:
+                groups.append({})
+                room = self._rows
+            groups[-1][file] = rows
+            room -= rows
+        key = _version_key(began)
+        if len(groups) == 1:
+            return {key: groups[0]}
+        return {f"{key}-{number:04d}": files for number, files in enumerate(groups, 1)}
+
+    @cached_property
+    def _files(self) -> dict[str, dict[DataFile, int]]:
+        table_id, began = self._began
+        stored = self._stored
+        if table_id != stored.table_id or began > stored.version:
+            raise self._stop("was created again")
+        found = dict(self._first)
+        # Older entries may have been cleaned up: the answers to their batches are kept.
+        for version, actions in reversed(list(log_entries(stored.uri, stored.storage_options, stored.version, began))):
+            if any("remove" in action and action["remove"].get("dataChange", True) for action in actions):
+                raise self._stop(f"lost or changed rows in version {version}")
+            adds = [action["add"] for action in actions if "add" in action]
+            added = [_data_file(stored, add) for add in adds if add.get("dataChange", True)]
+            if added:
+                found[_version_key(version)] = {file: stored.count([file]) for file in added}
+        if len(found) > self._most:
+            raise BatchAssetsError(
+                f"{self._called} has {len(found)} commits, more than {self._most} batches: batch by a column, or raise "
+                "source.max_batches"
+            )
+        return found
+
+    def _stop(self, what: str) -> BatchAssetsError:
+        return BatchAssetsError(
+            f"{self._called} {what}, but source.batch_by is commit, which is for tables that only grow: start again "
+            f"from its current rows with 'batch-assets rebase {self._pipeline}', or batch by a column"
+        )
+
+
+def _version_key(version: int) -> str:
+    return f"version-{version:08d}"
+
+
+def _data_file(stored: Snapshot, action: Mapping[str, Any]) -> DataFile:
+    """The data file that an action of the log adds or removes."""
+    given = action.get("partitionValues") or {}
+    partition = from_log({column: given.get(column) for column in stored.partition_columns}, stored.schema)
+    rows = json.loads(action.get("stats") or "{}").get("numRecords")
+    return DataFile(action["path"], action.get("size") or 0, tuple(partition.values()), rows)
