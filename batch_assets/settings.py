@@ -189,7 +189,10 @@ class Settings(BaseSettings):
     split: str = Field("test", description="Split of a hub data set to score.")
     limit: int | None = Field(None, ge=1, description="Read at most this many records of the data set.")
     batch_rows: int | None = Field(
-        None, ge=1, description="Maximum rows per batch; default 25 for aclsum, otherwise 1,000."
+        None,
+        ge=1,
+        description="Maximum rows per batch; default 25 for aclsum, 10,000 for what a table batched by commit had at first, "
+        "otherwise 1,000.",
     )
     source_table: str | None = Field(
         None, description="Delta table of the lake to read in place: table, schema.table or catalog.schema.table."
