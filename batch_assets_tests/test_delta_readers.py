@@ -32,6 +32,7 @@ extension = next(pathlib.Path(duckdb_extension_delta.__file__).parent.rglob("*.d
 connection = duckdb.connect()
 connection.execute(f"LOAD '{extension}'")
 connection.execute("SET timezone = 'UTC'")
+connection.execute("SET enable_progress_bar = false")
 query = f"SELECT {', '.join(columns)} FROM delta_scan(?) WHERE moment IS NULL OR moment >= ?"
 rows = connection.execute(query, [uri, since]).fetchall()
 """,
