@@ -191,8 +191,8 @@ class Settings(BaseSettings):
     batch_rows: int | None = Field(
         None,
         ge=1,
-        description="Maximum rows per batch; default 25 for aclsum, 10,000 for what a table batched by commit had at first, "
-        "otherwise 1,000.",
+        description="Maximum rows per batch; default 25 for aclsum, 10,000 for what a table batched by commit had at "
+        "first, otherwise 1,000.",
     )
     source_table: str | None = Field(
         None, description="Delta table of the lake to read in place: table, schema.table or catalog.schema.table."
