@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import boto3
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
@@ -86,10 +88,13 @@ class Graph:
     def versions(self) -> dict[str, int]:
         return {table.name: self.lake.open(table).version for table in TABLES}
 
+    @cached_property
+    def _assets(self) -> BaseAssetGraph:
+        return build_defs(settings=self.settings).resolve_asset_graph()
+
     def stale(self, asset: str) -> list[str]:
         """Batches that Dagster marks as stale in the UI."""
-        graph = build_defs(settings=self.settings).resolve_asset_graph()
-        resolver = CachingStaleStatusResolver(self.instance, graph, LoadingContextForTest(self.instance))
+        resolver = CachingStaleStatusResolver(self.instance, self._assets, LoadingContextForTest(self.instance))
         key = dg.AssetKey(asset)
         batches = self.lake.open(PROD_DATA).batches()
         return [batch for batch in batches if resolver.get_status(key, batch) == StaleStatus.STALE]

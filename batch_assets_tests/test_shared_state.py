@@ -11,14 +11,10 @@ from zipfile import ZipFile
 
 import boto3
 import click
-import dagster_webserver.cli
-import mlflow.cli
 import pytest
 import yaml
 from botocore.exceptions import ClientError
 from click.testing import CliRunner
-from dagster._cli import cli as dagster_cli
-from dagster._daemon.cli import cli as daemon_cli
 
 from batch_assets.cli import main
 from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
@@ -182,6 +178,12 @@ def test_ports_are_published_only_on_loopback(compose):
 
 
 def test_every_command_in_compose_exists_and_accepts_its_options(compose):
+    # Here, because importing them takes seconds in each process that collects these tests.
+    import dagster_webserver.cli
+    import mlflow.cli
+    from dagster._cli import cli as dagster_cli
+    from dagster._daemon.cli import cli as daemon_cli
+
     programs = {
         "mlflow": mlflow.cli.cli,
         "dagster": dagster_cli,

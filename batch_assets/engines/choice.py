@@ -33,11 +33,16 @@ def runs_on_gpu(settings: Settings) -> bool:
     """Whether models run on a GPU, as far as this process can tell."""
     if settings.device_map != "auto":
         return settings.device_map != "cpu"
-    if importlib.metadata.version("torch").endswith("+cpu"):
-        return False  # importing torch would take seconds
+    if is_cpu_build():
+        return False
     import torch
 
     return bool(torch.cuda.is_available())
+
+
+def is_cpu_build() -> bool:
+    """Whether torch can't use a GPU; importing torch to find out would take seconds."""
+    return importlib.metadata.version("torch").endswith("+cpu")
 
 
 def prepare(

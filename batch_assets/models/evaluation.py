@@ -74,8 +74,7 @@ def evaluate(
         "evaluation_documents_per_second": len(documents) / seconds,
         "seconds_per_document": seconds / len(documents),
     }
-    for name, value in metrics.items():
-        client.log_metric(run.run_id, name, value, model_id=run.model_id)
+    _log_metrics(client, run, metrics)
     _log_documents(client, run.run_id, rows, data_digest)
     _log_plots(client, run.run_id, rows, metrics)
     _log_dataset(client, run.run_id, documents, data_name, data_digest)
@@ -243,6 +242,15 @@ def _logged_results(client: MlflowClient, run_id: str) -> dict[str, dict[str, An
     root = client.get_run(run_id).info.artifact_uri
     rows = [row for file in files for row in json.loads(mlflow.artifacts.load_text(f"{root}/{file}"))]
     return {row["document_sha256"]: row for row in rows}
+
+
+def _log_metrics(client: MlflowClient, run: ModelRun, metrics: Mapping[str, float]) -> None:
+    """Log all metrics with one request."""
+    from mlflow.entities import Metric
+
+    now = time.time_ns() // 1_000_000
+    logged = [Metric(name, value, now, 0, model_id=run.model_id) for name, value in metrics.items()]
+    client.log_batch(run.run_id, metrics=logged)
 
 
 def _log_documents(client: MlflowClient, run_id: str, rows: list[dict[str, Any]], data_digest: str) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from batch_assets.engines.catalog import MLFLOW, load_engine
+from batch_assets.engines.choice import is_cpu_build
 from batch_assets.engines.contract import Engine, RowError, ScoringModel
 from batch_assets.lake.contracts import Table
 from batch_assets.lake.counts import Counts, check_rows, counts_of
@@ -288,6 +289,8 @@ def _artifacts(model: ScoringModel) -> dict[str, Artifact]:
 
 def _gpus() -> int:
     """Count the GPUs for workers, and release the GPU memory of the driver's models."""
+    if is_cpu_build():
+        return 0
     import torch
 
     if torch.cuda.is_available():
