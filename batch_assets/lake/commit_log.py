@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 
 from batch_assets.lake.partition_values import from_log
 from batch_assets.lake.storage import file_system
@@ -16,6 +17,8 @@ METADATA_PREFIX = "batch_assets."
 
 # Recorded in commits that only rearrange rows, although their actions claim to change data.
 REARRANGED = "rearranged"
+
+LOG_FOLDER = "_delta_log"
 
 Partition = tuple[Any, ...]
 """Values of the partition columns, in order."""
@@ -44,6 +47,26 @@ class Commit:
         return self.unknown_partitions or partition in self.touched
 
 
+def read_commit(files: pafs.FileSystem, version: int) -> list[dict[str, Any]] | None:
+    """Return the actions of a commit, None if its log entry has been cleaned up.
+
+    Args:
+        files: file system rooted at the table.
+        version: version of the commit.
+    """
+    try:
+        with files.open_input_stream(f"{LOG_FOLDER}/{version:020d}.json") as stream:
+            return parse_actions(stream.read())
+    except FileNotFoundError:
+        return None
+
+
+def parse_actions(data: bytes) -> list[dict[str, Any]]:
+    """Parse actions, one in each line."""
+    # Not splitlines(): it also splits at Unicode line separators, which a JSON value may contain.
+    return [json.loads(line) for line in data.decode().split("\n") if line.strip()]
+
+
 def commits(
     uri: str,
     storage_options: Mapping[str, str],
@@ -64,13 +87,9 @@ def commits(
     """
     files = file_system(uri, storage_options)
     for version in range(newest, after, -1):
-        try:
-            with files.open_input_stream(f"_delta_log/{version:020d}.json") as stream:
-                # Not splitlines(): it also splits at Unicode line separators, which a JSON value may contain.
-                lines = stream.read().decode().split("\n")
-        except FileNotFoundError:
+        actions = read_commit(files, version)
+        if actions is None:
             return  # older log entries have been cleaned up after a checkpoint
-        actions = [json.loads(line) for line in lines if line.strip()]
         info: dict[str, Any] = next((a["commitInfo"] for a in actions if "commitInfo" in a), {})
         metadata = {
             key.removeprefix(METADATA_PREFIX): value for key, value in info.items() if key.startswith(METADATA_PREFIX)
