@@ -71,7 +71,7 @@ def commits(
     uri: str,
     storage_options: Mapping[str, str],
     schema: pa.Schema,
-    partition_columns: list[str],
+    partition_columns: Mapping[str, str],
     newest: int,
     after: int = -1,
 ) -> Iterator[Commit]:
@@ -81,7 +81,7 @@ def commits(
         uri: root of the table.
         storage_options: as in delta-rs.
         schema: columns of the table.
-        partition_columns: names of its partition columns.
+        partition_columns: names of its partition columns, each with its name in the log.
         newest: first version to yield.
         after: yield only versions after this one.
     """
@@ -132,6 +132,6 @@ def _author(info: Mapping[str, Any]) -> str:
     return f"another writer ({', '.join(details)})" if details else "another writer"
 
 
-def _key(values: Mapping[str, str | None], schema: pa.Schema, partition_columns: list[str]) -> Partition:
-    given = from_log({column: values.get(column) for column in partition_columns}, schema)
+def _key(values: Mapping[str, str | None], schema: pa.Schema, partition_columns: Mapping[str, str]) -> Partition:
+    given = from_log({column: values.get(name) for column, name in partition_columns.items()}, schema)
     return tuple(given[column] for column in partition_columns)

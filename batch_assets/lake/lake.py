@@ -17,7 +17,7 @@ from batch_assets.lake.commit_log import Commit
 from batch_assets.lake.contracts import DEFAULT_TABLES, PARTITION, Table
 from batch_assets.lake.features import UnreadableTableError
 from batch_assets.lake.missing_table import MissingTable
-from batch_assets.lake.snapshot import DataFile, schema_difference
+from batch_assets.lake.snapshot import DataFile, Snapshot, schema_difference
 from batch_assets.lake.staging import StagedFile, StagingArea
 from batch_assets.lake.storage import file_system
 from batch_assets.lake.writable_table import Transaction, WritableTable, create_table
@@ -157,7 +157,7 @@ class Lake:
                 continue
             delta = DeltaTable(uri, storage_options=options)
             if any((field.metadata or {}).get(_OWNER) == pipeline for field in delta.schema().fields):
-                found[info.base_name] = sum(delta.get_add_actions(flatten=True).column("num_records").to_pylist())
+                found[info.base_name] = Snapshot(uri, options, delta).rows()
         return found
 
     def drop(self, name: str, pipeline: str) -> None:
@@ -307,7 +307,12 @@ class BatchSnapshot:
         )
 
     def staging_area(self, batch: str) -> StagingArea:
-        """Return where to stage files of a batch, with the columns of the contract."""
+        """Return where to stage files of a batch, with the columns of the contract.
+
+        Raises:
+            BatchAssetsError: the table uses features that this package can't write.
+        """
+        self.delta.check_writable()
         area = StagingArea(
             self.uri, self.storage_options, self.table.arrow_schema, [PARTITION], summed=self.table.summed_columns
         )

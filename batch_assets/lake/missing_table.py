@@ -23,7 +23,7 @@ class MissingTable(WritableTable):
         self.uri = uri
         self.storage_options = {}
         self.version = -1
-        self.schema = schema
+        self.schema = self.stored_schema = schema
         self.partition_columns = partition_columns
 
     @cached_property
