@@ -346,13 +346,13 @@ def test_spark_refuses_tables_with_unsupported_features(lake, spark):
         "protocol": {
             "minReaderVersion": 3,
             "minWriterVersion": 7,
-            "readerFeatures": ["deletionVectors"],
-            "writerFeatures": ["deletionVectors"],
+            "readerFeatures": ["somethingNew"],
+            "writerFeatures": ["somethingNew"],
         }
     }
     Path(uri, "_delta_log", f"{version:020d}.json").write_text(json.dumps(protocol))
     register_deltars(spark)
-    with pytest.raises(Exception, match="deletionVectors"):
+    with pytest.raises(Exception, match="somethingNew"):
         spark.read.format("deltars").load(uri).collect()
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 
 from batch_assets.lake.partition_values import from_log
 from batch_assets.lake.storage import file_system
@@ -16,6 +17,8 @@ METADATA_PREFIX = "batch_assets."
 
 # Recorded in commits that only rearrange rows, although their actions claim to change data.
 REARRANGED = "rearranged"
+
+LOG_FOLDER = "_delta_log"
 
 Partition = tuple[Any, ...]
 """Values of the partition columns, in order."""
@@ -46,11 +49,31 @@ class Commit:
         return self.unknown_partitions or partition in self.touched
 
 
+def read_commit(files: pafs.FileSystem, version: int) -> list[dict[str, Any]] | None:
+    """Return the actions of a commit, None if its log entry has been cleaned up.
+
+    Args:
+        files: file system rooted at the table.
+        version: version of the commit.
+    """
+    try:
+        with files.open_input_stream(f"{LOG_FOLDER}/{version:020d}.json") as stream:
+            return parse_actions(stream.read())
+    except FileNotFoundError:
+        return None
+
+
+def parse_actions(data: bytes) -> list[dict[str, Any]]:
+    """Parse actions, one in each line."""
+    # Not splitlines(): it also splits at Unicode line separators, which a JSON value may contain.
+    return [json.loads(line) for line in data.decode().split("\n") if line.strip()]
+
+
 def commits(
     uri: str,
     storage_options: Mapping[str, str],
     schema: pa.Schema,
-    partition_columns: list[str],
+    partition_columns: Mapping[str, str],
     newest: int,
     after: int = -1,
 ) -> Iterator[Commit]:
@@ -60,7 +83,7 @@ def commits(
         uri: root of the table.
         storage_options: as in delta-rs.
         schema: columns of the table.
-        partition_columns: names of its partition columns.
+        partition_columns: names of its partition columns, each with its name in the log.
         newest: first version to yield.
         after: yield only versions after this one.
     """
@@ -74,14 +97,14 @@ def commits(
         unknown_partitions = False
         # Emptying an empty partition changes no file; only the metadata records it.
         if "partition" in metadata:
-            changed.add(_key(metadata["partition"], schema, partition_columns))
+            changed.add(logged_partition(metadata["partition"], schema, partition_columns))
         for change in (action.get("add") or action.get("remove") for action in actions):
             if change is None:
                 continue
             if partition_columns and not change.get("partitionValues"):
                 unknown_partitions = True
                 continue
-            key = _key(change.get("partitionValues") or {}, schema, partition_columns)
+            key = logged_partition(change.get("partitionValues") or {}, schema, partition_columns)
             touched.add(key)
             if change.get("dataChange", True) and REARRANGED not in metadata:
                 changed.add(key)
@@ -109,13 +132,10 @@ def log_entries(
     """
     files = file_system(uri, storage_options)
     for version in range(newest, after, -1):
-        try:
-            with files.open_input_stream(f"_delta_log/{version:020d}.json") as stream:
-                # Not splitlines(): it also splits at Unicode line separators, which a JSON value may contain.
-                lines = stream.read().decode().split("\n")
-        except FileNotFoundError:
+        actions = read_commit(files, version)
+        if actions is None:
             return  # older log entries have been cleaned up after a checkpoint
-        yield version, [json.loads(line) for line in lines if line.strip()]
+        yield version, actions
 
 
 def author_of(info: Mapping[str, Any]) -> str:
@@ -129,6 +149,9 @@ def author_of(info: Mapping[str, Any]) -> str:
     return f"another writer ({', '.join(details)})" if details else "another writer"
 
 
-def _key(values: Mapping[str, str | None], schema: pa.Schema, partition_columns: list[str]) -> Partition:
-    given = from_log({column: values.get(column) for column in partition_columns}, schema)
+def logged_partition(
+    values: Mapping[str, str | None], schema: pa.Schema, partition_columns: Mapping[str, str]
+) -> Partition:
+    """The typed values of the partition columns, given by their names in the log."""
+    given = from_log({column: values.get(name) for column, name in partition_columns.items()}, schema)
     return tuple(given[column] for column in partition_columns)

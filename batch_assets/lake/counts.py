@@ -70,14 +70,16 @@ def check_rows(batch: str, staged: Iterable[StagedFile], expected: int, output: 
 
 @lru_cache(maxsize=4)
 def counts_by_batch(table: BatchSnapshot) -> dict[str, Counts | None]:
-    """Return the counts of every batch from the log's statistics; None for a batch without statistics."""
+    """Return the counts of every batch from the log's statistics; None for a batch without accurate statistics."""
     files = table.delta.add_actions()
     names = [f"null_count.{name}" for name in COUNTED]
     if not set(names) <= set(files.column_names):
         return {}
     found: dict[str, Counts | None] = {}
-    for file in files.select(["partition.batch", "num_records", *names]).to_pylist():
+    for file in files.select(["path", "partition.batch", "num_records", *names]).to_pylist():
         batch, rows = file["partition.batch"], file["num_records"]
+        if file["path"] in table.delta.deletion_vectors:
+            rows = None  # its statistics include deleted rows
         nulls = {name: file[f"null_count.{name}"] for name in COUNTED}
         before = found.get(batch, Counts())
         if before is None or rows is None or None in nulls.values():

@@ -197,7 +197,7 @@ class Lake:
                 continue
             delta = DeltaTable(uri, storage_options=options)
             if any((field.metadata or {}).get(_OWNER) == pipeline for field in delta.schema().fields):
-                found[info.base_name] = sum(delta.get_add_actions(flatten=True).column("num_records").to_pylist())
+                found[info.base_name] = Snapshot(uri, options, delta).rows()
         return found
 
     def drop(self, name: str, pipeline: str) -> None:
@@ -378,7 +378,12 @@ class BatchSnapshot:
         )
 
     def staging_area(self, batch: str) -> StagingArea:
-        """Return where to stage files of a batch, with the columns of the contract."""
+        """Return where to stage files of a batch, with the columns of the contract.
+
+        Raises:
+            BatchAssetsError: the table uses features that this package can't write.
+        """
+        self.delta.check_writable()
         area = StagingArea(
             self.uri, self.storage_options, self.table.arrow_schema, [PARTITION], summed=self.table.summed_columns
         )

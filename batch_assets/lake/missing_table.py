@@ -23,7 +23,7 @@ class MissingTable(WritableTable):
         self.uri = uri
         self.storage_options = {}
         self.version = -1
-        self.schema = schema
+        self.schema = self.stored_schema = schema
         self.partition_columns = partition_columns
 
     @cached_property
@@ -47,6 +47,8 @@ class MissingTable(WritableTable):
         """Return false: the table has no history."""
         return False
 
-    def read_files(self, files: Sequence[DataFile], columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    def read_files(
+        self, files: Sequence[DataFile], columns: Sequence[str] | None = None, *, with_deleted: bool = False
+    ) -> Iterator[pa.RecordBatch]:
         """Yield nothing."""
         return iter(())

@@ -11,17 +11,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.commit_log import Commit, Partition, commits
+from batch_assets.lake.commit_log import Commit, Partition, commits, logged_partition
 from batch_assets.lake.data_file import read_data_file
-from batch_assets.lake.features import refuse_unreadable
+from batch_assets.lake.deletion_vectors import DeletionVector, deletion_vectors
+from batch_assets.lake.features import has_deletion_vectors, refuse_unreadable
 from batch_assets.lake.partition_values import typed_partition
 from batch_assets.lake.staging import StagingArea
 from batch_assets.lake.storage import file_system, root_of
+from batch_assets.lake.stored_columns import columns_of
+
+_STATISTICS = ("null_count", "min", "max")
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """A data file of a table: path and row count as in the log, size in bytes, typed partition values."""
+    """A data file of a table: path and row count as in the log, size in bytes, typed partition values.
+
+    The row count includes rows that a deletion vector deletes.
+    """
 
     log_path: str
     size: int
@@ -56,7 +63,7 @@ class Snapshot:
         self.uri = uri
         self.storage_options = dict(storage_options)
         self.version: int = delta.version()
-        self.schema: pa.Schema = pa.schema(delta.schema().to_arrow())
+        self.schema, self.stored_schema = columns_of(delta)
         self.partition_columns: list[str] = delta.metadata().partition_columns
         self._delta = delta
 
@@ -116,8 +123,25 @@ class Snapshot:
         return area if partition is None else area.only(partition)
 
     def add_actions(self) -> pa.Table:
-        """Return the flattened add actions of the data files, as delta-rs gives them."""
-        return pa.table(self._delta.get_add_actions(flatten=True))
+        """Return the flattened add actions of the data files; their statistics include deleted rows."""
+        actions = pa.table(self._delta.get_add_actions(flatten=True))
+        names = dict(zip(self.stored_schema.names, self.schema.names, strict=True))
+        # delta-rs gives partition values by the columns' names, and statistics by their names in the files.
+        columns = [name.partition(".") for name in actions.column_names]
+        return actions.rename_columns(
+            [
+                f"{kind}{dot}{names.get(column, column) if kind in _STATISTICS else column}"
+                for kind, dot, column in columns
+            ]
+        )
+
+    @cached_property
+    def deletion_vectors(self) -> Mapping[str, DeletionVector]:
+        """The deletion vectors of the data files, by the path of the file in the log."""
+        if not has_deletion_vectors(self._delta):
+            return {}
+        paths = [file.log_path for file in self.files()]
+        return deletion_vectors(self.uri, self.storage_options, self.version, paths)
 
     @cached_property
     def _files(self) -> dict[Partition, list[DataFile]]:
@@ -145,13 +169,16 @@ class Snapshot:
 
     def count(self, files: Sequence[DataFile]) -> int:
         """Count the rows of files; where the log has no statistics, the files' footers are read."""
+        vectors = self.deletion_vectors if files else {}
+        deleted = sum(vectors[file.log_path].rows for file in files if file.log_path in vectors)
         if all(file.rows is not None for file in files):
-            return sum(file.rows or 0 for file in files)
+            return sum(file.rows or 0 for file in files) - deleted
         storage = file_system(self.uri, self.storage_options)
-        return sum(
+        stored = sum(
             pq.read_metadata(file.path, filesystem=storage).num_rows if file.rows is None else file.rows
             for file in files
         )
+        return stored - deleted
 
     def may_have_had(self, batch: str) -> bool:
         """Whether a batch that neither the files nor the log know may have been in the table once."""
@@ -170,17 +197,41 @@ class Snapshot:
         """
         yield from self.read_files(self.files(partition), columns)
 
-    def read_files(self, files: Sequence[DataFile], columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of files with the given columns, by default all."""
+    def read_files(
+        self, files: Sequence[DataFile], columns: Sequence[str] | None = None, *, with_deleted: bool = False
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of files with the given columns, by default all.
+
+        Args:
+            files: the files.
+            columns: columns to return, by default all.
+            with_deleted: also return rows that deletion vectors delete.
+        """
         wanted = pa.schema([self.schema.field(name) for name in columns or self.schema.names])
+        stored = self.stored_as(wanted.names)
         storage = file_system(self.uri, self.storage_options)
         for file in files:
             values = dict(zip(self.partition_columns, file.partition, strict=True))
-            yield from read_data_file(storage, file.path, wanted, values)
+            vector = None if with_deleted else self.deletion_vectors.get(file.log_path)
+            deleted = None if vector is None else vector.deleted(self.uri, self.storage_options)
+            yield from read_data_file(storage, file.path, wanted, stored, values, deleted)
+
+    def stored_as(self, columns: Sequence[str]) -> pa.Schema:
+        """Return how the data files store some of the columns, in the same order."""
+        return pa.schema([self.stored_schema.field(self.schema.get_field_index(name)) for name in columns])
 
     def commits(self, after: int = -1) -> Iterator[Commit]:
         """Yield commits from this version back to the one after ``after``, as far back as the log has entries."""
-        return commits(self.uri, self.storage_options, self.schema, self.partition_columns, self.version, after)
+        return commits(self.uri, self.storage_options, self.schema, self._logged_columns, self.version, after)
+
+    def logged_partition(self, values: Mapping[str, str | None]) -> Partition:
+        """Return the typed values of the partition columns, from an action of the log."""
+        return logged_partition(values, self.schema, self._logged_columns)
+
+    @property
+    def _logged_columns(self) -> dict[str, str]:
+        """The partition columns, each with its name in the log."""
+        return dict(zip(self.partition_columns, self.stored_as(self.partition_columns).names, strict=True))
 
     @property
     def table_id(self) -> str:

@@ -54,6 +54,8 @@ class WritableTable(Snapshot):
         found = copy.copy(self)
         found._missing = missing_columns(wanted, self.schema)
         found.schema = with_columns(self.schema, found._missing)
+        # Tables of ours store columns by their names.
+        found.stored_schema = with_columns(self.stored_schema, found._missing)
         return found
 
     def check_writable(self) -> None:

@@ -238,7 +238,13 @@ class FinishedWork:
 
     @classmethod
     def of(cls, store: CompletionStore, output: BatchSnapshot, batch: str) -> "FinishedWork":
-        """The finished work on one batch of an output table."""
+        """The finished work on one batch of an output table.
+
+        Raises:
+            BatchAssetsError: the table uses features that this package can't write. Its files may then contain deleted
+                rows, and it is better to know before the first request.
+        """
+        output.delta.check_writable()
         files = tuple(data_file.path for data_file in output.files(batch))
         table = output.table
         typed = table.output_column if table.has_typed_output else None

@@ -11,8 +11,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.commit_log import log_entries
-from batch_assets.lake.partition_values import from_log
+from batch_assets.lake.commit_log import Partition, log_entries
 from batch_assets.lake.snapshot import DataFile, Snapshot
 from batch_assets.sources.batch_keys import BatchColumn
 
@@ -103,40 +102,32 @@ class ColumnBatching(Batching):
         stored, name = self._stored, self._column.name
         if name in stored.partition_columns:
             values = change.get("partitionValues")
-            if not values:
-                return None
-            return {self._column.key(from_log({name: values.get(name)}, stored.schema)[name])}
-        known = _remembered.get(self._place(change["path"]))
-        if known is not None:
-            return set(known)
-        live = self._live.get(change["path"])
-        if live is not None:
-            return set(self._batches_in(live))
+            return {self._partition_key(stored.logged_partition(values))} if values else None
+        only = self._only_batches.get(change["path"])
+        if only is not None:
+            return {only}
         try:
-            return set(self._read(_data_file(stored, change)))
+            # A commit that only adds a deletion vector changes the batches of the rows that are deleted now.
+            return set(self._read(_data_file(stored, change), with_deleted=True))
         except FileNotFoundError:  # it was vacuumed
             return None
 
-    @cached_property
-    def _live(self) -> dict[str, DataFile]:
-        return {file.log_path: file for file in self._stored.files()}
-
-    def _place(self, log_path: str) -> tuple[object, ...]:
-        return self._stored.table_id, self._column, log_path
+    def _partition_key(self, partition: Partition) -> str:
+        return self._column.key(partition[self._stored.partition_columns.index(self._column.name)])
 
     def _batches_in(self, file: DataFile) -> Mapping[str, int]:
         """The batches in a file, with their rows."""
         if self._column.name in self._stored.partition_columns:
-            value = file.partition[self._stored.partition_columns.index(self._column.name)]
-            return {self._column.key(value): self._stored.count([file])}
+            return {self._partition_key(file.partition): self._stored.count([file])}
         only = self._only_batches.get(file.log_path)
-        return self._read(file) if only is None or file.rows is None else {only: file.rows}
+        return self._read(file) if only is None else {only: self._stored.count([file])}
 
-    def _read(self, file: DataFile) -> Mapping[str, int]:
-        place = self._place(file.log_path)
+    def _read(self, file: DataFile, *, with_deleted: bool = False) -> Mapping[str, int]:
+        vector = None if with_deleted else self._stored.deletion_vectors.get(file.log_path)
+        place = (self._stored.table_id, self._column, file.log_path, vector)
         if place not in _remembered:
             counts: Counter[str] = Counter()
-            for rows in self._stored.read_files([file], [self._column.name]):
+            for rows in self._stored.read_files([file], [self._column.name], with_deleted=with_deleted):
                 for found in pc.value_counts(self._column.keys(rows.column(0)).dictionary_decode()).to_pylist():
                     counts[found["values"]] += found["counts"]
             if len(_remembered) >= _MOST_REMEMBERED:
@@ -269,7 +260,6 @@ def _version_key(version: int) -> str:
 
 def _data_file(stored: Snapshot, action: Mapping[str, Any]) -> DataFile:
     """The data file that an action of the log adds or removes."""
-    given = action.get("partitionValues") or {}
-    partition = from_log({column: given.get(column) for column in stored.partition_columns}, stored.schema)
+    partition = stored.logged_partition(action.get("partitionValues") or {})
     rows = json.loads(action.get("stats") or "{}").get("numRecords")
-    return DataFile(action["path"], action.get("size") or 0, tuple(partition.values()), rows)
+    return DataFile(action["path"], action.get("size") or 0, partition, rows)

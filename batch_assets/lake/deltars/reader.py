@@ -10,6 +10,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
 from batch_assets.lake.data_file import read_data_file
+from batch_assets.lake.deletion_vectors import DeletionVector
 from batch_assets.lake.snapshot import DataFile, Snapshot
 from batch_assets.lake.storage import file_system
 
@@ -20,10 +21,14 @@ _OPEN_COST = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class FilePart:
-    """A byte range of a data file and its partition values; without ``length``, it goes to the end of the file."""
+    """A byte range of a data file, with the file's partition values and the place of its deletion vector.
+
+    Without ``length``, it goes to the end of the file.
+    """
 
     path: str
     partition: dict[str, Any]
+    deletion_vector: DeletionVector | None
     start: int
     length: int | None
 
@@ -52,6 +57,7 @@ class DeltarsReader(DataSourceReader):
         self._uri = table.uri
         self._storage_options = table.storage_options
         self._schema = to_arrow_schema(schema, timezone="UTC")
+        self._stored = table.stored_as(self._schema.names)
         self._tasks = _tasks(table, table.files(partition) if files is None else files)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -67,17 +73,22 @@ class DeltarsReader(DataSourceReader):
         assert isinstance(partition, Task)
         files = file_system(self._uri, self._storage_options)
         for part in partition.parts:
-            yield from read_data_file(files, part.path, self._schema, part.partition, part.start, part.length)
+            vector = part.deletion_vector
+            deleted = None if vector is None else vector.deleted(self._uri, self._storage_options)
+            yield from read_data_file(
+                files, part.path, self._schema, self._stored, part.partition, deleted, part.start, part.length
+            )
 
 
 def _tasks(table: Snapshot, files: Sequence[DataFile]) -> list[Task]:
     parts: list[tuple[int, FilePart]] = []  # with their sizes, according to the log
     for file in files:
         values = dict(zip(table.partition_columns, file.partition, strict=True))
+        vector = table.deletion_vectors.get(file.log_path)
         *starts, last = range(0, max(file.size, 1), _TASK_BYTES)
-        parts += [(_TASK_BYTES, FilePart(file.path, values, start, _TASK_BYTES)) for start in starts]
+        parts += [(_TASK_BYTES, FilePart(file.path, values, vector, start, _TASK_BYTES)) for start in starts]
         # The last part goes to the end of the file, even if the log has the wrong size.
-        parts.append((file.size - last, FilePart(file.path, values, last, None)))
+        parts.append((file.size - last, FilePart(file.path, values, vector, last, None)))
     tasks: list[list[FilePart]] = [[]]
     room = _TASK_BYTES
     for size, part in sorted(parts, key=lambda sized: sized[0], reverse=True):

@@ -218,7 +218,7 @@ def _check_type(name: str, kind: DataType) -> None:
         _check_type(f"{name}.key", kind.keyType)
         _check_type(f"{name}.value", kind.valueType)
     elif kind.typeName() not in _DELTA_TYPES:
-        raise BatchAssetsError(f"column {name} is of type {kind.simpleString()}, which Delta does not support: cast it")
+        raise BatchAssetsError(f"column {name} is of type {kind.simpleString()}, which deltars does not write: cast it")
 
 
 def _refuse_timestamps_without_zone(columns: pa.Schema) -> None:
