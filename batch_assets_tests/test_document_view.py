@@ -21,6 +21,7 @@ from batch_assets.sources.batch_keys import EMPTY_KEY, NULL_KEY, key_of
 from batch_assets.sources.documents import find_documents, newest_documents, open_documents
 from batch_assets.staleness import input_metadata, stale_batches
 from batch_assets.tasks.output_tables import tables_of
+from batch_assets_tests.foreign_tables import delete_rows
 from batch_assets_tests.table_history import TableHistory
 
 COLUMNS = {"id": "ticket_id", "text": "{subject}: {body}", "reference": "category", "carry": ["opened_on"]}
@@ -323,3 +324,24 @@ def test_after_any_history_of_other_writers_the_answers_are_those_of_the_rows(de
             (ticket, key_of(day)) for ticket, _, day in history.rows()
         }, context
         assert found.stale() == [], context
+
+
+@pytest.mark.parametrize("partition_by", [None, ["opened_on"]], ids=["by a plain column", "by a partition column"])
+def test_rows_that_a_deletion_vector_deletes_make_their_batch_stale_and_go(deployment, partition_by):
+    found = InPlace(deployment, batch_by="opened_on")
+    both = pa.concat_tables(
+        [tickets(1, 2, opened_on="2026-01-01"), tickets(3, opened_on="2026-01-02")]
+    ).combine_chunks()
+    write_deltalake(found.uri, both, partition_by=partition_by)
+    write_deltalake(found.uri, tickets(4, opened_on="2026-01-02"), mode="append")
+    found.score()
+    # The first file loses its only row of a batch that has another row elsewhere.
+    adds = DeltaTable(found.uri).get_add_actions(flatten=True).select(["path", "max.ticket_id"])
+    path = next(path for path, last in zip(*(column.to_pylist() for column in adds.columns), strict=True) if last == 3)
+    delete_rows(found.uri, {path: [both.num_rows - 1 if partition_by is None else 0]})
+    assert "2026-01-02" in found.score()
+    assert [row["id"] for row in found.rows("2026-01-02")] == [4]
+    output = found.lake.open(found.tables.scored)
+    assert {batch: output.rows(batch) for batch in output.batches()} == {"2026-01-01": 2, "2026-01-02": 1}
+    assert found.documents().rows() == 3
+    assert found.stale() == []
