@@ -11,6 +11,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.contracts import PipelineTables
+from batch_assets.lake.deltars import read_batch
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.lake.staging import TableWriter
 from batch_assets.names import is_batch
@@ -345,3 +346,22 @@ def test_rows_that_a_deletion_vector_deletes_make_their_batch_stale_and_go(deplo
     assert {batch: output.rows(batch) for batch in output.batches()} == {"2026-01-01": 2, "2026-01-02": 1}
     assert found.documents().rows() == 3
     assert found.stale() == []
+
+
+def test_ids_from_the_content_tell_equal_rows_apart_on_spark(deployment, spark):
+    found = InPlace(deployment, {"text": "subject"}, batch_by="opened_on")
+    rows = [{"subject": subject, "opened_on": "monday"} for subject in ("same", "same", "other", "same", None)]
+    write_deltalake(found.uri, pa.Table.from_pylist(rows))
+    frame = read_batch(spark, found.documents(), "monday")
+    read = sorted((row.document or "", row.id) for row in frame.collect())
+    assert [text for text, _ in read] == ["", "other", "same", "same", "same"]
+    ids = [key for text, key in read if text == "same"]
+    assert ids == [ids[0], f"{ids[0]}-2", f"{ids[0]}-3"]
+    assert sorted((row.document or "", row.id) for row in frame.collect()) == read
+
+
+def test_what_decides_the_batches_cannot_change_without_a_reset(by_day, tmp_path):
+    by_day.score()
+    changed = InPlace(tmp_path, batch_by="subject")
+    with pytest.raises(BatchAssetsError, match=r"the pipeline tickets was set up with .*'batch-assets reset tickets'"):
+        changed.lake.open(changed.tables.scored)

@@ -226,6 +226,8 @@ def measure_tables(
             "id", "model AS model_name", _answer(answered), *reported
         )
         originals = read_batch(spark, documents, batch).selectExpr(*texts)
+        if documents.table.source is not None:  # a table of another writer may have an id twice
+            originals = originals.dropDuplicates(["id"])
         tables[answered.table.name] = originals.join(by_endpoint, "id").selectExpr("*", *unknown)
     new = measure_batch(batch, tables, task, datetime.now(UTC))
     measured = {_key(row) for row in new}
