@@ -26,7 +26,7 @@ from batch_assets.lake.lake import Lake
 from batch_assets.locks import is_held
 from batch_assets.models import tracking
 from batch_assets.models.tracking import connect, existing_client
-from batch_assets.operations import local_runs as launch
+from batch_assets.operations import land
 from batch_assets.resources.dagster_storage import existing_instance, open_instance
 from batch_assets.settings import DEFAULT_PIPELINE
 from batch_assets.sources.configured import landing_folder
@@ -254,7 +254,7 @@ def test_commands_that_land_files_as_the_same_batch_take_turns(tmp_path, home, m
         return call
 
     monkeypatch.setattr(LandingFolder, "_write_down", seen(LandingFolder._write_down))
-    monkeypatch.setattr(launch, "materialize", seen(launch.materialize))
+    monkeypatch.setattr(land, "materialize", seen(land.materialize))
     monkeypatch.setenv("BATCH_ASSETS_HOME", str(home))
     file = write_json_lines(tmp_path / "a.jsonl", [{"id": "1", "document": "a text"}])
     assert CliRunner().invoke(main, ["land", str(file)]).exit_code == 0
