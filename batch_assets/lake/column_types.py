@@ -12,15 +12,14 @@ _SIMPLE: dict[str, pa.DataType] = {
     "long": pa.int64(),
     "int": pa.int32(),
     "integer": pa.int32(),
-    "smallint": pa.int16(),
-    "tinyint": pa.int8(),
-    "binary": pa.binary(),
     "float": pa.float32(),
     "double": pa.float64(),
     "boolean": pa.bool_(),
     "date": pa.date32(),
     "timestamp": pa.timestamp("us", tz="UTC"),
 }
+# Types that columns copied from a table may have too, as decimals.
+_COPIED = {**_SIMPLE, "smallint": pa.int16(), "tinyint": pa.int8(), "binary": pa.binary()}
 _JSON_TYPES = {"string": "string", "integer": "bigint", "number": "double", "boolean": "boolean"}
 
 
@@ -31,7 +30,7 @@ def arrow_type(ddl: str) -> pa.DataType:
     Raises:
         ValueError: it is not such a type, or has types other than texts, numbers, booleans, dates and times.
     """
-    simple = _SIMPLE.get(ddl.strip().lower())
+    simple = _COPIED.get(ddl.strip().lower())
     if simple is not None:
         return simple
     from sqlglot import exp, parse_one
@@ -57,9 +56,9 @@ def _from_sql(kind: Any, exp: Any) -> pa.DataType:
     name = kind.sql(dialect="spark").lower()
     if kind.this == exp.DataType.Type.DECIMAL and kind.expressions:
         return pa.decimal128(*(int(part.name) for part in kind.expressions))
-    if name not in _SIMPLE:
+    if name not in _COPIED:
         raise ValueError(f"{name} is not supported here: use {', '.join(_SIMPLE)}, array or struct")
-    return _SIMPLE[name]
+    return _COPIED[name]
 
 
 def struct_ddl(schema: str | Mapping[str, Any]) -> str:
@@ -71,10 +70,21 @@ def struct_ddl(schema: str | Mapping[str, Any]) -> str:
     if isinstance(schema, str):
         text = schema.strip()
         ddl = text if text.lower().startswith("struct<") else f"struct<{text}>"
-        return spark_ddl(arrow_type(ddl))
+        kind = arrow_type(ddl)
+        _check_answer(kind)
+        return spark_ddl(kind)
     if schema.get("type") != "object" or not schema.get("properties"):
         raise ValueError("a JSON schema must have the type object, and properties")
     return spark_ddl(arrow_type(_json_ddl(schema)))
+
+
+def _check_answer(kind: pa.DataType) -> None:
+    """Refuse types that only copied columns may have."""
+    if pa.types.is_struct(kind) or pa.types.is_list(kind):
+        for index in range(kind.num_fields):
+            _check_answer(kind.field(index).type)
+    elif kind not in _SIMPLE.values():
+        raise ValueError(f"{spark_ddl(kind)} is not supported here: use {', '.join(_SIMPLE)}, array or struct")
 
 
 def _json_ddl(schema: Mapping[str, Any]) -> str:
@@ -101,7 +111,7 @@ def spark_ddl(kind: pa.DataType) -> str:
         return f"array<{spark_ddl(kind.value_type)}>"
     if pa.types.is_decimal(kind):
         return f"decimal({kind.precision},{kind.scale})"
-    found = next((name for name, known in _SIMPLE.items() if known == kind), None)
+    found = next((name for name, known in _COPIED.items() if known == kind), None)
     if found is None:
         raise ValueError(f"the type {kind} is not supported here")
     return found
@@ -125,6 +135,6 @@ def json_schema(kind: pa.DataType) -> dict[str, Any]:
         return {"type": ["array", "null"], "items": json_schema(kind.value_type)}
     if pa.types.is_integer(kind):
         return {"type": ["integer", "null"]}
-    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+    if pa.types.is_floating(kind):
         return {"type": ["number", "null"]}
     return {"type": ["boolean" if pa.types.is_boolean(kind) else "string", "null"]}
