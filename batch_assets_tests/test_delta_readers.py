@@ -156,7 +156,7 @@ def test_other_engines_read_every_row_of_tables_written_here(tables, state):
             assert found == expected(rows), (reader, uri)
 
 
-# ClickHouse's own reader refuses any table whose columns were changed, whoever changed them; its kernel reads them.
+# ClickHouse's own reader refuses any table whose columns were ever changed; its kernel reads them.
 @pytest.mark.parametrize("reader", ["polars-deltalake", "duckdb"])
 def test_other_engines_read_a_table_that_got_a_column_and_a_field_of_a_struct_later(tmp_path, reader):
     uri = str(tmp_path / "table")

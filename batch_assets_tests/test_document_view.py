@@ -199,6 +199,16 @@ def test_what_a_commit_appended_is_a_batch_and_earlier_rows_form_the_first_ones(
     assert by_commit.stale() == []
 
 
+def test_a_rebase_counts_although_the_table_has_no_new_commit(by_commit):
+    documents = by_commit.documents()
+    assert documents.batches() == ["version-00000001-0001", "version-00000001-0002"]
+    write_deltalake(by_commit.uri, tickets(5), mode="append")
+    documents = by_commit.documents()
+    rebase(by_commit.settings)
+    again = newest_documents(by_commit.lake, by_commit.settings, by_commit.tables, documents)
+    assert again.batches() == ["version-00000002-0001", "version-00000002-0002"]
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -464,7 +464,7 @@ def test_a_struct_gets_new_fields_at_its_end_and_nowhere_else(lake, spark):
     ]
 
 
-def test_other_differences_and_tables_of_somebody_else_are_still_refused(lake, tmp_path):
+def test_other_differences_and_tables_of_other_writers_are_still_refused(lake, tmp_path):
     from deltalake import write_deltalake
 
     lake.open(PROD_DATA)

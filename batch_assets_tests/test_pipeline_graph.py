@@ -24,47 +24,17 @@ from batch_assets.operations.promotion import promote_version
 from batch_assets.operations.reset import reset
 from batch_assets.operations.status import batches_in, champion_of, status_of
 from batch_assets.pipelines.deployment import load_deployment
-from batch_assets.settings import DEFAULT_PIPELINE, PREFIX, Settings
+from batch_assets.settings import DEFAULT_PIPELINE, PREFIX
 from batch_assets.sources.configured import landing_folder
 from batch_assets.tasks.output_tables import tables_of
 from batch_assets_tests.conftest import SMALL_T5, write_json_lines
+from batch_assets_tests.pipeline_deployment import PipelineDeployment, write_deployment
 from batch_assets_tests.servers import ChatServer, completion
 from batch_assets_tests.ticket_t5 import LABELS, tickets
 
 TICKET_T5 = Path(__file__).with_name("ticket-t5")
 # The body of an article is long enough for the small T5, which repeats its beginning.
 BODY = "The council has approved the plan for a new bridge across the river, which will open to traffic next year."
-
-
-class Pipelines:
-    """A deployment with three pipelines: the default one, and two from files."""
-
-    def __init__(self, folder: Path, instance: dg.DagsterInstance) -> None:
-        self.folder = folder
-        self.instance = instance
-
-    def settings(self, pipeline: str) -> Settings:
-        return load_deployment().pipeline(pipeline)
-
-    def run(self, pipeline: str, job: str, batches: list[str], **changes) -> list[str]:
-        register_batches(self.instance, pipeline, batches)
-        settings = self.settings(pipeline).model_copy(update=changes)
-        return materialize(build_defs(settings=settings), self.instance, pipeline, job, batches)
-
-    def versions(self, pipeline: str) -> dict[str, int]:
-        settings = self.settings(pipeline)
-        return {table.name: Lake.of(settings).find(table).version for table in tables_of(settings).all}
-
-    def rows(self, pipeline: str, table: str, batch: str) -> list[dict]:
-        settings = self.settings(pipeline)
-        snapshot = Lake.of(settings).find(getattr(tables_of(settings), table))
-        return [row for part in snapshot.read(batch) for row in part.to_pylist()]
-
-    def metadata(self, pipeline: str, asset: str, batch: str) -> dict:
-        records = self.instance.fetch_materializations(
-            dg.AssetRecordsFilter(dg.AssetKey([pipeline, asset]), asset_partitions=[batch]), limit=1
-        ).records
-        return {key: value.value for key, value in records[0].asset_materialization.metadata.items()}
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +46,12 @@ def server():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, server) -> Path:
     folder = tmp_path_factory.mktemp("deployment")
-    (folder / "pipelines").mkdir()
     write_json_lines(
         folder / "data" / "monday.jsonl", [*tickets(6, seed=3), {"ticket_id": "none", "subject": None, "body": None}]
     )
     write_json_lines(folder / "held_out.jsonl", tickets(6, seed=4))
     articles = [{"id": f"a{n}", "body": f"{n}. {BODY}", "title": f"{n}. The council has approved"} for n in range(3)]
     write_json_lines(folder / "articles.jsonl", articles)
-    (folder / "endpoints.toml").write_text(f'[endpoints.counted]\nbase_url = "{server.url}"\nmodel = "m"\n')
     files = {
         "tickets": {
             "source": {"dataset": "data/*.jsonl"},
@@ -107,9 +75,7 @@ def folder(tmp_path_factory, server) -> Path:
             "evaluation": {"dataset": "articles.jsonl", "rows": 2},
         },
     }
-    for name, attributes in files.items():
-        content = {"type": "batch_assets.InferencePipeline", "attributes": {"name": name, **attributes}}
-        (folder / "pipelines" / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    write_deployment(folder, server, files)
     return folder
 
 
@@ -120,15 +86,12 @@ def instance():
 
 
 @pytest.fixture
-def pipelines(folder, instance, monkeypatch, spark) -> Pipelines:
-    values = {"HOME": folder / "home", "PIPELINES": folder / "pipelines", "ENDPOINTS": folder / "endpoints.toml"}
-    for name, value in {**values, "SPARK_MASTER": "local[2,4]", "SETTLE_SECONDS": 0}.items():
-        monkeypatch.setenv(f"{PREFIX}{name}", str(value))
-    return Pipelines(folder, instance)
+def pipelines(folder, instance, monkeypatch, spark) -> PipelineDeployment:
+    return PipelineDeployment(folder, instance, monkeypatch)
 
 
 @pytest.fixture
-def scored(pipelines) -> Pipelines:
+def scored(pipelines) -> PipelineDeployment:
     """The tickets after their first run."""
     if known_batches(pipelines.instance, "tickets") == []:
         assert pipelines.run("tickets", MATERIALIZE_ALL, ["monday"]) == []

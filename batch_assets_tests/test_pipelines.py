@@ -116,7 +116,7 @@ def test_the_tables_of_a_pipeline_have_the_names_and_columns_that_its_file_gives
         (
             {"source": {"pipeline": "other"}},
             "pipeline:",
-            "no valid pipeline other (known: summaries, letters)",
+            "unknown or invalid pipeline other (known: summaries, letters)",
         ),
         ({"source": {"pipeline": "tickets"}}, "pipeline:", "tickets reads tickets"),
         ({"source": {"datset": "a"}}, "datset:", "source.datset is not a field; did you mean source.dataset?"),
@@ -251,9 +251,9 @@ def test_a_pipeline_can_use_the_model_of_another_one_and_has_the_rest_of_its_own
         (
             {"model": {"pipeline": "tikets"}},
             "pipeline:",
-            "model.pipeline: there is no pipeline tikets; name summaries or tickets",
+            "model.pipeline: unknown pipeline tikets; name summaries or tickets",
         ),
-        ({"model": {"pipeline": ["tickets"]}}, "pipeline:", "model.pipeline: there is no pipeline ['tickets']"),
+        ({"model": {"pipeline": ["tickets"]}}, "pipeline:", "model.pipeline: unknown pipeline ['tickets']"),
         (
             {"model": {"pipeline": "mails"}},
             "pipeline:",
@@ -302,7 +302,7 @@ def test_a_pipeline_in_python_can_use_the_model_of_one_that_is_built_with_it(fol
     assert (
         dg.AssetKey(["tickets", "champion_model"]) in graph.get(dg.AssetKey(["letters", "batch_inference"])).parent_keys
     )
-    with pytest.raises(PipelineError, match="there is no pipeline tickets; no other pipeline can be used here"):
+    with pytest.raises(PipelineError, match="unknown pipeline tickets; no other pipeline can be used here"):
         build_pipeline(Pipeline(**LETTERS))
 
 

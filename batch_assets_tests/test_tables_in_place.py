@@ -7,7 +7,6 @@ import dagster as dg
 import polars as pl
 import pyarrow as pa
 import pytest
-import yaml
 from click.testing import CliRunner
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
@@ -22,11 +21,9 @@ from batch_assets.graph.pipeline_names import LAND_BATCHES, MATERIALIZE_ALL, SCO
 from batch_assets.lake.lake import Lake
 from batch_assets.operations.local_runs import materialize
 from batch_assets.operations.status import batches_in
-from batch_assets.pipelines.deployment import load_deployment
 from batch_assets.resources.registry import ModelRegistry
-from batch_assets.settings import PREFIX, Settings
-from batch_assets.tasks.output_tables import tables_of
 from batch_assets_tests.conftest import write_json_lines
+from batch_assets_tests.pipeline_deployment import PipelineDeployment, write_deployment
 from batch_assets_tests.servers import ChatServer, completion
 from batch_assets_tests.ticket_t5 import LABELS, tickets
 
@@ -39,31 +36,12 @@ def table(rows: list[dict], day: str) -> pa.Table:
     return pa.Table.from_pylist(found)
 
 
-class InPlace:
+class InPlace(PipelineDeployment):
     """A deployment whose pipelines read a table of another job, and the output of each other."""
 
-    def __init__(self, folder: Path, instance: dg.DagsterInstance) -> None:
-        self.source = folder / "home" / "lake" / "main" / "support" / "tickets"
-        self.instance = instance
-
-    def settings(self, pipeline: str) -> Settings:
-        return load_deployment().pipeline(pipeline)
-
-    def run(self, pipeline: str, job: str, batches: list[str]) -> list[str]:
-        register_batches(self.instance, pipeline, batches)
-        return materialize(build_defs(settings=self.settings(pipeline)), self.instance, pipeline, job, batches)
-
-    def rows(self, pipeline: str, table: str, batch: str) -> list[dict]:
-        settings = self.settings(pipeline)
-        snapshot = Lake.of(settings).find(getattr(tables_of(settings), table))
-        return [row for part in snapshot.read(batch) for row in part.to_pylist()]
-
-    def metadata(self, pipeline: str, asset: str, batch: str) -> dict:
-        key = dg.AssetKey([pipeline, asset])
-        records = self.instance.fetch_materializations(
-            dg.AssetRecordsFilter(key, asset_partitions=[batch]), limit=1
-        ).records
-        return {name: value.value for name, value in records[0].asset_materialization.metadata.items()}
+    @property
+    def source(self) -> Path:
+        return self.folder / "home" / "lake" / "main" / "support" / "tickets"
 
     def tick(self, pipeline: str) -> list[list[str]]:
         """First and last batch of the runs that the sensor of the documents requests."""
@@ -87,9 +65,7 @@ def server():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, server) -> Path:
     folder = tmp_path_factory.mktemp("in_place")
-    (folder / "pipelines").mkdir()
     write_json_lines(folder / "held_out.jsonl", tickets(6, seed=4))
-    (folder / "endpoints.toml").write_text(f'[endpoints.counted]\nbase_url = "{server.url}"\nmodel = "m"\n')
     files = {
         "tickets": {
             "source": {"table": "support.tickets", "batch_by": "opened_on"},
@@ -111,9 +87,7 @@ def folder(tmp_path_factory, server) -> Path:
             "model": {"pipeline": "tickets"},
         },
     }
-    for name, attributes in files.items():
-        content = {"type": "batch_assets.InferencePipeline", "attributes": {"name": name, **attributes}}
-        (folder / "pipelines" / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    write_deployment(folder, server, files)
     return folder
 
 
@@ -125,10 +99,7 @@ def instance():
 
 @pytest.fixture
 def in_place(folder, instance, monkeypatch, spark) -> InPlace:
-    values = {"HOME": folder / "home", "PIPELINES": folder / "pipelines", "ENDPOINTS": folder / "endpoints.toml"}
-    for name, value in {**values, "SPARK_MASTER": "local[2,4]"}.items():
-        monkeypatch.setenv(f"{PREFIX}{name}", str(value))
-    deployment = InPlace(folder, instance)
+    deployment = InPlace(folder, instance, monkeypatch)
     if not deployment.source.exists():
         write_deltalake(str(deployment.source), table(tickets(5, seed=1), "2026-01-01"))
         write_deltalake(str(deployment.source), table(tickets(4, seed=2), "2026-01-02"), mode="append")

@@ -36,7 +36,7 @@ def pipeline_schedules(settings: Settings, jobs: Mapping[str, ExecutableJob]) ->
     ) -> list[dg.RunRequest] | dg.SkipReason:
         champion = champion_number(registry, settings)
         if champion is None:
-            return dg.SkipReason(f"there is no champion yet: materialize {settings.champion_asset}")
+            return dg.SkipReason(f"no champion yet: materialize {settings.champion_asset}")
         documents = current_documents(lake, settings)
         scored, quality = current_snapshot(lake, tables.scored), current_snapshot(lake, tables.quality)
         answered = None if tables.answered is None else current_snapshot(lake, tables.answered)

@@ -100,7 +100,7 @@ def pipeline_sensors(settings: Settings, jobs: Mapping[str, ExecutableJob]) -> l
         evaluations = _freshness(settings, documents, output, state)
         champion = champion_number(registry, settings)
         if champion is None:
-            reason = f"there is no champion yet: materialize {settings.champion_asset}"
+            reason = f"no champion yet: materialize {settings.champion_asset}"
             return dg.SensorResult(skip_reason=reason, cursor=json.dumps(state), asset_events=evaluations)
         busy = busy_batches(context.instance, pipeline)
         stale = stale_batches_now(context.instance, settings, documents, output, champion)

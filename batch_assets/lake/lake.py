@@ -244,7 +244,7 @@ def types_of_copies(table: Table, source: pa.Schema) -> pa.Schema:
 
 
 def _completed(table: Table, snapshot: WritableTable) -> WritableTable:
-    """The snapshot of a table of ours with all columns of its contract; a table of somebody else stays as it is."""
+    """The snapshot of a table of ours with all columns of its contract; another writer's table stays as it is."""
     # The tables of the default pipeline have no owner, but the name that they got when they were created.
     is_ours = snapshot.column_metadata(PARTITION).get(_OWNER) == table.owner and (
         table.owner is not None or snapshot.name == table.name

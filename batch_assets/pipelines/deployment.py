@@ -191,7 +191,7 @@ def chained(settings: Settings, others: Mapping[str, Settings]) -> Settings:
     upstream = others.get(settings.source_pipeline)
     if upstream is None:
         known = ", ".join(name for name in others if name != settings.pipeline)
-        raise PipelineError(f"{field}: there is no valid pipeline {settings.source_pipeline} (known: {known})", field)
+        raise PipelineError(f"{field}: unknown or invalid pipeline {settings.source_pipeline} (known: {known})", field)
     output = _pipeline_tables(chained(upstream, others)).scored
     location = Lake.of(upstream).table_uri(output)
     return settings.model_copy(update={"upstream_table": location, "text": settings.text or output.output_column})

@@ -175,7 +175,7 @@ def _values_of_owner(name: str, values: Mapping[str, Any], others: ModelOwners) 
     """What a pipeline has from the owner of its model; its own fields must not contradict it.
 
     Raises:
-        PipelineError: there is no such owner, or a field contradicts it.
+        PipelineError: the owner does not exist, or a field contradicts it.
     """
     place = IN_PIPELINE_FILES["shared_model"]
     named, usable = values["shared_model"], sorted(other for other, one in others.items() if isinstance(one, Settings))
@@ -184,7 +184,7 @@ def _values_of_owner(name: str, values: Mapping[str, Any], others: ModelOwners) 
     if named == name:
         raise PipelineError(f"{place}: this is the pipeline itself; name another one, or remove {place}", place)
     if owner is None:
-        raise PipelineError(f"{place}: there is no pipeline {named}; {hint}", place)
+        raise PipelineError(f"{place}: unknown pipeline {named}; {hint}", place)
     if isinstance(owner, str):
         raise PipelineError(f"{place}: the model of the pipeline {named} can't be used: {owner}", place)
     for field in (*DECIDED_BY_OWNER, *TASK_FIELDS):

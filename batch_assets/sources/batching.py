@@ -25,7 +25,12 @@ _remembered: dict[tuple[object, ...], Mapping[str, int]] = {}
 
 
 class Batching(ABC):
-    """How the rows of a table are split into batches."""
+    """How the rows of a table are split into batches.
+
+    ``began`` is the id and the version of the table from which its commits are batches, if they are.
+    """
+
+    began: tuple[str, int] | None = None
 
     @abstractmethod
     def files(self) -> Mapping[str, Mapping[DataFile, int]]:
@@ -173,7 +178,7 @@ class CommitBatching(Batching):
         self._stored = stored
         self._called = called
         self._pipeline = pipeline
-        self._began = began
+        self.began: tuple[str, int] = began
         self._rows = rows
         self._most = most
 
@@ -184,7 +189,7 @@ class CommitBatching(Batching):
 
     def changed(self, actions: Sequence[Mapping[str, Any]], version: int) -> set[str] | None:
         """The batches that a version appended."""
-        if version == self._began[1]:
+        if version == self.began[1]:
             return set(self._first)
         key = _version_key(version)
         return {key} if key in self._files else set()
@@ -196,7 +201,7 @@ class CommitBatching(Batching):
     def is_gone(self, key: str) -> bool:
         """Whether the batch is from before the pipeline started again; entries that the log lost keep their batches."""
         found = re.match(r"version-(\d+)", key)
-        return found is None or not self._began[1] <= int(found[1]) <= self._stored.version
+        return found is None or not self.began[1] <= int(found[1]) <= self._stored.version
 
     @cached_property
     def _first(self) -> dict[str, dict[DataFile, int]]:
@@ -204,7 +209,7 @@ class CommitBatching(Batching):
 
         Nothing if the log no longer reaches back to that version: their answers are kept.
         """
-        began = self._began[1]
+        began = self.began[1]
         try:
             first = Snapshot.open(self._stored.uri, self._stored.storage_options, began)
         except BatchAssetsError:
@@ -227,7 +232,7 @@ class CommitBatching(Batching):
 
     @cached_property
     def _files(self) -> dict[str, dict[DataFile, int]]:
-        table_id, began = self._began
+        table_id, began = self.began
         stored = self._stored
         if table_id != stored.table_id or began > stored.version:
             raise self._stop("was created again")

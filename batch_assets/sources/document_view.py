@@ -133,6 +133,11 @@ class DocumentView(WritableTable):
         """The id of the table."""
         return self._stored.table_id
 
+    @property
+    def began(self) -> tuple[str, int] | None:
+        """The id and the version of the table from which its commits are batches, if they are."""
+        return self._batching.began
+
     def is_newest(self) -> bool:
         """Whether nothing was committed since the table was opened; looks only at the end of its log."""
         return self._tail == _log_tail(self._stored)

@@ -73,8 +73,11 @@ def newest_documents(
     Raises:
         BatchAssetsError: as ``open_documents``.
     """
-    if earlier is not None and isinstance(earlier.delta, DocumentView) and earlier.delta.is_newest():
-        return earlier
+    view = None if earlier is None else earlier.delta
+    if earlier is not None and isinstance(view, DocumentView) and view.is_newest():
+        # A rebase changes the batches without a commit to the source.
+        is_rebased = settings.batch_by == COMMIT and lake.open(tables.scored).source_began != view.began
+        return open_documents(lake, settings, tables) if is_rebased else earlier
     return open_documents(lake, settings, tables)
 
 
