@@ -4,7 +4,7 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.lake import BatchSnapshot
+from batch_assets.lake.lake import NO_FILES, BatchSnapshot
 
 _INPUT_TABLE = "input_table"
 # A digest of the files, and whether the log no longer has the commit that last changed the batch.
@@ -68,9 +68,12 @@ def is_stale(output: BatchSnapshot, batch: str, recorded: Mapping[str, Any], new
     # Nor do they record the model's name.
     known = {MODEL: recorded.get(MODEL), **commit.metadata}
     compared = recorded.keys() - {_INPUT_TABLE, _INPUT_FILES, _INPUT_LOST}
-    if recorded.get(_INPUT_LOST) and commit.metadata.get(_INPUT_FILES) == recorded[_INPUT_FILES]:
-        # The version is unknown, but the files are the same.
-        compared.discard("input_version")
+    if recorded.get(_INPUT_LOST):
+        # The version is unknown: the files tell.
+        if commit.metadata.get(_INPUT_FILES) == recorded[_INPUT_FILES]:
+            compared.discard("input_version")
+        elif recorded[_INPUT_FILES] == NO_FILES:
+            return True
     return any(known.get(key) != recorded[key] for key in compared)
 
 

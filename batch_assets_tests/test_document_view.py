@@ -18,8 +18,10 @@ from batch_assets.names import is_batch
 from batch_assets.operations.rebase import rebase
 from batch_assets.pipelines.pipeline import settings_of
 from batch_assets.settings import PREFIX, load_settings
+from batch_assets.sources import batching
 from batch_assets.sources.batch_keys import EMPTY_KEY, NULL_KEY, key_of
-from batch_assets.sources.documents import find_documents, newest_documents, open_documents
+from batch_assets.sources.batching import _remembered_commits
+from batch_assets.sources.documents import find_documents, lost_rows, newest_documents, open_documents
 from batch_assets.staleness import input_metadata, stale_batches
 from batch_assets.tasks.output_tables import tables_of
 from batch_assets_tests.foreign_tables import delete_rows
@@ -197,6 +199,58 @@ def test_what_a_commit_appended_is_a_batch_and_earlier_rows_form_the_first_ones(
     DeltaTable(by_commit.uri).create_checkpoint()
     Path(by_commit.uri, "_delta_log", f"{1:020d}.json").unlink()
     assert by_commit.stale() == []
+
+
+def test_rows_whose_commits_the_log_lost_before_a_run_saw_them_are_reported_and_answers_are_kept(by_commit):
+    def problem():
+        _remembered_commits.clear()  # as in a new process
+        return lost_rows(by_commit.settings, by_commit.documents(), by_commit.lake.open(by_commit.tables.scored))
+
+    by_commit.score()
+    write_deltalake(by_commit.uri, tickets(5), mode="append")
+    by_commit.score()
+    write_deltalake(by_commit.uri, tickets(6, 7), mode="append")
+    write_deltalake(by_commit.uri, tickets(8), mode="append")
+    DeltaTable(by_commit.uri).create_checkpoint()
+    for version in range(3):
+        Path(by_commit.uri, "_delta_log", f"{version:020d}.json").unlink()
+    assert problem() is None
+    Path(by_commit.uri, "_delta_log", f"{3:020d}.json").unlink()
+    assert "2 rows are in no batch" in problem()
+    assert by_commit.score() == ["version-00000004"]
+    assert by_commit.lake.open(by_commit.tables.scored).rows() == 6
+    rebase(by_commit.settings)
+    assert problem() is None
+    by_commit.score()
+    assert by_commit.lake.open(by_commit.tables.scored).rows() == 8
+
+
+def test_each_commit_is_read_once_by_a_process(by_commit, monkeypatch):
+    write_deltalake(by_commit.uri, tickets(5), mode="append")
+    by_commit.documents().batches()
+    write_deltalake(by_commit.uri, tickets(6), mode="append")
+    read = []
+    original = batching.read_commit
+    monkeypatch.setattr(batching, "read_commit", lambda *given: read.append(given[1]) or original(*given))
+    assert by_commit.documents().batches()[-1] == "version-00000003"
+    assert read == [3]
+
+
+def test_a_changed_type_is_kept_as_before_where_every_value_fits_and_refused_by_name_elsewhere(by_day):
+    def overwrite(ids):
+        changed = tickets(1, 2)
+        changed = changed.set_column(changed.schema.get_field_index("ticket_id"), "ticket_id", ids)
+        write_deltalake(by_day.uri, changed, mode="overwrite", schema_mode="overwrite")
+
+    by_day.score()
+    overwrite(pa.array(["7", "8"]))
+    by_day.score()
+    output = by_day.lake.open(by_day.tables.scored)
+    assert [row["id"] for part in output.read("2026-01-01") for row in part.to_pylist()] == [7, 8]
+    overwrite(pa.array(["007", "A-1"]))
+    with pytest.raises(BatchAssetsError, match=r"column ticket_id of .*tickets was int64 when .*, and is string now"):
+        by_day.score()
+    assert by_day.lake.open(by_day.tables.scored).version == output.version
 
 
 def test_a_rebase_counts_although_the_table_has_no_new_commit(by_commit):

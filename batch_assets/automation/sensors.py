@@ -21,7 +21,7 @@ from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import Settings
 from batch_assets.sources.configured import landing_folder
-from batch_assets.sources.documents import source_name
+from batch_assets.sources.documents import lost_rows, source_name
 from batch_assets.sources.landing_folder import Group, ScannedFile
 from batch_assets.tasks.output_tables import tables_of
 
@@ -97,6 +97,10 @@ def pipeline_sensors(settings: Settings, jobs: Mapping[str, ExecutableJob]) -> l
         register_batches(context.instance, pipeline, documents.batches())
         state: dict[str, Any] = json.loads(context.cursor or '{"reported": {}, "asked": {}}')
         _report_other_writers(context, keys.documents, documents, state["reported"])
+        lost = lost_rows(settings, documents, output)
+        if lost is not None and lost != state.get("lost"):
+            context.log.warning(lost)
+        state["lost"] = lost
         evaluations = _freshness(settings, documents, output, state)
         champion = champion_number(registry, settings)
         if champion is None:

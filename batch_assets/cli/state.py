@@ -63,6 +63,8 @@ def status(pipeline: str | None, as_json: bool) -> None:
         if len(wanted) > 1:
             click.echo(f"pipeline {name}")
         _print_batches(found.batches, found.counts)
+        if found.source_problem is not None:
+            click.echo(found.source_problem)
         _print_champion(found, name)
         for check, bad in found.failing.items():
             click.echo(f"check {check} fails" + (f" for {_few(list(bad))}" if bad else ""))

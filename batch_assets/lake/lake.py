@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,14 @@ _SOURCE_ID, _SOURCE_VERSION = "batch_assets.source_id", "batch_assets.source_ver
 
 # By default, delta-rs retries an unreachable lake for three minutes.
 _FAIL_FAST = {"max_retries": "1", "retry_timeout": "5s", "timeout": "5s", "connect_timeout": "5s"}
+
+
+def _digest(names: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+
+
+# The digest of a batch without files.
+NO_FILES = _digest(())
 
 
 @dataclass(frozen=True)
@@ -332,7 +340,7 @@ class BatchSnapshot:
 
     def files_digest(self, batch: str) -> str:
         """A digest of the names of a batch's files, which never change."""
-        return hashlib.sha256("\n".join(sorted(file.log_path for file in self.files(batch))).encode()).hexdigest()
+        return _digest(file.log_path for file in self.files(batch))
 
     def rows(self, batch: str | None = None) -> int:
         """Count the rows of one batch, or of the table, from the statistics in the log."""

@@ -17,8 +17,8 @@ from batch_assets.graph.table_checks import table_checks
 from batch_assets.lake.counts import Counts, counts_by_batch
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.resources.dagster_storage import existing_instance
-from batch_assets.settings import Settings
-from batch_assets.sources.documents import find_documents
+from batch_assets.settings import COMMIT, Settings
+from batch_assets.sources.documents import find_documents, lost_rows
 from batch_assets.staleness import unfinished_batches
 from batch_assets.tasks.output_tables import tables_of
 
@@ -80,6 +80,7 @@ class Run:
 class Status:
     """The state of a pipeline; ``champion_problem`` says why the champion is unknown.
 
+    ``source_problem`` says why rows of a table that is read in place are in no batch.
     ``failing`` has the checks that found bad batches when they last ran, with the problem of each batch.
     """
 
@@ -88,6 +89,7 @@ class Status:
     champion_problem: str | None
     runs: list[Run]
     failing: dict[str, dict[str, str]]
+    source_problem: str | None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -107,9 +109,13 @@ def status_of(settings: Settings) -> Status:
             champion = champion_of(instance, settings)
         except BatchAssetsError as error:
             problem = str(error)
-        batches = batches_in(instance, settings, champion.version if champion else None)
         return Status(
-            batches, champion, problem, last_runs(instance, settings.pipeline), failing_checks(instance, settings)
+            batches_in(instance, settings, champion.version if champion else None),
+            champion,
+            problem,
+            last_runs(instance, settings.pipeline),
+            failing_checks(instance, settings),
+            _source_problem(settings),
         )
 
 
@@ -151,6 +157,13 @@ def batches_in(instance: dg.DagsterInstance, settings: Settings, champion: int |
             )
         )
     return found
+
+
+def _source_problem(settings: Settings) -> str | None:
+    lake, tables = Lake.of(settings, fail_fast=True), tables_of(settings)
+    if settings.batch_by != COMMIT:
+        return None
+    return lost_rows(settings, find_documents(lake, settings, tables), lake.find(tables.scored))
 
 
 def scoring_summary(output: BatchSnapshot, batches: Iterable[str]) -> dict[str, dict[str, Any]]:

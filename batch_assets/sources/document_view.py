@@ -31,7 +31,7 @@ class Conversion:
     """Turns rows of the table into documents, on the workers.
 
     ``batch`` is the key of the batch, and ``column`` tells which rows are in it; None keeps all rows. ``hashed`` means
-    that ids are derived from the content.
+    that ids are derived from the content. ``called`` is what messages call the table.
     """
 
     columns: ColumnMapping
@@ -40,6 +40,7 @@ class Conversion:
     batch: str
     column: BatchColumn | None
     hashed: bool
+    called: str
 
     def __call__(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         """The documents in some rows."""
@@ -58,7 +59,7 @@ class Conversion:
         for column in self.contract.columns:
             if column.copied_from is not None and column.copied_from in rows.schema.names:
                 kind = self.schema.field(column.name).type
-                found[column.name] = _copied(rows.column(column.copied_from), kind)
+                found[column.name] = self._copied(rows.column(column.copied_from), kind, column.copied_from)
         if self.hashed:
             copied = [found[name].to_pylist() for name in self.columns.carry]
             content = zip(texts, references, *copied, strict=True)
@@ -71,6 +72,29 @@ class Conversion:
             ]
         found["document"] = pa.array(texts, pa.string())
         return pa.RecordBatch.from_arrays([found[name] for name in self.schema.names], schema=self.schema)
+
+    def _copied(self, values: pa.Array, kind: pa.DataType, name: str) -> pa.Array:
+        """The values of a column in the type that they have in the output, which keeps the first type it got.
+
+        Raises:
+            BatchAssetsError: a value can't be kept as it is.
+        """
+        if values.type == kind:
+            return values
+        if pa.types.is_string(kind):
+            return pa.array([_plain(value) for value in values.to_pylist()], pa.string())
+        try:
+            kept = values.cast(kind)
+            is_same = kept.cast(values.type).equals(values)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            is_same = False
+        if not is_same:
+            raise BatchAssetsError(
+                f"column {name} of {self.called} was {kind} when this pipeline was set up, and is {values.type} now, "
+                f"with values that don't fit: change it back, or "
+                f"start afresh with 'batch-assets reset {self.contract.owner}'"
+            )
+        return kept
 
 
 def _texts(
@@ -86,14 +110,6 @@ def _texts(
 
 def _plain(value: Any) -> str | None:
     return json.dumps(value, default=str, ensure_ascii=False) if isinstance(value, dict | list) else as_text(value)
-
-
-def _copied(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    if column.type == kind:
-        return column
-    if pa.types.is_string(kind):
-        return pa.array([_plain(value) for value in column.to_pylist()], pa.string())
-    return column.cast(kind)
 
 
 def _digest(values: tuple[Any, ...]) -> str:
@@ -170,7 +186,9 @@ class DocumentView(WritableTable):
         if column is not None:
             names.add(column.name)
         schema = pa.schema([field for field in self._stored.schema if field.name in names])
-        conversion = Conversion(self._columns, self.schema, self.contract, partition[PARTITION], column, self._hashed)
+        conversion = Conversion(
+            self._columns, self.schema, self.contract, partition[PARTITION], column, self._hashed, self._called
+        )
         return Scan(self._stored, self.files(partition), schema, conversion, "id" if self._hashed else None)
 
     def read(self, partition: Mapping[str, Any], columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -193,6 +211,20 @@ class DocumentView(WritableTable):
     def may_have_had(self, batch: str) -> bool:
         """Whether the answers to a batch that the table doesn't have must go."""
         return self._batching.is_gone(batch)
+
+    def rows_without_batch(self, answers: Mapping[str, int]) -> int:
+        """The number of rows whose commits the log lost before they were scored.
+
+        It is negative if rows were removed by a commit that the log lost.
+
+        Args:
+            answers: the number of rows that were scored of each batch.
+        """
+        if not self._batching.is_incomplete():
+            return 0
+        batches = self._batching.files()
+        kept = {key: rows for key, rows in answers.items() if key not in batches and not self._batching.is_gone(key)}
+        return self._stored.rows() - self.rows() - sum(kept.values())
 
     def follows(self, earlier: Snapshot) -> bool:
         """Whether this is the same table as an earlier view's, and not older."""

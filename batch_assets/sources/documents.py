@@ -47,7 +47,7 @@ def open_documents(lake: Lake, settings: Settings, tables: PipelineTables, versi
     if settings.source_pipeline is not None and not is_table(location, lake.storage_options):
         return _nothing(tables.documents, location)
     began = lake.open(tables.scored).source_began if settings.batch_by == COMMIT else None
-    return _view(lake, settings, tables.documents, location, version, began)
+    return _view(lake, settings, tables, location, version, began)
 
 
 def find_documents(lake: Lake, settings: Settings, tables: PipelineTables) -> BatchSnapshot:
@@ -62,7 +62,7 @@ def find_documents(lake: Lake, settings: Settings, tables: PipelineTables) -> Ba
     if settings.source_pipeline is not None and not is_table(location, lake.storage_options):
         return _nothing(tables.documents, location)
     began = lake.find(tables.scored).source_began if settings.batch_by == COMMIT else None
-    return _view(lake, settings, tables.documents, location, None, began)
+    return _view(lake, settings, tables, location, None, began)
 
 
 def newest_documents(
@@ -81,10 +81,25 @@ def newest_documents(
     return open_documents(lake, settings, tables)
 
 
+def lost_rows(settings: Settings, documents: BatchSnapshot, output: BatchSnapshot) -> str | None:
+    """Why rows of a table that is read commit by commit are in no batch, None if all are."""
+    view = documents.delta
+    if not isinstance(view, DocumentView):
+        return None
+    rows = view.rows_without_batch({batch: output.rows(batch) for batch in output.batches()})
+    if not rows:
+        return None
+    what = f"{rows} rows are in no batch" if rows > 0 else f"{-rows} scored rows were removed"
+    return (
+        f"{what}, because the log of {source_name(settings)} no longer has their commits: score its current rows "
+        f"with 'batch-assets rebase {settings.pipeline}'"
+    )
+
+
 def _view(
     lake: Lake,
     settings: Settings,
-    contract: Table,
+    tables: PipelineTables,
     location: str,
     version: int | None,
     began: tuple[str, int] | None,
@@ -96,7 +111,11 @@ def _view(
         raise
     except BatchAssetsError as error:
         raise BatchAssetsError(f"{called} can't be read: {error}") from error
-    contract = contract.with_types_of(types_of_copies(contract, stored.schema))
+    contract = tables.documents.with_types_of(types_of_copies(tables.documents, stored.schema))
+    output = lake.find(tables.scored)
+    if output.exists:
+        # Copied columns keep the types that they had when the pipeline was set up.
+        contract = contract.with_types_of(output.table.arrow_schema)
     view = DocumentView(
         stored, contract, ColumnMapping.of(settings), _batching(stored, settings, called, began), called
     )
