@@ -115,6 +115,7 @@ IN_PIPELINE_FILES = {
     "repetition": "checks.repetition",
     "drift": "checks.drift",
     "fresh_hours": "checks.fresh_hours",
+    "error_attempts": "error_attempts",
     "schedule": "schedule",
     "owners": "owners",
 }
@@ -285,6 +286,13 @@ class Settings(BaseSettings):
         description="Maximum share of documents that may fail, in a batch and in a candidate's evaluation.",
     )
     beat_baseline: bool = Field(False, description="Promote only candidates that beat the task's baseline.")
+    error_attempts: int = Field(
+        5,
+        ge=1,
+        description="How often the request of a row may end in a service error, such as a time-out, before the row is "
+        "left as failed.",
+    )
+    retry_errors: bool = Field(False, description="Request all failed rows again, as batch-assets rescore --errors.")
     new_model: bool = Field(False, description="Log a new model even if nothing has changed.")
 
     spark_master: str = Field("local[*,4]", min_length=1, description="Spark master to run on.")

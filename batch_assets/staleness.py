@@ -1,16 +1,23 @@
-"""Decide whether a batch of a table is stale."""
+"""Decide whether a batch of a table is stale, or has failed rows to request again."""
 
-from collections.abc import Mapping, Set
+import math
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
+from batch_assets.engines.contract import ErrorClass
 from batch_assets.errors import BatchAssetsError
-from batch_assets.lake.lake import NO_FILES, BatchSnapshot
+from batch_assets.lake.commit_log import Commit
+from batch_assets.lake.counts import counts_by_batch
+from batch_assets.lake.lake import FAILURES, NO_FILES, BatchSnapshot
+from batch_assets.settings import Settings
 
 _INPUT_TABLE = "input_table"
 # A digest of the files, and whether the log no longer has the commit that last changed the batch.
 _INPUT_FILES, _INPUT_LOST = "input_files", "input_lost"
 # Versions of two registered models may have the same number.
 MODEL = "model"
+# Service errors are requested again after this many seconds, doubled by every attempt.
+_FIRST_DELAY, _LONGEST_DELAY = 300.0, 86_400.0
 
 
 def input_version(table: BatchSnapshot, batch: str) -> int:
@@ -130,6 +137,58 @@ def unfinished_batches(
             or is_stale(quality, batch, quality_input_metadata(scored, answered, batch), scored.version)
         )
     ]
+
+
+def needs_retry(output: BatchSnapshot, batch: str, recorded: Mapping[str, Any], settings: Settings) -> bool:
+    """Whether a run requests failed rows of a batch again, although the batch is not stale.
+
+    Args:
+        output: current snapshot of the answers.
+        batch: key of the batch.
+        recorded: metadata that a run would record now; must have ``input_version``.
+        settings: how often the request of a row may end in a service error, and whether to retry all errors.
+    """
+    commit = output.last_commit(batch)
+    if commit is None or commit.metadata.get("input_version", -1) > recorded["input_version"]:
+        return False  # a newer run has superseded this one
+    if settings.retry_errors and (counts := counts_by_batch(output).get(batch)) is not None:
+        return counts.errors > 0
+    return bool(_waiting_rows(commit, settings.error_attempts))
+
+
+def batches_to_retry(
+    documents: BatchSnapshot, outputs: Sequence[BatchSnapshot], busy: Set[str], attempts: int, now: float
+) -> dict[str, int]:
+    """Batches with service errors that are requested again, and how many times that has been due.
+
+    The first time is minutes after the commit, and each time is after twice as long: a run may fail before it commits.
+
+    Args:
+        documents: current snapshot of the documents.
+        outputs: current snapshots of the tables of answers.
+        busy: batches of runs that are queued or running.
+        attempts: how often the request of a row may end in a service error.
+        now: the time in seconds since 1970.
+    """
+    found: dict[str, int] = {}
+    for output in outputs:
+        for batch in _batches(documents, output, busy):
+            commit = output.last_commit(batch)
+            waiting = None if commit is None else _waiting_rows(commit, attempts)
+            if commit is not None and waiting:
+                delay = min(_FIRST_DELAY * 2 ** min(waiting), _LONGEST_DELAY)
+                times = 0 if now < commit.seconds + delay else 1 + int(math.log2((now - commit.seconds) / delay))
+                found[batch] = max(times, found.get(batch, 0))
+    return found
+
+
+def _waiting_rows(commit: Commit, attempts: int) -> dict[int, int]:
+    """The rows with a service error that may be requested again: their number by attempts so far."""
+    found = {}
+    for error_class, used, rows in commit.metadata.get(FAILURES, []):
+        if error_class == ErrorClass.SERVICE and (used or 0) < attempts:
+            found[used or 0] = rows
+    return found
 
 
 def quality_input_metadata(scored: BatchSnapshot, answered: BatchSnapshot | None, batch: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import dagster as dg
 import pyarrow as pa
 import pytest
 
-from batch_assets.ai_functions.requests import NO_ANSWER
 from batch_assets.graph.quality_checks import quality_checks
 from batch_assets.graph.table_checks import table_checks
 from batch_assets.lake.contracts import AI_QUERY_INFERENCE, BATCH_INFERENCE, PROD_DATA, SUMMARY_QUALITY
@@ -88,17 +87,20 @@ def test_thresholds_come_from_settings(home):
     assert not strict.check("cut_rate").passed
 
 
-def test_document_errors_are_distinguished_from_an_outage(tables):
-    messages = [f"[X] the endpoint e {NO_ANSWER} 5 seconds: HTTP status 503", "[X] HTTP status 400: too long"]
-    rows = [{"id": str(n), "error_message": text, "request_hash": text} for n, text in enumerate(messages)]
+def test_a_high_error_rate_names_what_caused_the_errors(tables):
+    classes = ["service", "document", None]
+    rows = [
+        {"id": str(n), "error_message": "no", "request_hash": str(n), "error_class": caused}
+        for n, caused in enumerate(classes)
+    ]
     # A document without text is not a failure.
     rows += [{"id": "no text", "error_message": "the document has no text"}]
     tables.write(AI_QUERY_INFERENCE, "a", rows)
-    tables.measured("a", AI_QUERY_INFERENCE, errors=2)
+    tables.measured("a", AI_QUERY_INFERENCE, errors=3)
     result = tables.check("error_rate")
     ((batch, said),) = result.metadata["batches"].value.items()
     assert batch == "a (ai_query_inference)"
-    assert said.endswith("causes: endpoint outage (1), document errors (1)")
+    assert said.endswith("causes: service (1), document (1), unclassified (1)")
     assert result.metadata["no_text"].value == {"m4_1_batch_inference": 0, "ai_query_inference": 1}
 
 

@@ -16,7 +16,7 @@ import pytest
 from deltalake import write_deltalake
 
 from batch_assets.engines.catalog import load_engine
-from batch_assets.engines.contract import Completion, generate
+from batch_assets.engines.contract import Completion, ErrorClass, generate
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA
 from batch_assets.lake.counts import Counts
@@ -233,7 +233,7 @@ def test_a_batch_is_not_committed_if_every_request_fails(spark, lake, t5, docume
             pass
 
         def stream(self, documents, batch_tokens=None):
-            failed = Completion(text=None, error_message="out of order")
+            failed = Completion.failed("out of order", ErrorClass.SERVICE)
             return ((place, failed) for place in range(len(documents)))
 
     land(lake, "a", texts(documents, 6))
@@ -394,7 +394,7 @@ def test_rows_that_always_fail_do_not_prevent_others_from_being_committed(spark,
         def stream(self, documents, batch_tokens=None):
             for place, document in enumerate(documents):
                 bad = document.startswith("bad")
-                yield place, Completion(text=None if bad else "fine", error_message="bad input" if bad else None)
+                yield place, Completion.failed("bad input", ErrorClass.SERVICE) if bad else Completion("fine")
 
     model = score_model_of_its_own(t5)
     bad = [f"bad {number}" for number in range(6)]

@@ -95,7 +95,7 @@ class TaskAnswers:
 
     def __init__(self, finished: FinishedWork) -> None:
         self._finished = finished
-        self._known = finished.load()
+        self._known, self._attempts = finished.load()
         self._clients: dict[tuple[str, str], Client] = {}
         self.task = self._loaded_for = -1
 
@@ -149,18 +149,20 @@ class TaskAnswers:
             request_hash: replace(answer, request_hash=request_hash, completed_at=datetime.now(UTC))
             for request_hash, answer in answers
         }
-        self._known |= completions
-        # Errors that fail the statement or may be temporary are not stored, so that a rerun retries them.
+        self._known |= {request_hash: self._with_earlier(item) for request_hash, item in completions.items()}
+        # Errors that fail the statement are not stored, so that a rerun requests them again.
         self._finished.store.write(
-            [
-                item
-                for item in completions.values()
-                if item.error_message is None or (item.is_final and not fail_on_error)
-            ]
+            [item for item in completions.values() if item.error_message is None or not fail_on_error]
         )
         error = next((item.error_message for item in completions.values() if item.error_message), None)
         if fail_on_error and error is not None:
             raise AiFunctionError(error)
+
+    def _with_earlier(self, completion: Completion) -> Completion:
+        """A completion whose attempts include those of earlier runs."""
+        if completion.attempts is None:
+            return completion
+        return replace(completion, attempts=completion.attempts + self._attempts[completion.request_hash])
 
 
 _answers_by_statement: dict[str, TaskAnswers] = {}

@@ -5,6 +5,7 @@ import json
 import os
 import queue
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -20,13 +21,17 @@ import aiohttp
 from batch_assets.ai_functions.endpoints import Endpoint
 from batch_assets.ai_functions.limits import Budget, BudgetUsedUpError, CircuitBreaker, RateLimiter, Share
 from batch_assets.ai_functions.protocols import PROTOCOLS, SchemaError, UnreadableResponseError
-from batch_assets.ai_functions.requests import NO_ANSWER, AiFunctionError, Request
-from batch_assets.engines.contract import Completion
+from batch_assets.ai_functions.requests import AiFunctionError, Request
+from batch_assets.engines.contract import Completion, ErrorClass
 
 _RETRIED = {408, 409, 425, 429}
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
 # A model that misses the schema this often is unlikely to match it on another try.
 _SCHEMA_ATTEMPTS = 3
+# What OpenAI, Azure, vLLM and llama.cpp call a document that is too long, or whose content they refuse.
+_REFUSED_DOCUMENT = re.compile(
+    "context_length_exceeded|exceed_context_size|maximum context length|content_filter|content_policy_violation"
+)
 # For estimates before a request is sent: a low number overestimates tokens, which keeps usage below the limits.
 _BYTES_PER_TOKEN = 2
 _DEFAULT_ANSWER_TOKENS = 256
@@ -144,7 +149,7 @@ class Client:
             raise
         except Exception as error:  # one bad request must not stop the others
             message = f"[AI_FUNCTION_HTTP_REQUEST_ERROR] {type(error).__name__}: {error}"
-            return Completion(None, self._masked(message)[:_MAX_MESSAGE_LENGTH], model=self._endpoint.model)
+            return self._failed(self._masked(message)[:_MAX_MESSAGE_LENGTH], ErrorClass.SERVICE)
 
     async def _answer_before_deadline(self, request: Request) -> Completion:
         deadline: float | None = None
@@ -171,9 +176,9 @@ class Client:
                 misses += 1
                 if misses == _SCHEMA_ATTEMPTS:
                     message = f"[AI_FUNCTION_HTTP_PARSE_CAST_ERROR] {error}"
-                    return Completion(None, message, model=self._endpoint.model)
-            except TimeoutError:
-                return self._give_up(failure)
+                    return self._failed(message, ErrorClass.MODEL)
+            except TimeoutError:  # no request was sent
+                return self._give_up(failure, attempts=0)
             except _RetryableError as error:
                 failure = error
                 # Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
@@ -226,19 +231,22 @@ class Client:
     def _masked(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
 
-    def _give_up(self, error: _RetryableError) -> Completion:
+    def _failed(self, message: str, error_class: ErrorClass, attempts: int = 1) -> Completion:
+        return Completion.failed(message, error_class, attempts=attempts, model=self._endpoint.model)
+
+    def _give_up(self, error: _RetryableError, attempts: int = 1) -> Completion:
         """Return an error for this row if the endpoint answers other requests.
 
         Raises:
             AiFunctionError: the endpoint doesn't answer any requests.
         """
         message = (
-            f"[{error.name}] the endpoint {self._endpoint.name} {NO_ANSWER} "
+            f"[{error.name}] the endpoint {self._endpoint.name} gave no answer within "
             f"{self._endpoint.deadline_seconds:g} seconds: {self._masked(str(error))}"
         )
         if self._breaker.is_open or self._last_answer < time.monotonic() - self._endpoint.deadline_seconds / 2:
             raise AiFunctionError(message) from error
-        return Completion(None, message, model=self._endpoint.model, is_final=False)
+        return self._failed(message, ErrorClass.SERVICE, attempts)
 
     async def _post(self, request: Request) -> Completion:
         endpoint = self._endpoint
@@ -272,11 +280,18 @@ class Client:
             excerpt = self._masked(content.decode(errors="replace"))[:_MAX_MESSAGE_LENGTH]
             # The excerpt starts a new line: it may repeat the document, and only first lines are shown elsewhere.
             message = f"[AI_FUNCTION_HTTP_REQUEST_ERROR] HTTP status {status}\n{excerpt}"
-            return Completion(None, message, model=endpoint.model)
+            return self._failed(message, _class_of(status, excerpt))
         try:
             return self._protocol.read(endpoint, request, content)
         except UnreadableResponseError as error:
             raise _RetryableError("AI_FUNCTION_INVALID_HTTP_RESPONSE", str(error)) from error
+
+
+def _class_of(status: int, response: str) -> ErrorClass:
+    """What caused a response that will not be retried now."""
+    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or _REFUSED_DOCUMENT.search(response):
+        return ErrorClass.DOCUMENT
+    return ErrorClass.SERVICE
 
 
 def _key(endpoint: Endpoint) -> str | None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from batch_assets.ai_functions.endpoints import Endpoint
 from batch_assets.ai_functions.planner import parse, run
 from batch_assets.ai_functions.requests import AiFunctionError
-from batch_assets.engines.contract import RowError
+from batch_assets.engines.contract import ErrorClass, RowError
 from batch_assets.errors import BatchAssetsError, reason
 from batch_assets.lake.contracts import Table
 from batch_assets.lake.counts import Counts, check_rows, counts_of
@@ -78,6 +78,8 @@ def answer_batch(
     metadata: Mapping[str, Any],
     report: Callable[[str], None],
     read: Callable[[str], str] | None = None,
+    *,
+    asks_failed: bool = False,
 ) -> AnsweredBatch:
     """Run the statement and replace the batch of the output table with its rows.
 
@@ -94,6 +96,7 @@ def answer_batch(
         metadata: metadata of the commit.
         report: called with each progress message.
         read: the answer in a text that the endpoint wrote; raises a ValueError if there is none.
+        asks_failed: request all failed rows of the current output again, even if they would fail again.
 
     Raises:
         BatchAssetsError: the endpoint is unreachable, rows are missing, or rows have neither an answer nor an error.
@@ -105,7 +108,7 @@ def answer_batch(
     started = time.monotonic()
     digest = hashlib.sha256(json.dumps([endpoint.identity, statement]).encode()).hexdigest()
     store = CompletionStore.of(lake, output.table, batch, digest)
-    finished = FinishedWork.of(store, output, batch)
+    finished = FinishedWork.of(store, output, batch, asks_failed=asks_failed)
     functions = register_ai_functions(spark, {endpoint.name: endpoint})
     inputs = _null_without_text(read_batch(spark, documents, batch))
     rows = min(limit, documents.rows(batch)) if limit else documents.rows(batch)
@@ -120,7 +123,7 @@ def answer_batch(
         counts = counts_of(staged)
         refuse_if_all_failed(store, batch, counts.summaries)
         check_rows(batch, staged, rows, output.table.output_column)
-    version = output.replace(batch, staged, {**metadata, "errors": counts.errors})
+    version = output.replace(batch, staged, metadata)
     usage = Usage.of(store)
     store.clear_batch()
     return AnsweredBatch(version, rows, usage, counts, time.monotonic() - started)
@@ -174,14 +177,15 @@ def _with_answers(
 
     def replace_texts(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for rows in batches:
-            texts, errors = rows.column(output).to_pylist(), rows.column("error_message").to_pylist()
-            for place, text in enumerate(texts):
+            found = {name: rows.column(name).to_pylist() for name in (output, "error_message", "error_class")}
+            for place, text in enumerate(found[output]):
                 if text is not None:
                     try:
-                        texts[place] = read(text)
+                        found[output][place] = read(text)
                     except ValueError as error:
-                        texts[place], errors[place] = None, str(error)
-            found = {output: texts, "error_message": errors}
+                        found[output][place] = None
+                        found["error_message"][place] = str(error)
+                        found["error_class"][place] = ErrorClass.MODEL.value
             columns = [
                 pa.array(found[name], pa.string()) if name in found else rows.column(name) for name in rows.schema.names
             ]

@@ -27,7 +27,7 @@ from batch_assets.ai_functions.endpoints import Endpoint
 from batch_assets.ai_functions.family import FAMILY, check_labels
 from batch_assets.ai_functions.requests import AiFunctionError, Request
 from batch_assets.ai_functions.schemas import ANY_TEXT, ResponseFormat, read_as, response_format, type_of
-from batch_assets.engines.contract import Completion
+from batch_assets.engines.contract import Completion, ErrorClass
 from batch_assets.scoring.completions import FinishedWork
 from batch_assets.spark_sessions import task_slots
 
@@ -43,6 +43,8 @@ DETAILS = {
     "input_tokens": StructField("promptTokens", LongType()),
     "output_tokens": StructField("completionTokens", LongType()),
     "model": StructField("model", _STRING),
+    "error_class": StructField("errorClass", _STRING),
+    "attempts": StructField("attempts", LongType()),
     "request_hash": StructField("requestHash", _STRING),
     "completed_at": StructField("createdAt", TimestampType()),
 }
@@ -175,6 +177,8 @@ class Call:
         row = {"result": result, "errorMessage": error}
         if self.details:
             row |= {item.name: getattr(completion, field) for field, item in DETAILS.items()}
+            if error is not None and completion.error_message is None:
+                row[DETAILS["error_class"].name] = ErrorClass.MODEL.value
         return row
 
     def _result(self, endpoint: Endpoint, text: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 from batch_assets.ai_functions.endpoints import Endpoint
 from batch_assets.ai_functions.requests import Request
 from batch_assets.ai_functions.schemas import schema_violation
-from batch_assets.engines.contract import Completion
+from batch_assets.engines.contract import Completion, ErrorClass
 
 _FENCED = re.compile(r"\s*```[a-z]*\n(.*)\n```\s*", re.DOTALL)
 
@@ -65,12 +65,12 @@ class ChatCompletions:
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise UnreadableResponseError(f"the response is not a chat completion ({type(error).__name__})") from error
         if reason == "content_filter":
-            return Completion(
-                None, "[AI_FUNCTION_HTTP_REQUEST_ERROR] the endpoint's content filter withheld the answer", **details
-            )
+            message = "[AI_FUNCTION_HTTP_REQUEST_ERROR] the endpoint's content filter withheld the answer"
+            return Completion.failed(message, ErrorClass.DOCUMENT, **details)
         if text is None:
             why = f"finish reason {reason}" if reason else "no reason given"
-            return Completion(None, f"[AI_FUNCTION_HTTP_REQUEST_ERROR] the answer has no text ({why})", **details)
+            message = f"[AI_FUNCTION_HTTP_REQUEST_ERROR] the answer has no text ({why})"
+            return Completion.failed(message, ErrorClass.MODEL, **details)
         if request.schema is not None:
             fenced = _FENCED.fullmatch(text)
             text = fenced[1] if fenced else text
@@ -107,7 +107,8 @@ class Invocations:
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise UnreadableResponseError(f"the response has no predictions ({type(error).__name__})") from error
         if prediction is None:
-            return Completion(None, "[AI_FUNCTION_INVALID_HTTP_RESPONSE] the prediction is null", model=endpoint.model)
+            message = "[AI_FUNCTION_INVALID_HTTP_RESPONSE] the prediction is null"
+            return Completion.failed(message, ErrorClass.MODEL, model=endpoint.model)
         text = prediction if isinstance(prediction, str) else json.dumps(prediction)
         problem = None if request.schema is None else schema_violation(text, request.schema)
         if problem is not None:

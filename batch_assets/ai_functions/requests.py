@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from batch_assets.ai_functions.endpoints import Endpoint
 from batch_assets.errors import BatchAssetsError
 
-# Marks the error of a row whose endpoint was unreachable, which is not the row's fault.
-NO_ANSWER = "gave no answer within"
-
 
 class AiFunctionError(BatchAssetsError):
     """An ai function failed; the message starts with the name of the error if it has one."""

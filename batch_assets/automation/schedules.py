@@ -40,7 +40,7 @@ def pipeline_schedules(settings: Settings, jobs: Mapping[str, ExecutableJob]) ->
         documents = current_documents(lake, settings)
         scored, quality = current_snapshot(lake, tables.scored), current_snapshot(lake, tables.quality)
         answered = None if tables.answered is None else current_snapshot(lake, tables.answered)
-        stale = stale_batches_now(context.instance, settings, documents, scored, champion)
+        stale = stale_batches_now(context.instance, settings, documents, scored, answered, champion)
         busy = busy_batches(context.instance, pipeline)
         unfinished = unfinished_batches(documents, scored, answered, quality, busy)
         reasons = {**dict.fromkeys(unfinished), **stale}

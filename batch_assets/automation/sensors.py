@@ -107,7 +107,8 @@ def pipeline_sensors(settings: Settings, jobs: Mapping[str, ExecutableJob]) -> l
             reason = f"no champion yet: materialize {settings.champion_asset}"
             return dg.SensorResult(skip_reason=reason, cursor=json.dumps(state), asset_events=evaluations)
         busy = busy_batches(context.instance, pipeline)
-        stale = stale_batches_now(context.instance, settings, documents, output, champion)
+        answered = None if tables.answered is None else current_snapshot(lake, tables.answered)
+        stale = stale_batches_now(context.instance, settings, documents, output, answered, champion)
         # A batch whose run failed is not requested again just because a neighbouring batch is new.
         fresh = {batch: reason for batch, reason in stale.items() if state["asked"].get(batch) != reason}
         requests = run_requests(context.instance, settings, SCORE_BATCHES, fresh)

@@ -177,12 +177,16 @@ def _most_frequent(reasons: dict[str, int]) -> str:
 @click.option("--batches", help="Names of batches, separated by commas.")
 @click.option("--all", "everything", is_flag=True, help="All batches.")
 @click.option("--since", type=click.DateTime(), help="Only batches scored at or after this time (UTC).")
+@click.option("--errors", is_flag=True, help="Only failed rows, with the version that scored their batch.")
 @click.option("--yes", is_flag=True, help="Start without asking for confirmation.")
 @pipeline_option
 @json_outcome_option
-def rescore(batches: str | None, everything: bool, since: Any, yes: bool, pipeline: str | None, as_json: bool) -> None:
+def rescore(
+    batches: str | None, everything: bool, since: Any, errors: bool, yes: bool, pipeline: str | None, as_json: bool
+) -> None:
     """Score batches again with the current champion, skipping documents whose request has not changed.
 
+    With --errors, all failed rows of the batches (by default of all batches) are requested again, and nothing else.
     Prints how many documents there are and how long they may take, then asks for confirmation. Exit status: 0 done,
     1 a run failed or you answered no, 2 a batch does not exist.
 
@@ -193,17 +197,20 @@ def rescore(batches: str | None, everything: bool, since: Any, yes: bool, pipeli
     from batch_assets.graph.pipeline_names import SCORE_BATCHES
     from batch_assets.lake.lake import Lake
     from batch_assets.operations.local_runs import materialize
-    from batch_assets.operations.rescore import describe_cost, select_batches
+    from batch_assets.operations.rescore import describe_cost, failed_rows, select_batches
     from batch_assets.operations.status import scoring_summary
     from batch_assets.resources.dagster_storage import open_instance
 
-    if sum([batches is not None, everything, since is not None]) != 1:
-        raise click.UsageError("use exactly one of --batches, --all and --since")
-    settings = load(pipeline).model_copy(update={"rescore": "all"})
+    chosen = sum([batches is not None, everything, since is not None])
+    if chosen > 1 or not (chosen or errors):
+        raise click.UsageError("use exactly one of --batches, --all and --since, or --errors")
+    settings = load(pipeline).model_copy(update={"retry_errors": True} if errors else {"rescore": "all"})
     failures: list[str] = []
     with progress_to_stderr(as_json), open_instance(settings) as instance:
         lake, tables = Lake.of(settings), tables_of(settings)
         wanted = select_batches(lake, settings, None if batches is None else batches.split(","), since)
+        if errors:
+            wanted = list(failed_rows(lake, settings, wanted))
         click.echo(describe_cost(instance, lake, settings, wanted))
         if wanted:
             if not yes:

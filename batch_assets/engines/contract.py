@@ -23,6 +23,23 @@ class RowError(StrEnum):
     FAILED = "{type}: {error}"
 
 
+class ErrorClass(StrEnum):
+    """What caused the error of a row, which decides when the row is requested again."""
+
+    DOCUMENT = "document"
+    """The document can't be encoded, its content is refused, or it kills the worker: never for the same request."""
+
+    MODEL = "model"
+    """The answer is outside the labels or the schema: once the model, the prompt or the parameters have changed."""
+
+    SERVICE = "service"
+    """A time-out, an outage, a quota, or unknown: after a while, a limited number of times."""
+
+
+# The classes of errors that the same request would get again.
+FINAL_ERRORS = frozenset({ErrorClass.DOCUMENT, ErrorClass.MODEL})
+
+
 @dataclass(frozen=True)
 class Score:
     """A score of an answer against the answer that a person gave: its name, and how to compute it."""
@@ -38,6 +55,7 @@ class Completion:
     Args:
         text: None if and only if ``error_message`` is set.
         error_message: why there is no text.
+        error_class: what caused the error; None without an error, and for errors that earlier releases stored.
         finish_reason: ``stop``, or ``length`` if the answer was cut.
         input_tokens: tokens of the request, counted by the model's tokenizer or by the endpoint.
         output_tokens: tokens of the answer, without end markers.
@@ -47,7 +65,7 @@ class Completion:
         seconds: duration of the last attempt.
         request_hash: SHA-256 of the request; empty until the completion is stored.
         completed_at: when the completion was stored.
-        is_final: whether the same request would get the same error again.
+        attempts: how often this request ended in a service error; an outage of the whole service doesn't count.
     """
 
     text: str | None
@@ -61,7 +79,19 @@ class Completion:
     seconds: float | None = None
     request_hash: str = ""
     completed_at: datetime | None = None
-    is_final: bool = True
+    error_class: str | None = None
+    attempts: int | None = None
+
+    @classmethod
+    def failed(cls, message: str, error_class: ErrorClass, *, attempts: int = 1, **details: Any) -> "Completion":
+        """A request without an answer; ``attempts`` is how many times a service error counts, 0 for an outage."""
+        counted = attempts if error_class is ErrorClass.SERVICE else None
+        return cls(None, message, error_class=error_class, attempts=counted, **details)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the same request would get the same answer, or the same error, again."""
+        return self.error_message is None or self.error_class in FINAL_ERRORS
 
 
 @dataclass(frozen=True)
@@ -115,7 +145,7 @@ class ScoringModel:
         try:
             return replace(completion, text=self.read(completion.text))
         except ValueError as error:
-            return replace(completion, text=None, error_message=str(error))
+            return replace(completion, text=None, error_message=str(error), error_class=ErrorClass.MODEL)
 
     def render(self, document: str) -> str:
         """Render the request for one document."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from batch_assets.engines.contract import Completion, RowError, ScoringModel
+from batch_assets.engines.contract import Completion, ErrorClass, RowError, ScoringModel
 
 _PLAIN_MARKUP = re.compile(r"\[/?[A-Z_]{2,}\]|<</?[A-Z_]{2,}>>|<\|[^<>|]+\|>|<(?:start|end)_of_turn>")
 
@@ -176,7 +176,7 @@ def encode_each(
         try:
             requests.append(encoding.encode(place, document))
         except Exception as error:  # one bad text must not stop the other rows
-            yield place, failed(error)
+            yield place, failed(error, ErrorClass.DOCUMENT)
 
 
 def generate_each(
@@ -210,7 +210,7 @@ def generate_each(
             yield request.place, completion
 
 
-def failed(error: Exception) -> Completion:
+def failed(error: Exception, error_class: ErrorClass = ErrorClass.SERVICE) -> Completion:
     """The completion of a row that failed in an engine."""
     message = RowError.FAILED.format(type=type(error).__name__, error=error)[:1000]
-    return Completion(None, message, input_truncated=False)
+    return Completion.failed(message, error_class, input_truncated=False)

@@ -24,7 +24,7 @@ from batch_assets.resources.endpoints import EndpointsResource
 from batch_assets.resources.spark import SparkResource
 from batch_assets.settings import DEFAULT_PIPELINE, Settings
 from batch_assets.sources.documents import open_documents
-from batch_assets.staleness import input_metadata, input_version, is_stale
+from batch_assets.staleness import input_metadata, input_version, is_stale, needs_retry
 from batch_assets.tasks.configured_task import task_of
 from batch_assets.tasks.output_tables import tables_of
 
@@ -103,7 +103,8 @@ def build_ai_query_inference(settings: Settings) -> dg.AssetsDefinition:
             parts = [statement, endpoints.describe(endpoint), *filter(None, [task.rules])]
             digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
             expected = {**input_metadata(documents, batch), "statement": digest}
-            if not is_stale(output, batch, expected, open_documents(lake, settings, tables).version):
+            is_changed = is_stale(output, batch, expected, open_documents(lake, settings, tables).version)
+            if not is_changed and not needs_retry(output, batch, expected, settings):
                 commit = output.last_commit(batch)
                 assert commit is not None
                 context.log.info(f"batch {batch}: up to date, {output.rows(batch)} rows")
@@ -120,6 +121,7 @@ def build_ai_query_inference(settings: Settings) -> dg.AssetsDefinition:
                 {**expected, "endpoint": endpoint, "run_id": context.run.run_id},
                 context.log.info,
                 task.read if task.reads_answers else None,
+                asks_failed=settings.retry_errors,
             )
             usage = answered.usage
             context.log.info(

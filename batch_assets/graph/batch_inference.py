@@ -25,7 +25,7 @@ from batch_assets.resources.spark import SparkResource
 from batch_assets.scoring.completions import CompletionStore
 from batch_assets.settings import Settings, named
 from batch_assets.sources.documents import open_documents
-from batch_assets.staleness import MODEL, input_metadata, input_version, is_stale
+from batch_assets.staleness import MODEL, input_metadata, input_version, is_stale, needs_retry
 from batch_assets.tasks.output_tables import tables_of
 
 if TYPE_CHECKING:
@@ -59,53 +59,70 @@ def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
         registry: dg.ResourceParam[ModelRegistry],
         spark: SparkResource,
     ) -> dg.MaterializeResult[None]:
-        """Score the stale batches of the run, all with the same model version."""
+        """Score the stale batches of the run with the champion; failed rows are retried with their batch's version."""
         from batch_assets.models.registry import CHAMPION, scoring_model
         from batch_assets.scoring.scorer import score_batch
 
         output, registered = lake.open(table), registry.model(settings)
         number = pin_number(context, tag_of(settings, CHAMPION_TAG), lambda: registered.champion().number)
         documents = open_pinned_documents(context, lake, settings)
-        model = cache(lambda: scoring_model(registry.client, registered.version(number), settings))
+        model_of = cache(lambda wanted: scoring_model(registry.client, registered.version(wanted), settings))
         known = known_batches(context.instance, settings.pipeline)
         rescored = {"all": known, "latest": known[-1:], "none": []}[settings.rescore]
 
         def score(batch: str) -> BatchOutcome:
             expected = input_metadata(documents, batch)
             if batch in rescored:
-                expected |= {MODEL: model_name, "model_version": number, "fingerprint": model().fingerprint}
-            if not is_stale(output, batch, expected, open_documents(lake, settings, tables).version):
-                commit = output.last_commit(batch)
+                expected |= {MODEL: model_name, "model_version": number, "fingerprint": model_of(number).fingerprint}
+            is_changed = is_stale(output, batch, expected, open_documents(lake, settings, tables).version)
+            used, commit = number, output.last_commit(batch)
+            if not is_changed:
                 assert commit is not None
                 scored_by = commit.metadata["model_version"]
-                hint = (
-                    "" if scored_by == number else f" (the champion is {number}; {named(settings, 'rescore')} decides)"
-                )
-                context.log.info(f"batch {batch}: up to date, scored by version {scored_by}{hint}")
-                return outcome(output, batch, commit.version, scored_by, 0, {})
-            store = CompletionStore.of(lake, table, batch, model().fingerprint)
+                if not needs_retry(output, batch, expected, settings):
+                    hint = (
+                        ""
+                        if scored_by == number
+                        else f" (the champion is {number}; {named(settings, 'rescore')} decides)"
+                    )
+                    context.log.info(f"batch {batch}: up to date, scored by version {scored_by}{hint}")
+                    return outcome(output, batch, commit.version, scored_by, 0, {})
+                if commit.metadata.get(MODEL, model_name) == model_name:
+                    # All rows of a batch have the same version.
+                    used = scored_by
+                context.log.info(f"batch {batch}: requesting failed rows again with version {used}")
+            model = model_of(used)
+            store = CompletionStore.of(lake, table, batch, model.fingerprint)
             recorded = {
                 **expected,
                 MODEL: model_name,
-                "model_version": number,
-                "fingerprint": model().fingerprint,
-                "engine": model().engine,
-                "engine_reason": model().engine_reason,
-                "dtype": model().dtype,
+                "model_version": used,
+                "fingerprint": model.fingerprint,
+                "engine": model.engine,
+                "engine_reason": model.engine_reason,
+                "dtype": model.dtype,
                 "run_id": context.run.run_id,
             }
             scored = score_batch(
-                spark.session, documents, output, batch, model(), store, recorded, report=context.log.info
+                spark.session,
+                documents,
+                output,
+                batch,
+                model,
+                store,
+                recorded,
+                report=context.log.info,
+                asks_failed=settings.retry_errors,
             )
             context.log.info(
                 f"batch {batch}: {scored.rows} rows committed in {scored.seconds:.0f} s, {scored.scored} scored with "
-                f"version {number}, {scored.counts.errors} errors, {scored.counts.no_text} documents without text"
+                f"version {used}, {scored.counts.errors} errors, {scored.counts.no_text} documents without text"
             )
             performance = {
                 "documents_per_second": round(scored.scored / scored.seconds, 2),
                 **_worker_metadata(scored),
             }
-            return outcome(lake.open(table), batch, scored.version, number, scored.scored, performance)
+            return outcome(lake.open(table), batch, scored.version, used, scored.scored, performance)
 
         def outcome(
             snapshot: BatchSnapshot,

@@ -1,5 +1,7 @@
 """Current state for sensors and schedules: table snapshots, the champion and the stale batches."""
 
+import time
+
 import dagster as dg
 
 from batch_assets.graph.partitions import busy_batches, known_batches
@@ -8,7 +10,7 @@ from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import Settings
 from batch_assets.sources.documents import newest_documents
-from batch_assets.staleness import input_version, stale_batches
+from batch_assets.staleness import batches_to_retry, input_version, stale_batches
 from batch_assets.tasks.output_tables import tables_of
 
 # The last snapshot of each table in this process, so that the next tick reads only new log entries.
@@ -44,15 +46,19 @@ def stale_batches_now(
     settings: Settings,
     documents: BatchSnapshot,
     output: BatchSnapshot,
+    answered: BatchSnapshot | None,
     champion: int | None,
 ) -> dict[str, object]:
-    """Map each stale batch to the state that makes it stale: table ids and versions.
+    """Map each batch that needs work now to the state that causes it: table ids and versions.
+
+    A batch needs work if it is stale, or has failed rows whose next request is due.
 
     Args:
         instance: Dagster instance with the registered batches and the runs.
         settings: settings of the pipeline.
         documents: its documents.
-        output: its answers.
+        output: its answers by the registered model.
+        answered: its answers by an endpoint, None without an endpoint.
         champion: version number of the champion, None if there is no champion.
     """
     known = known_batches(instance, settings.pipeline)
@@ -65,6 +71,11 @@ def stale_batches_now(
         commit = output.last_commit(batch)
         expected = [input_version(documents, batch), champion if batch in rescored else None]
         reasons[batch] = [*tables, *expected, commit.version if commit else None]
+    outputs = [output, *([] if answered is None else [answered])]
+    for batch, times in batches_to_retry(documents, outputs, busy, settings.error_attempts, time.time()).items():
+        if times and batch not in reasons:
+            versions = [commit.version if (commit := table.last_commit(batch)) else None for table in outputs]
+            reasons[batch] = [*tables, *versions, f"retry {times}"]
     return reasons
 
 

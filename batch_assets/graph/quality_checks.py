@@ -7,7 +7,6 @@ from typing import Any
 
 import dagster as dg
 
-from batch_assets.ai_functions.requests import NO_ANSWER
 from batch_assets.engines.contract import RowError
 from batch_assets.graph.batch_checks import Check, batch_check, result
 from batch_assets.graph.pipeline_names import AssetKeys
@@ -195,13 +194,12 @@ def _histograms(binned: Mapping[str, Bins], rows: Sequence[Mapping[str, Any]]) -
 
 
 def _error_causes(lake: Lake, tables: Sequence[Table], row: Mapping[str, Any]) -> str:
-    """Describe how many of a batch's errors come from its documents, and how many from an endpoint outage."""
+    """Describe what caused the errors of a batch."""
     table = next(table for table in tables if table.name == row["table_name"])
-    messages = [
-        message
-        for part in lake.open(table).read(row["batch"], ["error_message"])
-        for message in part.column("error_message").to_pylist()
-        if message not in (None, RowError.NO_TEXT)
-    ]
-    causes = Counter("endpoint outage" if NO_ANSWER in message else "document errors" for message in messages)
+    causes = Counter(
+        failed["error_class"] or "unclassified"
+        for part in lake.open(table).read(row["batch"], ["error_message", "error_class"])
+        for failed in part.to_pylist()
+        if failed["error_message"] not in (None, RowError.NO_TEXT)
+    )
     return "; causes: " + ", ".join(f"{cause} ({count})" for cause, count in causes.items())

@@ -18,6 +18,7 @@ PARTITION = "batch"
 # Fields of a completion.
 _NOT_OF_THE_ANSWER = {"model", "model_version", "completed_at"}
 _SUMMED = {"input_tokens", "output_tokens"}
+_TALLIED = ("error_class", "attempts")
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,11 @@ class Table:
         return tuple(name for name, field in self.completion_fields.items() if field in _SUMMED)
 
     @property
+    def tallied_columns(self) -> tuple[str, ...]:
+        """Columns whose combinations of values are counted in commits, if any of them is set."""
+        return tuple(name for name, field in self.completion_fields.items() if field in _TALLIED)
+
+    @property
     def column_names(self) -> list[str]:
         """Names of all columns, in order."""
         return [column.name for column in self.columns]
@@ -151,6 +157,21 @@ PROD_DATA_REJECTED = Table(
     ),
 )
 
+_ERROR_COLUMNS = (
+    Column(
+        "error_class",
+        "string",
+        "What caused the error: document, model or service; null without text, and in rows of earlier releases",
+        holds="error_class",
+    ),
+    Column(
+        "attempts",
+        "long",
+        "How often the request ended in a service error; null without such an error",
+        holds="attempts",
+    ),
+)
+
 BATCH_INFERENCE = Table(
     "m4_1_batch_inference",
     "One row per document with its summary or error, scored on Spark with the champion",
@@ -181,6 +202,7 @@ BATCH_INFERENCE = Table(
             holds="request_hash",
         ),
         Column("scored_at", "timestamp", "When the summary was written", holds="completed_at"),
+        *_ERROR_COLUMNS,
     ),
 )
 
@@ -209,6 +231,7 @@ AI_QUERY_INFERENCE = Table(
             holds="request_hash",
         ),
         Column("created_at", "timestamp", "When the answer arrived", holds="completed_at"),
+        *_ERROR_COLUMNS,
     ),
 )
 

@@ -38,6 +38,9 @@ _OWNER, _IDENTITY = "batch_assets.pipeline", "batch_assets.identity"
 # Where the commits of a source that is read in place begin to be batches: the table's id, and its version.
 _SOURCE_ID, _SOURCE_VERSION = "batch_assets.source_id", "batch_assets.source_version"
 
+# Metadata of a commit of answers: class of an error, attempts, number of rows.
+FAILURES = "failures"
+
 # By default, delta-rs retries an unreachable lake for three minutes.
 _FAIL_FAST = {"max_retries": "1", "retry_timeout": "5s", "timeout": "5s", "connect_timeout": "5s"}
 
@@ -393,7 +396,12 @@ class BatchSnapshot:
         """
         self.delta.check_writable()
         area = StagingArea(
-            self.uri, self.storage_options, self.table.arrow_schema, [PARTITION], summed=self.table.summed_columns
+            self.uri,
+            self.storage_options,
+            self.table.arrow_schema,
+            [PARTITION],
+            summed=self.table.summed_columns,
+            tallied=self.table.tallied_columns,
         )
         return area.only({PARTITION: check_batch(batch)})
 
@@ -430,8 +438,10 @@ class BatchSnapshot:
         """
         check_batch(batch)
         sums: Counter[str] = Counter()
+        failures = Counter[tuple[Any, ...]]()
         for file in staged:
             sums.update(json.loads(file.sums))
+            failures.update({tuple(values): rows for values, rows in json.loads(file.tally)})
         return self.delta.replace(
             {PARTITION: batch},
             staged,
@@ -440,6 +450,7 @@ class BatchSnapshot:
                 "table": self.table.name,
                 "batch": batch,
                 "sums": {name: sums[name] for name in self.table.summed_columns},
+                **({FAILURES: [[*values, rows] for values, rows in failures.items()]} if failures else {}),
             },
             Transaction(f"batch_assets/{self.table.name}/{batch}", int(metadata.get("input_version", self.version))),
         )

@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -22,7 +23,8 @@ _ROW_GROUP_BYTES = 64 * 1024 * 1024
 _MAX_OPEN_FILES = 64
 
 STAGED_FILE_DDL = (
-    "path string, size long, rows long, partition string, statistics string, sums string, nested_nulls string"
+    "path string, size long, rows long, partition string, statistics string, sums string, nested_nulls string, "
+    "tally string"
 )
 
 
@@ -32,7 +34,8 @@ class StagedFile:
 
     ``path`` is relative to the table, and ``size`` is in bytes. ``partition`` is JSON, partition column to value;
     ``statistics`` is the JSON of the Delta protocol. ``sums`` is JSON too, column to the sum of its values, and
-    ``nested_nulls`` nested column to its number of nulls, which statistics lack.
+    ``nested_nulls`` nested column to its number of nulls, which statistics lack. ``tally`` is a JSON list of pairs:
+    values of the tallied columns, and the number of rows that have them.
     """
 
     path: str
@@ -42,6 +45,7 @@ class StagedFile:
     statistics: str
     sums: str
     nested_nulls: str
+    tally: str = "[]"
 
     @property
     def partition_values(self) -> dict[str, str | None]:
@@ -60,8 +64,9 @@ class StagedFile:
 class StagingArea:
     """The table, and optionally the single partition, that files are staged for.
 
-    ``schema`` has all columns. If ``partition`` is set, rows may omit the partition columns. The sums of the integer
-    columns ``summed`` are returned with each file.
+    ``schema`` has all columns. If ``partition`` is set, rows may omit the partition columns. Each file is returned with
+    the sums of the integer columns ``summed``, and the number of rows with each combination of values of the columns
+    ``tallied``.
 
     Raises:
         BatchAssetsError: a partition column has an unsupported type.
@@ -73,6 +78,7 @@ class StagingArea:
     partition_columns: Sequence[str]
     partition: Mapping[str, Any] | None = None
     summed: tuple[str, ...] = ()
+    tallied: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_types(self.schema, self.partition_columns)
@@ -172,6 +178,8 @@ class _FileWriter:
         self._writer: pq.ParquetWriter | None = None
         self._rows: list[pa.Table] = []
         self._sums = dict.fromkeys(area.summed, 0)
+        self._tallied = area.tallied
+        self._tally: Counter[tuple[Any, ...]] = Counter()
         self._nested_nulls = {field.name: 0 for field in self._schema if pa.types.is_nested(field.type)}
         self.buffered_bytes = 0
 
@@ -179,6 +187,9 @@ class _FileWriter:
         self._rows.append(rows)
         for name in self._sums:
             self._sums[name] += pc.sum(rows[name]).as_py() or 0
+        if self._tallied:
+            for group in rows.group_by(list(self._tallied)).aggregate([([], "count_all")]).to_pylist():
+                self._tally[tuple(group[name] for name in self._tallied)] += group["count_all"]
         for name in self._nested_nulls:
             self._nested_nulls[name] += rows[name].null_count
         self.buffered_bytes += rows.nbytes
@@ -214,6 +225,7 @@ class _FileWriter:
             statistics(footer, self._schema),
             json.dumps(self._sums),
             json.dumps(self._nested_nulls),
+            json.dumps([[values, rows] for values, rows in self._tally.items() if any(values)]),
         )
 
 

@@ -1,5 +1,6 @@
 """Which batches to score again, and how long that may take."""
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from statistics import median
@@ -8,6 +9,7 @@ import dagster as dg
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.graph.pipeline_names import AssetKeys
+from batch_assets.lake.counts import counts_by_batch
 from batch_assets.lake.lake import Lake
 from batch_assets.settings import Settings
 from batch_assets.sources.documents import find_documents
@@ -18,6 +20,16 @@ _RATE = "documents_per_second"
 _RECENT = 20
 # Longer durations are shown in minutes.
 _SHOWN_AS_SECONDS = 120
+
+
+def failed_rows(lake: Lake, settings: Settings, batches: Sequence[str]) -> dict[str, int]:
+    """The batches that have failed rows, with their number in all tables of answers."""
+    found = Counter[str]()
+    for table in tables_of(settings).of_answers:
+        for batch, counts in counts_by_batch(lake.find(table)).items():
+            if batch in batches and counts is not None and counts.errors:
+                found[batch] += counts.errors
+    return {batch: found[batch] for batch in batches if found[batch]}
 
 
 def select_batches(lake: Lake, settings: Settings, named: Sequence[str] | None, since: datetime | None) -> list[str]:
@@ -43,8 +55,11 @@ def select_batches(lake: Lake, settings: Settings, named: Sequence[str] | None, 
 
 def describe_cost(instance: dg.DagsterInstance, lake: Lake, settings: Settings, batches: Sequence[str]) -> str:
     """Describe how many documents there are, and how long they may take at the rate of recent runs."""
-    documents = find_documents(lake, settings, tables_of(settings))
-    rows = sum(documents.rows(batch) for batch in batches)
+    if settings.retry_errors:
+        rows, what = sum(failed_rows(lake, settings, batches).values()), "failed rows"
+    else:
+        documents = find_documents(lake, settings, tables_of(settings))
+        rows, what = sum(documents.rows(batch) for batch in batches), "documents"
     records = instance.fetch_materializations(AssetKeys(settings.pipeline).scored, limit=_RECENT).records
     rates = []
     for record in records:
@@ -57,4 +72,4 @@ def describe_cost(instance: dg.DagsterInstance, lake: Lake, settings: Settings, 
         seconds = rows / median(rates)
         length = f"{seconds:.0f} seconds" if seconds < _SHOWN_AS_SECONDS else f"{seconds / 60:.0f} minutes"
         time = f"about {length} at {median(rates):.1f} documents a second"
-    return f"{rows} documents in {len(batches)} batch{'' if len(batches) == 1 else 'es'}; {time}"
+    return f"{rows} {what} in {len(batches)} batch{'' if len(batches) == 1 else 'es'}; {time}"

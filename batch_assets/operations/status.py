@@ -130,7 +130,7 @@ def batches_in(instance: dg.DagsterInstance, settings: Settings, champion: int |
     answered = None if tables.answered is None else lake.find(tables.answered)
     quality = lake.find(tables.quality)
     unfinished = unfinished_batches(documents, output, answered, quality, busy) if failures else []
-    stale = stale_batches_now(instance, settings, documents, output, champion)
+    stale = stale_batches_now(instance, settings, documents, output, answered, champion)
 
     def state(batch: str, scored: float | None) -> str:
         if batch in busy:

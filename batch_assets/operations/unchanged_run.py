@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from batch_assets.settings import Settings, redacted
 from batch_assets.sources.configured import evaluation_dataset, landing_folder
 from batch_assets.sources.dataset import Dataset
 from batch_assets.sources.documents import find_documents, open_documents
-from batch_assets.staleness import unfinished_batches
+from batch_assets.staleness import batches_to_retry, unfinished_batches
 from batch_assets.tasks.output_tables import tables_of
 
 STATE_TAG = "batch_assets/state"
@@ -107,9 +108,12 @@ def record_state(instance: dg.DagsterInstance, settings: Settings, batches: Sequ
     documents = open_documents(lake, settings, tables)
     output, quality = lake.open(tables.scored), lake.open(tables.quality)
     answered = None if tables.answered is None else lake.open(tables.answered)
-    stale = stale_batches_now(instance, settings, documents, output, None if champion is None else champion.number)
+    number = None if champion is None else champion.number
+    stale = stale_batches_now(instance, settings, documents, output, answered, number)
+    outputs = [output, *([] if answered is None else [answered])]
+    retried = batches_to_retry(documents, outputs, frozenset(), settings.error_attempts, time.time())
     unfinished = unfinished_batches(documents, output, answered, quality, frozenset())
-    needs_work = {*stale, *unfinished} & {*batches}
+    needs_work = {*stale, *unfinished, *retried} & {*batches}
     if _is_registered(client, settings) and not needs_work:
         instance.add_run_tags(last.run_id, {STATE_TAG: state})
 

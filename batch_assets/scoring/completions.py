@@ -34,6 +34,8 @@ COMPLETION_SCHEMA = pa.schema(
         ("model_version", pa.int64()),
         ("completed_at", pa.timestamp("us", tz="UTC")),
         ("seconds", pa.float64()),
+        ("error_class", pa.string()),
+        ("attempts", pa.int64()),
     ]
 )
 
@@ -76,15 +78,17 @@ class CompletionStore:
                 yield from rows.to_pylist()
 
     def load(self) -> dict[str, Completion]:
-        """Load all completions by request hash."""
+        """Load the finished completions by request hash."""
         found: dict[str, Completion] = {}
         for row in self.rows(None):
-            found.setdefault(row["request_hash"], Completion(**row))
+            completion = Completion(**row)
+            if completion.is_finished:
+                found.setdefault(completion.request_hash, completion)
         return found
 
     def hashes(self) -> set[str]:
         """Hashes of the finished requests."""
-        return {row["request_hash"] for row in self.rows(["request_hash"])}
+        return set(self.load())
 
     def error_if_all_failed(self) -> str | None:
         """The first error if all requests failed and there are too many to blame the documents, else None."""
@@ -225,8 +229,9 @@ def refuse_if_all_failed(store: CompletionStore, batch: str, summaries: int) -> 
 class FinishedWork:
     """Completions that can be reused: those in the store, and those in the current output.
 
-    ``columns`` maps output columns to the completion fields that they hold. ``typed_column`` is the one whose structs
-    are read as JSON.
+    Failed rows of the output are requested again, unless the same request would fail again. ``asks_failed`` requests
+    all of them again. ``columns`` maps output columns to the completion fields that they hold. ``typed_column`` is the
+    one whose structs are read as JSON.
     """
 
     store: CompletionStore
@@ -235,9 +240,12 @@ class FinishedWork:
     storage_options: Mapping[str, str]
     columns: Mapping[str, str]
     typed_column: str | None = None
+    asks_failed: bool = False
 
     @classmethod
-    def of(cls, store: CompletionStore, output: BatchSnapshot, batch: str) -> "FinishedWork":
+    def of(
+        cls, store: CompletionStore, output: BatchSnapshot, batch: str, *, asks_failed: bool = False
+    ) -> "FinishedWork":
         """The finished work on one batch of an output table.
 
         Raises:
@@ -248,22 +256,23 @@ class FinishedWork:
         files = tuple(data_file.path for data_file in output.files(batch))
         table = output.table
         typed = table.output_column if table.has_typed_output else None
-        return cls(store, output.uri, files, output.storage_options, table.completion_fields, typed)
+        return cls(store, output.uri, files, output.storage_options, table.completion_fields, typed, asks_failed)
 
-    def load(self) -> dict[str, Completion]:
-        """Load all finished completions by request hash."""
-        found = self.store.load()
+    def load(self) -> tuple[dict[str, Completion], Counter[str]]:
+        """Load the finished completions by request hash, and how often other requests ended in a service error."""
+        found, attempts = self.store.load(), Counter[str]()
         for path in self.output_files:
             for rows in self.read_output(path):
                 for row in rows.to_pylist():
-                    found.setdefault(row["request_hash"], Completion(**row))
-        return found
+                    completion = Completion(**row)
+                    if completion.is_finished and not (self.asks_failed and completion.error_message):
+                        found.setdefault(completion.request_hash, completion)
+                    else:
+                        attempts[completion.request_hash] = completion.attempts or 0
+        return found, attempts
 
     def read_output(self, path: str) -> Iterator[pa.RecordBatch]:
-        """Read the completions in a file of the current output.
-
-        Failed rows are skipped, so that they are tried again: the engine or the endpoint may have been the cause.
-        """
+        """Read the completions in a file of the current output."""
         files = file_system(self.output_uri, self.storage_options)
         for rows in read_parquet(files, path, list(self.columns)):
             by_field = {
@@ -275,8 +284,8 @@ class FinishedWork:
                 by_field[field.name].cast(field.type) if field.name in by_field else pa.nulls(len(rows), field.type)
                 for field in COMPLETION_SCHEMA
             ]
-            usable = pc.and_(pc.is_valid(by_field["request_hash"]), pc.is_null(by_field["error_message"]))
-            yield pa.RecordBatch.from_arrays(columns, schema=COMPLETION_SCHEMA).filter(usable)
+            has_request = pc.is_valid(by_field["request_hash"])
+            yield pa.RecordBatch.from_arrays(columns, schema=COMPLETION_SCHEMA).filter(has_request)
 
     def read_store(self, path: str) -> Iterator[pa.RecordBatch]:
         """Read the completions in a file of the store, possibly written by an older version of this package."""

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from batch_assets.engines.catalog import MLFLOW, load_engine
 from batch_assets.engines.choice import is_cpu_build
-from batch_assets.engines.contract import Engine, RowError, ScoringModel
+from batch_assets.engines.contract import FINAL_ERRORS, Engine, RowError, ScoringModel
 from batch_assets.lake.contracts import Table
 from batch_assets.lake.counts import Counts, check_rows, counts_of
 from batch_assets.lake.lake import BatchSnapshot
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
 _HASH = "_request_hash"
+# Columns of completions: whether this run wrote it, whether it is finished, and the attempts of all runs.
+_IS_NEW, _IS_FINISHED, _ATTEMPTS = "_is_new", "_is_finished", "_attempts"
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ def score_batch(
     metadata: Mapping[str, Any],
     report: Callable[[str], None],
     load: Callable[[ScoringModel, int], Engine] = load_engine,
+    *,
+    asks_failed: bool = False,
 ) -> ScoredBatch:
     """Write one answer for every document of a batch, and commit the batch once.
 
@@ -85,6 +89,7 @@ def score_batch(
         metadata: what the commit records.
         report: called with each progress message.
         load: creates the engine of a worker from a model and a number of threads.
+        asks_failed: request all failed rows of the current output again, even if they would fail again.
 
     Raises:
         BatchAssetsError: every request failed, rows are missing, or rows have neither an answer nor an error.
@@ -95,7 +100,7 @@ def score_batch(
     started = time.monotonic()
     frame = read_batch(spark, documents, batch).select(*documents.table.column_names)
     hashed = frame.mapInArrow(_with_hash(model), f"{documents.table.spark_ddl}, {_HASH} string")
-    finished = FinishedWork.of(store, output, batch)
+    finished = FinishedWork.of(store, output, batch, asks_failed=asks_failed)
     with output.raise_if_superseded(batch):
         scored, workers = _score_missing(spark, hashed, batch, model, finished, report, load)
         staged = stage_frame(_assemble(spark, hashed, output.table, model, finished), output, batch)
@@ -137,7 +142,7 @@ def _score_missing(
     requests = requests.dropDuplicates(["request_hash"])
     known = _completions(spark, finished)
     if known is not None:
-        requests = requests.join(known, "request_hash", "left_anti")
+        requests = requests.join(known.where(known[_IS_FINISHED]), "request_hash", "left_anti")
     missing = requests.repartition(slots).persist()
     try:
         total = missing.count()
@@ -214,7 +219,7 @@ def _dedicated_workers(spark: "SparkSession", threads: int) -> Iterator[None]:
 
 
 def _completions(spark: "SparkSession", finished: FinishedWork) -> "DataFrame | None":
-    """All finished completions, one per request. None if there are none."""
+    """All completions, one per request, with a column that says whether it is finished. None if there are none."""
     from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's documentation
 
     paths = [("store", path) for path in finished.store.paths()]
@@ -225,25 +230,36 @@ def _completions(spark: "SparkSession", finished: FinishedWork) -> "DataFrame | 
     def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for files in batches:
             for file in files.to_pylist():
-                reader = finished.read_store if file["kind"] == "store" else finished.read_output
-                for rows in reader(file["path"]):
-                    yield rows.cast(COMPLETION_SCHEMA)
+                is_new = file["kind"] == "store"
+                for rows in finished.read_store(file["path"]) if is_new else finished.read_output(file["path"]):
+                    yield rows.cast(COMPLETION_SCHEMA).append_column(_IS_NEW, pa.repeat(is_new, len(rows)))
 
     # An Arrow table, because Spark would start another kind of Python workers for a list.
     files = spark.createDataFrame(pa.table({"kind": [kind for kind, _ in paths], "path": [path for _, path in paths]}))
     spread = files.repartition(min(len(paths), task_slots(spark)))
     completions = spread.mapInArrow(read, _completion_type())
-    # Prefer a completion with a text: a worker that Spark gave up on may still have finished.
+    is_failed = F.col("error_message").isNotNull()
+    # Prefer a completion with a text: a worker that Spark gave up on may still have finished. Prefer the newer error.
+    rank = F.when(~is_failed, 0).when(F.col(_IS_NEW), 1).otherwise(2)
+    # Equal documents have the same attempts in the output.
+    earlier, now = F.max(F.when(~F.col(_IS_NEW), F.col("attempts"))), F.sum(F.when(F.col(_IS_NEW), F.col("attempts")))
     best = completions.groupBy("request_hash").agg(
-        F.min_by(F.struct(*completions.columns), F.col("error_message").isNotNull()).alias("best")
+        F.min_by(F.struct(*completions.columns), rank).alias("best"),
+        (F.coalesce(earlier, F.lit(0)) + F.coalesce(now, F.lit(0))).alias(_ATTEMPTS),
     )
-    return best.select("best.*")
+    is_final = F.col("error_class").isin(*FINAL_ERRORS)
+    if finished.asks_failed:
+        is_final = is_final & F.col(_IS_NEW)
+    found = best.select("best.*", _ATTEMPTS)
+    return found.withColumn("attempts", F.when(F.col("attempts").isNotNull(), F.col(_ATTEMPTS))).withColumn(
+        _IS_FINISHED, ~is_failed | F.coalesce(is_final, F.lit(False))
+    )
 
 
 def _completion_type() -> "StructType":
     from pyspark.sql.pandas.types import from_arrow_schema
 
-    return from_arrow_schema(COMPLETION_SCHEMA)
+    return from_arrow_schema(COMPLETION_SCHEMA).add(_IS_NEW, "boolean")
 
 
 def _assemble(

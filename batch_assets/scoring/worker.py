@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from batch_assets.engines.contract import Completion, Engine, RowError, ScoringModel
+from batch_assets.engines.contract import Completion, Engine, ErrorClass, RowError, ScoringModel
 from batch_assets.scoring.completions import CompletionStore
 from batch_assets.scoring.model_artifacts import Artifact
 from batch_assets.text import texts_of
@@ -119,7 +119,7 @@ class Scoring:
         for request in requests:
             # One death may be a coincidence: Spark kills the workers of all tasks once a task has no attempts left.
             if deaths[request.request_hash] >= _MAX_DEATHS:
-                completion = Completion(None, RowError.WORKER_DIED.value, input_truncated=False)
+                completion = Completion.failed(RowError.WORKER_DIED.value, ErrorClass.DOCUMENT, input_truncated=False)
                 self.store.write([self._with_request(request, completion)])
                 continue
             with self.store.attempting(self.job, task_attempt, request.request_hash):
