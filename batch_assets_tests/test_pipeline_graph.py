@@ -158,7 +158,7 @@ def test_a_second_run_of_a_pipeline_scores_nothing_and_new_labels_make_it_stale_
     rows = {row["id"]: row for row in scored.rows("tickets", "scored", "monday")}
     refused = [row for row in rows.values() if row["reference"] == "bug"]
     assert {row["error_message"] for row in refused} == {"the answer is not one of the labels: 'bug'"}
-    assert {row["category"] for row in refused} == {None}
+    assert {(row["category"], row["error_class"]) for row in refused} == {(None, "model")}
     assert scored.run("tickets", SCORE_BATCHES, ["monday"], rescore="all") == []
     assert {row["error_message"] for row in scored.rows("tickets", "scored", "monday")} == {
         None,
@@ -186,6 +186,26 @@ def test_a_new_champion_rescores_on_request_and_no_text_is_shown_when_samples_ar
     bodies = {row["body"] for seed in (3, 4) for row in tickets(6, seed=seed)}
     assert (len(later), len(kept) > 5) == (2, True)
     assert [text for text in [*events, *kept] for body in bodies if body in text] == []
+
+
+def test_failed_rows_are_requested_again_with_the_version_that_scored_their_batch(scored):
+    settings = scored.settings("tickets")
+    client = connect(settings)
+    model = RegisteredModel.of(client, settings)
+    if len(model.versions()) == 1:
+        assert scored.run("tickets", MATERIALIZE_ALL, ["monday"], max_length=19) == []
+    newest, one_label_less = model.champion().number, settings.labels[1:]
+    assert scored.run("tickets", SCORE_BATCHES, ["monday"], labels=one_label_less, rescore="all") == []
+    failed = [row for row in scored.rows("tickets", "scored", "monday") if row["error_class"]]
+    promote_version(settings, 3 - newest, lambda line: None)
+    try:
+        changes = {"labels": one_label_less, "retry_errors": True}
+        assert scored.run("tickets", SCORE_BATCHES, ["monday"], **changes) == []
+        assert scored.metadata("tickets", "batch_inference", "monday")["rows_scored"] == len(failed) > 0
+        assert {row["model_version"] for row in scored.rows("tickets", "scored", "monday")} == {newest}
+    finally:
+        promote_version(settings, newest, lambda line: None)
+        assert scored.run("tickets", SCORE_BATCHES, ["monday"], rescore="all") == []
 
 
 def test_dropped_files_of_a_pipeline_get_answers_by_model_and_by_endpoint(pipelines, server):
