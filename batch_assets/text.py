@@ -39,9 +39,20 @@ def has_text(document: str | None) -> TypeGuard[str]:
     return document is not None and _VISIBLE.search(document) is not None
 
 
+def valid_text(column: pa.Array) -> pa.Array:
+    """A column of texts in valid UTF-8. Other bytes, which Parquet files and Spark may contain, become U+FFFD."""
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        stored = column.cast(pa.binary()).to_pylist()
+        return pa.array([None if raw is None else raw.decode("utf-8", "replace") for raw in stored], column.type)
+    return column
+
+
 def texts_of(column: pa.Array) -> list[str | None]:
-    """Texts of a column. Bytes that are not valid UTF-8, which other writers may have stored, become U+FFFD."""
-    return [None if raw is None else raw.decode("utf-8", "replace") for raw in column.cast(pa.binary()).to_pylist()]
+    """Texts of a column that comes from Spark; bytes that are not valid UTF-8 become U+FFFD."""
+    texts: list[str | None] = valid_text(column).to_pylist()
+    return texts
 
 
 def sha256_of(text: str) -> str:

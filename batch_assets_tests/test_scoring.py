@@ -18,6 +18,7 @@ from deltalake import write_deltalake
 from batch_assets.engines.catalog import load_engine
 from batch_assets.engines.contract import Completion, ErrorClass, generate
 from batch_assets.errors import BatchAssetsError
+from batch_assets.graph.table_metadata import sample_rows
 from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA
 from batch_assets.lake.counts import Counts
 from batch_assets.lake.staging import stage
@@ -259,8 +260,11 @@ def test_invalid_utf8_is_summarized_with_replacement_characters(spark, lake, t5,
     write_deltalake(snapshot.uri, theirs, mode="append")
     scored = score(spark, lake, "a", t5)
     assert (scored.rows, scored.scored) == (3, 3)
-    read = pa.Table.from_batches(list(lake.open(BATCH_INFERENCE).read("a", ["id", "generated_summary"])))
-    assert all(row["generated_summary"] for row in read.to_pylist())
+    assert all(row["generated_summary"] for row in rows(lake, "a"))
+    # A run describes the batch by its first rows.
+    shown = {row["document"] for row in sample_rows(lake.open(PROD_DATA), "a", ["document"], 9)}
+    assert len(shown) == 3
+    assert any(text.startswith("Half an emoji: \ufffd") for text in shown)
 
 
 def die_over(store, job, request_hash):

@@ -10,6 +10,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from batch_assets.errors import BatchAssetsError
+from batch_assets.text import valid_text
 
 
 def root_of(uri: str) -> str:
@@ -70,4 +71,6 @@ def remove_half_written(root: str, before: float) -> list[str]:
 def read_parquet(files: pafs.FileSystem, path: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """Yield the rows of one Parquet file, read in the calling thread (see ``data_file``)."""
     with files.open_input_file(path) as source:
-        yield from pq.ParquetFile(source, pre_buffer=False).iter_batches(columns=columns, use_threads=False)
+        for rows in pq.ParquetFile(source, pre_buffer=False).iter_batches(columns=columns, use_threads=False):
+            texts = [valid_text(column) if pa.types.is_string(column.type) else column for column in rows.columns]
+            yield pa.RecordBatch.from_arrays(texts, schema=rows.schema)

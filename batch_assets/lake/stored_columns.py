@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.features import column_mapping_mode
+from batch_assets.text import valid_text
 
 _NAME, _ID = "delta.columnMapping.physicalName", "delta.columnMapping.id"
 # Where Arrow keeps the field ids of a Parquet file.
@@ -97,6 +98,8 @@ def check_field_ids(fields: Iterable[pa.Field], stored: pa.Schema, path: str) ->
 def as_wanted(values: pa.Array, stored: pa.DataType, wanted: pa.DataType) -> pa.Array:
     """Convert values as a file stores them to the type of their column; missing fields of structs become null.
 
+    Texts are in valid UTF-8 from here on.
+
     Args:
         values: the values in the file, possibly of an older, narrower type.
         stored: the names and ids of the nested fields in the files.
@@ -131,7 +134,8 @@ def as_wanted(values: pa.Array, stored: pa.DataType, wanted: pa.DataType) -> pa.
         return _with_child(values, wanted, entries)
     if pa.types.is_list(wanted) and pa.types.is_list(values.type):
         return _with_child(values, wanted, as_wanted(values.values, stored.value_type, wanted.value_type))
-    return values.cast(wanted)
+    found = values.cast(wanted)
+    return valid_text(found) if pa.types.is_string(wanted) else found
 
 
 def _with_child(values: pa.Array, kind: pa.DataType, child: pa.Array) -> pa.Array:

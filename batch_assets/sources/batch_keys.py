@@ -91,13 +91,6 @@ class BatchColumn:
         """The key of each value of the column, as a dictionary of texts."""
         if self.every is not None:
             values = pc.floor_temporal(values, unit=self.every)
-        if pa.types.is_string(values.type):
-            # Other writers may have stored bytes that are not UTF-8.
-            values = values.cast(pa.binary())
         encoded = values.dictionary_encode(null_encoding="encode")
-        keys = [self.key(_decoded(value)) for value in encoded.dictionary.to_pylist()]
+        keys = [self.key(value) for value in encoded.dictionary.to_pylist()]
         return pa.DictionaryArray.from_arrays(encoded.indices, pa.array(keys, pa.string()))
-
-
-def _decoded(value: Any) -> Any:
-    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value

@@ -22,7 +22,6 @@ from batch_assets.lake.writable_table import WritableTable
 from batch_assets.sources.batch_keys import BatchColumn
 from batch_assets.sources.batching import Batching
 from batch_assets.sources.column_mapping import ColumnMapping
-from batch_assets.text import texts_of
 from batch_assets.text_template import as_text
 
 
@@ -103,8 +102,7 @@ def _texts(
     values = {}
     for name in columns:
         column = rows.column(name)
-        is_text = pa.types.is_string(column.type)
-        values[name] = texts_of(column) if is_text else [_plain(value) for value in column.to_pylist()]
+        values[name] = [_plain(value) for value in column.to_pylist()]
     return [render(dict(zip(columns, row, strict=True))) for row in zip(*values.values(), strict=True)]
 
 
