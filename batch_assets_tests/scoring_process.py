@@ -1,4 +1,4 @@
-"""A separate driver that scores one batch, and can be killed halfway by its own workers.
+"""A separate driver that scores batches, and can be killed halfway by its own workers.
 
     python -m batch_assets_tests.scoring_process FILE
 
@@ -19,13 +19,12 @@ from batch_assets.scoring.completions import CompletionStore
 from batch_assets.scoring.scorer import score_batch
 
 
-def run(lake, model, batch, seconds, resource, deadline=0, counter=None) -> None:
-    """Score a batch.
+def run(lake, models, seconds, resource, deadline=0, counter=None) -> None:
+    """Score batches; a document that starts with "kill" kills its worker.
 
     Args:
         lake: the lake.
-        model: the model.
-        batch: the batch key.
+        models: the key of each batch, with the model that scores it.
         seconds: minimum time per document.
         resource: fields of the SparkResource.
         deadline: number of documents a worker scores before it kills the driver; 0 never kills it.
@@ -46,6 +45,8 @@ def run(lake, model, batch, seconds, resource, deadline=0, counter=None) -> None
                         file.write(b".")
                 # Simulates a slower, larger model.
                 time.sleep(seconds)
+                if document.startswith("kill"):
+                    os.kill(os.getpid(), signal.SIGKILL)
                 for _, generation in self._engine.stream([document], 0):
                     yield place, generation
                 self._scored += 1
@@ -54,22 +55,23 @@ def run(lake, model, batch, seconds, resource, deadline=0, counter=None) -> None
                     signal.pause()
 
     cloudpickle.register_pickle_by_value(sys.modules["__main__"])
-    store = CompletionStore.of(lake, BATCH_INFERENCE, batch, model.fingerprint)
     spark = SparkResource(**resource).session
-    output = lake.open(BATCH_INFERENCE)
-    scored = score_batch(
-        spark,
-        lake.open(PROD_DATA),
-        output,
-        batch,
-        model,
-        store,
-        {},
-        lambda line: print(line, flush=True),
-        load=Slow,
-    )
-    loads = scored.workers.loads if scored.workers else 0
-    print(f"scored {scored.scored} of {scored.rows}, model loaded {loads} times")
+    for batch, model in models.items():
+        store = CompletionStore.of(lake, BATCH_INFERENCE, batch, model.fingerprint)
+        output = lake.open(BATCH_INFERENCE)
+        scored = score_batch(
+            spark,
+            lake.open(PROD_DATA),
+            output,
+            batch,
+            model,
+            store,
+            {},
+            lambda line: print(line, flush=True),
+            load=Slow,
+        )
+        loads = scored.workers.loads if scored.workers else 0
+        print(f"scored {scored.scored} of {scored.rows}, model loaded {loads} times")
 
 
 if __name__ == "__main__":

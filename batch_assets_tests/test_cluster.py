@@ -56,7 +56,7 @@ def test_workers_with_the_wheel_fetch_the_model_once_and_write_the_same_as_one_m
     land(lake, "b", texts(documents, 8))
     model = score_model_of_its_own(t5)
     resource = {"master": cluster.url, "config": LOOPBACK}
-    work = {"lake": lake, "model": model, "batch": "b", "seconds": 0, "resource": resource}
+    work = {"lake": lake, "models": {"b": model}, "seconds": 0, "resource": resource}
     status, said = finished(driver(tmp_path, workers_python, **work), tmp_path)
     assert status == 0, said
     assert "scored 8 of 8, model loaded 2 times" in said
@@ -73,7 +73,7 @@ def test_a_worker_without_the_package_is_reported_before_any_work(lake, t5, tmp_
 
     venv.create(tmp_path / "bare", symlinks=True)
     resource = {"master": cluster.url, "config": LOOPBACK}
-    work = {"lake": lake, "model": t5, "batch": "a", "seconds": 0, "resource": resource}
+    work = {"lake": lake, "models": {"a": t5}, "seconds": 0, "resource": resource}
     status, said = finished(driver(tmp_path, tmp_path / "bare" / "bin" / "python", **work), tmp_path)
     assert status == 1
     assert "BatchAssetsError: the worker on " in said

@@ -229,8 +229,7 @@ def test_a_fault_during_the_scoring_of_400_documents_leaves_a_correct_table(
     }
     work = {
         "lake": lake,
-        "model": score_model_of_its_own(t5),
-        "batch": "b",
+        "models": {"b": score_model_of_its_own(t5)},
         "seconds": SECONDS,
         "resource": {"master": faulty_cluster.url, "config": settings},
         "counter": str(counter),

@@ -303,7 +303,7 @@ def test_finished_completions_are_reused_and_attempts_of_an_earlier_job_are_igno
     assert store._all_paths(store._files()) == []
 
 
-def test_a_run_killed_halfway_scores_only_the_rest_plus_at_most_one_flush_per_worker(
+def test_a_run_killed_halfway_scores_only_the_rest_and_spark_needs_no_retries_to_find_a_deadly_row(
     spark, lake, t5, documents, tmp_path
 ):
     some = [f"{number}. {documents[number % 100]['document'][:200]}" for number in range(60)]
@@ -314,11 +314,14 @@ def test_a_run_killed_halfway_scores_only_the_rest_plus_at_most_one_flush_per_wo
     model = score_model_of_its_own(t5)
 
     arguments = tmp_path / "arguments"
-    # Workers flush every two seconds.
-    work = {"lake": lake, "model": model, "batch": "b", "seconds": 0.15, "deadline": 15}
-    arguments.write_bytes(pickle.dumps({**work, "resource": {"master": "local[2,4]"}}))
+    land(lake, "deadly", ["kill 0", *some[:3], "kill 1", *some[3:6]])
+    # Workers flush every two seconds. With this master, Spark gives up when a task fails once.
+    work = {"lake": lake, "models": {"deadly": t5, "b": model}, "seconds": 0.15, "deadline": 15}
+    arguments.write_bytes(pickle.dumps({**work, "resource": {"master": "local[2]"}}))
     command = [sys.executable, "-m", "batch_assets_tests.scoring_process", str(arguments)]
     assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    killers = [row["document"] for row in rows(lake, "deadly") if row["error_message"]]
+    assert (len(rows(lake, "deadly")), killers) == (8, ["kill 0", "kill 1"])
     assert rows(lake, "b") == []
     scored = score(spark, lake, "b", model).scored
     # Each worker finished 15 documents; only those since its last flush, at most 14, are scored again.

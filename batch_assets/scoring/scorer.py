@@ -7,6 +7,7 @@ through the driver.
 import gc
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from batch_assets.scoring.completions import (
 from batch_assets.scoring.model_artifacts import Artifact
 from batch_assets.scoring.progress import progress
 from batch_assets.scoring.spark_udf import score_with_spark_udf
-from batch_assets.scoring.worker import CAREFUL_ATTEMPT, REPORT_DDL, Scoring
+from batch_assets.scoring.worker import CAREFUL_ATTEMPT, MANY_ROWS, REPORT_DDL, Scoring
 from batch_assets.spark_sessions import available_cores, is_connect, is_local, task_slots
 from batch_assets.text import has_text, texts_of
 
@@ -176,16 +177,24 @@ def _score_missing(
 
 
 def _run_job(spark: "SparkSession", missing: "DataFrame", scoring: Scoring) -> Workers:
-    """Run the scoring job. Run it again if rows killed so many workers that Spark gave up."""
-    deaths = 0
+    """Run the scoring job. Run it again if rows killed so many workers that Spark gave up: for local[2], one is enough.
+
+    Spark then kills the workers of other tasks too. So the rows that were being scored are scored first, in one task:
+    only a row that kills its worker is found there twice.
+    """
+    deaths = Counter[str]()
+    tasks: list[Any] = []
     while True:
+        suspects = [request for request in deaths if request != MANY_ROWS]
         try:
             with _dedicated_workers(spark, scoring.threads):
-                job = missing.mapInArrow(scoring.run, REPORT_DDL)
-            tasks = job.collect()
+                if suspects:
+                    alone = missing.where(missing["request_hash"].isin(suspects)).coalesce(1)
+                    tasks += alone.mapInArrow(scoring.run, REPORT_DDL).collect()
+                tasks += missing.mapInArrow(scoring.run, REPORT_DDL).collect()
         except Exception:
-            died = scoring.store.attempts(scoring.job).total()
-            if died <= deaths or scoring.store.error_if_all_failed() is not None:
+            died = scoring.store.attempts(scoring.job)
+            if died.total() <= deaths.total() or scoring.store.error_if_all_failed() is not None:
                 raise
             deaths = died
             scoring = replace(scoring, first_attempt=CAREFUL_ATTEMPT)

@@ -23,6 +23,9 @@ CAREFUL_ATTEMPT = 2
 
 REPORT_DDL = "scored long, worker string, loads long, load_seconds double, mebibytes double"
 
+# Stands for the rows of a task that scores many at once, in place of the hash of a request.
+MANY_ROWS = "many"
+
 # A row is blamed after this many workers have died while scoring only that row.
 _MAX_DEATHS = 2
 
@@ -88,7 +91,8 @@ class Scoring:
             if is_new:
                 loads, seconds = loads + 1, seconds + time.monotonic() - began
             if attempt < CAREFUL_ATTEMPT:
-                self._score(missing, engine, self.model.batch_tokens >> attempt)
+                with self.store.attempting(self.job, task.taskAttemptId(), MANY_ROWS):
+                    self._score(missing, engine, self.model.batch_tokens >> attempt)
             else:
                 self._score_carefully(missing, engine, task.taskAttemptId())
             scored += len(missing)
