@@ -232,8 +232,8 @@ def test_the_doctor_reports_what_must_be_downloaded_from_the_hub(home, invoke):
     [(5, "ok", ""), (3.5, "warning", "BATCH_ASSETS_SPARK_MASTER=local[1,4]"), (2.2, "problem", "a smaller model")],
 )
 def test_the_doctor_compares_the_model_with_the_available_memory(home, monkeypatch, gibibytes, level, remedy):
-    monkeypatch.setattr(doctor, "_available_memory", lambda: int(gibibytes * 1024**3))
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(doctor, "available_memory", lambda: int(gibibytes * 1024**3))
+    monkeypatch.setattr(doctor, "cores", lambda: 2)
     (finding,) = doctor._memory(settings_for(home, spark_master="local[*,4]"))
     assert (finding.level, remedy in finding.remedy) == (level, True)
     assert "each of 2 workers 0.5 GiB of weights in float32" in finding.found

@@ -101,7 +101,7 @@ class Deployment:
                 for run in instance.get_runs(
                     dg.RunsFilter(job_name="score_batches", statuses=[dg.DagsterRunStatus.STARTED])
                 ):
-                    pids.extend([pid] if (pid := process_of(instance, run.run_id)) else [])
+                    pids.extend([found[0]] if (found := process_of(instance, run.run_id)) else [])
             return bool(pids)
 
         wait_until(is_found, 180, "no run has started")

@@ -10,6 +10,7 @@ import httpx
 
 from batch_assets.ai_functions.endpoints import Endpoint
 from batch_assets.errors import BatchAssetsError
+from batch_assets.machine import cores
 from batch_assets.models import smollm2
 
 EMBEDDED_MODEL_NAME = smollm2.NAME
@@ -18,7 +19,7 @@ EMBEDDED_MODEL_NAME = smollm2.NAME
 _SLOTS = 1
 # Requests queue at the server, so that it never idles. This limit is divided among the cores in plain SQL, and among
 # the parallel branches of a query in ai_sql(); each needs at least one.
-_REQUESTS_IN_FLIGHT = max(os.cpu_count() or 1, 8)
+_REQUESTS_IN_FLIGHT = max(cores(), 8)
 _START_SECONDS = 60.0
 _ANSWER_SECONDS = 1800.0
 # "less than 100 words" is about 130 tokens; the small model sometimes writes more.
@@ -46,7 +47,7 @@ class EmbeddedServer:
             "--model": str(smollm2.gguf_file()),
             "--name": EMBEDDED_MODEL_NAME,
             "--slots": str(_SLOTS),
-            "--threads": str(os.cpu_count() or 1),
+            "--threads": str(cores()),
         }
         command += [word for option in options.items() for word in option]
         # Threads that wait for each other would otherwise spin for long. Beside a busy process, that was ten times

@@ -1,6 +1,5 @@
 """Commands about registered versions: models, promote, rollback, try."""
 
-import os
 import sys
 
 import click
@@ -16,6 +15,7 @@ from batch_assets.cli.common import (
     shown,
 )
 from batch_assets.errors import BatchAssetsError
+from batch_assets.machine import cores
 from batch_assets.settings import Settings
 from batch_assets.text import has_text
 
@@ -136,7 +136,7 @@ def try_(text: str, pipeline: str | None) -> None:
     client = connect(settings)
     champion = RegisteredModel.of(client, settings).champion()
     model = scoring_model(client, champion, settings.model_copy(update={"engine": "transformers"}))
-    (completion,) = generate(load_engine(model, os.cpu_count() or 1), [document])
+    (completion,) = generate(load_engine(model, cores()), [document])
     if completion.text is None:
         raise BatchAssetsError(completion.error_message or "no answer")
     click.echo(shown(completion.text))

@@ -1,7 +1,6 @@
 """Choose the engine that scores with a version, and convert the model for it. The run keeps the conversion."""
 
 import importlib.metadata
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from batch_assets.engines.contract import Score, ScoringModel, generate
 from batch_assets.engines.conversion import CONVERSION_FILE, Conversion
 from batch_assets.engines.spec import EngineSpec
 from batch_assets.errors import BatchAssetsError
+from batch_assets.machine import cores
 from batch_assets.mlflow_client import MlflowClient
 from batch_assets.settings import Settings, named
 from batch_assets.sources.records import Document
@@ -230,7 +230,7 @@ def _compare(
     reference_mean: float,
 ) -> Conversion:
     """Score the documents that the reference engine scored, and compare the texts."""
-    completions = generate(load_engine(model, os.cpu_count() or 1), [item.document or "" for item in documents])
+    completions = generate(load_engine(model, cores()), [item.document or "" for item in documents])
     texts = [completion.text or "" for completion in completions]
     answers = [model.checked(completion).text or "" for completion in completions]
     mean = fmean(

@@ -1,11 +1,10 @@
 """Scores of the logged model on held-out documents."""
 
-import os
-
 import dagster as dg
 
 from batch_assets.graph.pipeline_names import AssetKeys, group_of, owners_of
 from batch_assets.graph.signatures import with_known_signature
+from batch_assets.machine import cores
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import Settings
 from batch_assets.sources.configured import evaluation_dataset
@@ -47,7 +46,7 @@ def build_model_evaluation(settings: Settings) -> dg.AssetsDefinition:
         def load_engine() -> Engine:
             from batch_assets.engines.transformers_engine import TransformersEngine
 
-            return TransformersEngine(run_model(run, settings), os.cpu_count() or 1)
+            return TransformersEngine(run_model(run, settings), cores())
 
         evaluation = evaluate(
             registry.client,

@@ -1,12 +1,12 @@
 """Promote versions: the decision on a candidate, promotion by hand, and rollback."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from batch_assets.engines.contract import Engine
 from batch_assets.errors import BatchAssetsError
+from batch_assets.machine import cores
 from batch_assets.models.evaluation import DocumentResult, results_on
 from batch_assets.models.model_runs import run_of
 from batch_assets.models.registry import (
@@ -135,7 +135,7 @@ def propose(
         def load_engine() -> Engine:
             from batch_assets.engines.transformers_engine import TransformersEngine
 
-            return TransformersEngine(run_model(run_of(model.client, version.run_id), settings), os.cpu_count() or 1)
+            return TransformersEngine(run_model(run_of(model.client, version.run_id), settings), cores())
 
         return results_on(model.client, version.run_id, task, documents, load_engine, report)
 

@@ -14,6 +14,7 @@ from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.contracts import Table
 from batch_assets.lake.lake import Lake
 from batch_assets.locks import is_held
+from batch_assets.machine import available_memory, cores
 from batch_assets.models.checkpoint_sources import checkpoint_source
 from batch_assets.models.smollm2 import gguf_file
 from batch_assets.operations.preflight import shared_champion
@@ -86,9 +87,7 @@ def _java(settings: Settings) -> list[Finding]:
 
 
 def _memory(settings: Settings) -> list[Finding]:
-    available, weights, workers = _available_memory(), _weights(settings), _workers(settings)
-    if available is None:
-        return [Finding(WARNING, "memory", "this system does not report how much memory is available")]
+    available, weights, workers = available_memory(), _weights(settings), _workers(settings)
     if workers is None:
         return [Finding(OK, "memory", f"{_gib(available)} available here; workers run on {_cluster(settings)}")]
     if weights is None:
@@ -129,30 +128,10 @@ def _workers(settings: Settings) -> int | None:
     local = re.fullmatch(r"local(?:\[(\d+|\*)(?:,\d+)?\])?", settings.spark_master)
     if local is None:
         return None
-    cores = os.cpu_count() or 1
+    available = cores()
     if settings.device_map.startswith(("cuda", "mps")):
         return 1
-    return cores if local[1] == "*" else min(int(local[1] or 1), cores)
-
-
-def _available_memory() -> int | None:
-    """Bytes of memory still available: in the container if it has a limit, otherwise on the machine."""
-    try:
-        machine = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        available = int(machine["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return None
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-        usage = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    except OSError:
-        return available  # not in a container, or in one without cgroup v2
-    if limit == "max":
-        return available
-    # The kernel frees inactive page cache when programs need memory.
-    return min(available, int(limit) - used + int(usage.get("inactive_file", 0)))
+    return available if local[1] == "*" else min(int(local[1] or 1), available)
 
 
 def _disk(settings: Settings) -> list[Finding]:

@@ -1,12 +1,12 @@
 """Run jobs in this process, recorded in the Dagster storage that the UI shows."""
 
-import os
 import socket
 
 import dagster as dg
 
 from batch_assets.graph.partitions import known_batches, range_tags, ranges
 from batch_assets.graph.pipeline_names import MATERIALIZE_ALL, prefixed
+from batch_assets.machine import is_alive
 from batch_assets.resources.dagster_internals import InMemoryRunStorage, SqliteRunStorage
 
 _LAUNCHED_TAG = "batch_assets/launched_by"
@@ -57,7 +57,8 @@ def orphaned_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
     """Runs on this machine that are recorded as running although their process is gone."""
     started = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
     runs = [run for run in instance.get_runs(dg.RunsFilter(statuses=started)) if _is_of_this_machine(instance, run)]
-    return [run for run in runs if (pid := process_of(instance, run.run_id)) is not None and not _is_alive(pid)]
+    processes = {run.run_id: process_of(instance, run.run_id) for run in runs}
+    return [run for run in runs if (process := processes[run.run_id]) is not None and not is_alive(*process)]
 
 
 def _is_of_this_machine(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
@@ -76,23 +77,13 @@ def launch_tags(instance: dg.DagsterInstance) -> dict[str, str]:
     return {_LAUNCHED_TAG: _COMMAND, _MACHINE_TAG: socket.gethostname(), _HOME_TAG: instance.root_directory}
 
 
-def process_of(instance: dg.DagsterInstance, run_id: str) -> int | None:
-    """Id of the process that executes a run, recorded when the run starts; None if it is not recorded."""
+def process_of(instance: dg.DagsterInstance, run_id: str) -> tuple[int, float] | None:
+    """Id of the process that executes a run, and when it was recorded, in seconds since 1970; None if it was not."""
     for entry in reversed(instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)):
         metadata = entry.dagster_event.engine_event_data.metadata if entry.dagster_event else {}
         if "pid" in metadata:
-            return int(str(metadata["pid"].value))
+            return int(str(metadata["pid"].value)), entry.timestamp
     return None
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def held_pools(instance: dg.DagsterInstance) -> list[tuple[str, str]]:
