@@ -5,6 +5,7 @@ import random
 import re
 import resource
 import shutil
+import threading
 from pathlib import Path
 
 import dagster as dg
@@ -15,9 +16,10 @@ from batch_assets.cli import main
 from batch_assets.errors import BatchAssetsError
 from batch_assets.models.evaluation import DocumentResult
 from batch_assets.models.model_runs import find_run, run_of
-from batch_assets.models.promotion import decide, promote_by_hand, propose, rollback
+from batch_assets.models.promotion import decide, promote_by_hand, promotion_lock, propose, rollback
 from batch_assets.models.registry import RegisteredModel
 from batch_assets.models.tracking import connect
+from batch_assets.operations.promotion import promote_version
 from batch_assets.settings import Settings
 from batch_assets.tasks.configured_task import task_of
 from batch_assets_tests.conftest import log, registered, settings_for
@@ -166,6 +168,81 @@ def test_rollback_fails_before_there_is_a_second_champion(registry):
     settings, client, _, _ = registry
     with pytest.raises(BatchAssetsError, match=r"no version of .* has the alias previous"):
         rollback(RegisteredModel.of(client, settings))
+
+
+class KilledError(BaseException):
+    """Stands for the end of the process: nothing handles it."""
+
+
+class DyingClient:
+    """MLflow's client in a process that is killed instead of its write number ``writes``, counted from 0."""
+
+    def __init__(self, client, writes: int) -> None:
+        self._client, self._writes = client, writes
+
+    def __getattr__(self, name: str):
+        method = getattr(self._client, name)
+        if not name.startswith(("set_", "delete_")):
+            return method
+
+        def write(*arguments, **options):
+            if self._writes == 0:
+                raise KilledError
+            self._writes -= 1
+            return method(*arguments, **options)
+
+        return write
+
+
+def test_a_promotion_that_is_killed_at_any_point_is_completed_or_undone_and_can_be_rolled_back(registry):
+    settings, client, champion, _ = registry
+    model = RegisteredModel.of(client, settings)
+    source = client.get_model_version(champion.name, "1").source
+    client.create_model_version(champion.name, source, champion.run_id, model_id=source.removeprefix("models:/"))
+    before, after = {"champion": 2, "previous": 1, "challenger": 3}, {"champion": 3, "previous": 2}
+    outcomes = []
+    for writes in range(6):
+        for alias, number in before.items():
+            client.set_registered_model_alias(champion.name, alias, str(number))
+        killed = False
+        try:
+            RegisteredModel.of(DyingClient(client, writes), settings).promote(model.version(3))
+        except KilledError:
+            killed = True
+        # Recovery can be killed too.
+        for again in range(3):
+            try:
+                RegisteredModel.of(DyingClient(client, again), settings).finish_promotion()
+            except KilledError:
+                continue
+        model.finish_promotion()
+        outcomes.append((killed, aliases(client, champion)))
+        expected = {"champion": 2, "previous": 3} if outcomes[-1][1] == after else {"champion": 1, "previous": 2}
+        rollback(model)
+        assert aliases(client, champion).items() >= expected.items()
+    assert outcomes == [*[(True, before)] * 2, *[(True, after)] * 3, (False, after)]
+    client.set_registered_model_alias(champion.name, "previous", str(aliases(client, champion)["champion"]))
+    with pytest.raises(BatchAssetsError, match="is the champion and the previous champion: promote a version"):
+        rollback(model)
+
+
+def test_a_promotion_waits_for_the_one_that_is_running(registry):
+    settings, client, champion, _ = registry
+    said: list[str] = []
+    waits = threading.Event()
+
+    def report(line: str) -> None:
+        said.append(line)
+        waits.set()
+
+    with promotion_lock(settings, print):
+        second = threading.Thread(target=lambda: said.append(promote_version(settings, 2, report)))
+        second.start()
+        assert waits.wait(60)
+        assert said == [f"waiting for another promotion of {champion.name}"]
+        assert aliases(client, champion)["champion"] == 1
+    second.join(60)
+    assert aliases(client, champion)["champion"] == 2
 
 
 def test_a_version_that_cannot_be_loaded_cannot_be_promoted_by_hand(registry, held_out):

@@ -96,7 +96,7 @@ def rollback(pipeline: str | None, as_json: bool) -> None:
 
     settings = load(pipeline)
     with progress_to_stderr(as_json):
-        click.echo(roll_back(settings))
+        click.echo(roll_back(settings, click.echo))
     _print_champion(settings, as_json)
 
 

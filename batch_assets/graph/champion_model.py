@@ -39,7 +39,7 @@ def build_champion_model(settings: Settings) -> dg.AssetsDefinition:
         """Register the selected run as a version, and propose it as champion."""
         from batch_assets.models.model_runs import TASK_TAG, find_run
         from batch_assets.models.overview import baseline_names
-        from batch_assets.models.promotion import SAMPLE, propose
+        from batch_assets.models.promotion import SAMPLE, promotion_lock, propose
         from batch_assets.models.registry import CHAMPION, prepare_engine
         from batch_assets.models.samples import kept_samples
         from batch_assets.tasks.configured_task import task_of
@@ -58,12 +58,13 @@ def build_champion_model(settings: Settings) -> dg.AssetsDefinition:
             "data_set": scored_dataset(settings).name if settings.dataset is None else settings.dataset,
             **{name: f"{value:.4f}" for name, value in scores.items()},
         }
-        candidate, is_new = model.register(run, tags)
         documents = evaluation_dataset(settings).held_out(settings.evaluation_rows)
-        proposal = propose(model, settings, candidate, documents, context.log.info)
-        champion, decision = proposal.champion, proposal.decision
-        # Needed even if nothing was promoted: the settings may now name another engine or precision.
-        conversion = prepare_engine(client, champion, settings, documents, context.log.info)
+        with promotion_lock(settings, context.log.info):
+            candidate, is_new = model.register(run, tags)
+            proposal = propose(model, settings, candidate, documents, context.log.info)
+            champion, decision = proposal.champion, proposal.decision
+            # Needed even if nothing was promoted: the settings may now name another engine or precision.
+            conversion = prepare_engine(client, champion, settings, documents, context.log.info)
         metadata: dict[str, Any] = {
             "model": champion.name,
             "version": champion.number,

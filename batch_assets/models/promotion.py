@@ -1,11 +1,13 @@
 """Promote versions: the decision on a candidate, promotion by hand, and rollback."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
 
 from batch_assets.engines.contract import Engine
 from batch_assets.errors import BatchAssetsError
+from batch_assets.locks import is_held, locked
 from batch_assets.machine import cores
 from batch_assets.models.evaluation import DocumentResult, results_on
 from batch_assets.models.model_runs import run_of
@@ -29,6 +31,21 @@ from batch_assets.tasks.task import Task
 SAMPLE = "single_node_inference"
 _SAMPLE_SIZE = 2
 _TAG_PREFIX = "promotion."
+
+
+@contextmanager
+def promotion_lock(settings: Settings, report: Callable[[str], None]) -> Iterator[None]:
+    """Wait until no other process registers or promotes versions of a pipeline's model in this home.
+
+    Args:
+        settings: the home and the name of the model.
+        report: called with a message if another promotion is running.
+    """
+    path = settings.home / f".promotion-{settings.registered_model}.lock"
+    if is_held(path):
+        report(f"waiting for another promotion of {settings.registered_model}")
+    with locked(path):
+        yield
 
 
 @dataclass(frozen=True)
@@ -125,6 +142,7 @@ def propose(
     Raises:
         BatchAssetsError: the version was refused and there is no champion, or it can't be loaded.
     """
+    model.finish_promotion()
     before = model.with_alias(CHAMPION)
     if before is not None and before.number == candidate.number:
         report(f"version {candidate.number} of {candidate.name} is already the champion")
@@ -187,11 +205,18 @@ def rollback(model: RegisteredModel) -> Version:
         The new champion.
 
     Raises:
-        BatchAssetsError: there is no previous champion.
+        BatchAssetsError: there is no previous champion, or it is the champion.
     """
-    previous = model.with_alias(PREVIOUS)
+    model.finish_promotion()
+    previous, champion = model.with_alias(PREVIOUS), model.with_alias(CHAMPION)
     if previous is None:
         raise BatchAssetsError(f"no version of {model.name} has the alias {PREVIOUS}: promote a version instead")
+    if champion is not None and champion.number == previous.number:
+        # Earlier releases left this behind when a promotion was killed.
+        raise BatchAssetsError(
+            f"version {previous.number} of {model.name} is the champion and the previous champion: promote a version "
+            "instead"
+        )
     model.promote(previous)
     _record(model, previous, {f"{_TAG_PREFIX}decision": "promoted", f"{_TAG_PREFIX}reason": "rollback"}, None)
     return previous

@@ -24,6 +24,8 @@ from batch_assets.tasks.configured_task import task_of
 _CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 4096, 32_768
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
+# On the registered model while the champion changes: the numbers of the old one, if any, and of the new one.
+_PROMOTION_TAG = "batch_assets.promotion"
 
 
 @dataclass(frozen=True)
@@ -118,28 +120,44 @@ class RegisteredModel:
     def promote(self, version: Version) -> Version | None:
         """Move the alias champion to a version; the old champion gets the alias ``previous``.
 
+        Only one promotion of a model may run at a time. If the process is killed in between, ``finish_promotion``
+        completes the promotion, or undoes it if the champion is still the old one.
+
         Returns:
             The old champion, or None if it was this version or there was none.
 
         Raises:
             BatchAssetsError: another process moved the alias at the same time.
         """
+        self.finish_promotion()
         old = self.with_alias(CHAMPION)
         if old is not None and old.number == version.number:
             return None
-        if old is not None:
-            self.client.set_registered_model_alias(self.name, PREVIOUS, str(old.number))
+        numbers = f"{'' if old is None else old.number} {version.number}"
+        self.client.set_registered_model_tag(self.name, _PROMOTION_TAG, numbers)
         self.client.set_registered_model_alias(self.name, CHAMPION, str(version.number))
+        self.finish_promotion()
         now = self.with_alias(CHAMPION)
         if now is None or now.number != version.number:
             raise BatchAssetsError(
                 f"the alias {CHAMPION} of {self.name} was moved by another process while version {version.number} was "
                 "promoted: check which version has it, and promote again if necessary"
             )
-        challenger = self.with_alias(CHALLENGER)
-        if challenger is not None and challenger.number == version.number:
-            self.client.delete_registered_model_alias(self.name, CHALLENGER)
         return old
+
+    def finish_promotion(self) -> None:
+        """Complete a promotion that has moved the champion, or forget one that has not; do nothing without one."""
+        numbers = self.client.get_registered_model(self.name).tags.get(_PROMOTION_TAG) if self._exists() else None
+        if numbers is None:
+            return
+        old, _, new = numbers.partition(" ")
+        aliases = {alias: str(number) for alias, number in self._aliases().items()}
+        if aliases.get(CHAMPION) == new:
+            if old:
+                self.client.set_registered_model_alias(self.name, PREVIOUS, old)
+            if aliases.get(CHALLENGER) == new:
+                self.client.delete_registered_model_alias(self.name, CHALLENGER)
+        self.client.delete_registered_model_tag(self.name, _PROMOTION_TAG)
 
     def tag(self, version: Version, tags: Mapping[str, str]) -> None:
         """Add tags to a version."""

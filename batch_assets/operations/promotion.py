@@ -29,24 +29,26 @@ def promote_version(settings: Settings, number: int, report: Callable[[str], Non
         BatchAssetsError: another pipeline owns the model, or the version does not exist or can't be loaded.
     """
     _refuse_shared(settings)
-    from batch_assets.models.promotion import promote_by_hand
+    from batch_assets.models.promotion import promote_by_hand, promotion_lock
 
     documents = evaluation_dataset(settings).held_out(settings.evaluation_rows)
-    old = promote_by_hand(ModelRegistry(settings).model(settings), settings, number, documents, report)
+    with promotion_lock(settings, report):
+        old = promote_by_hand(ModelRegistry(settings).model(settings), settings, number, documents, report)
     was = f"; version {old.number} is now the previous champion" if old is not None else ""
     return f"version {number} of {settings.registered_model} is the champion{was}"
 
 
-def roll_back(settings: Settings) -> str:
+def roll_back(settings: Settings, report: Callable[[str], None]) -> str:
     """Swap the champion and the previous champion, and return a message about it.
 
     Raises:
         BatchAssetsError: another pipeline owns the model, or there is no previous champion.
     """
     _refuse_shared(settings)
-    from batch_assets.models.promotion import rollback
+    from batch_assets.models.promotion import promotion_lock, rollback
 
-    version = rollback(ModelRegistry(settings).model(settings))
+    with promotion_lock(settings, report):
+        version = rollback(ModelRegistry(settings).model(settings))
     return f"version {version.number} of {version.name} is the champion again"
 
 
@@ -75,7 +77,7 @@ def promotion_jobs(settings: Settings) -> list[dg.JobDefinition]:
     @with_known_signature
     def roll_champion_back(context: dg.OpExecutionContext) -> None:
         """Restore the previous champion and report it."""
-        context.log.info(roll_back(settings))
+        context.log.info(roll_back(settings, context.log.info))
         _report(context, settings)
 
     @dg.job(
