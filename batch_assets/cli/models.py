@@ -15,7 +15,6 @@ from batch_assets.cli.common import (
     shown,
 )
 from batch_assets.errors import BatchAssetsError
-from batch_assets.machine import cores
 from batch_assets.settings import Settings
 from batch_assets.text import has_text
 
@@ -120,7 +119,7 @@ def try_(text: str, pipeline: str | None) -> None:
     \b
     batch-assets try "Some text to be summarized."
     """
-    from batch_assets.engines.catalog import load_engine
+    from batch_assets.engines.catalog import IsolatedEngine
     from batch_assets.engines.contract import RowError, generate
     from batch_assets.models.registry import RegisteredModel, scoring_model
     from batch_assets.models.tracking import connect, exists
@@ -136,7 +135,7 @@ def try_(text: str, pipeline: str | None) -> None:
     client = connect(settings)
     champion = RegisteredModel.of(client, settings).champion()
     model = scoring_model(client, champion, settings.model_copy(update={"engine": "transformers"}))
-    (completion,) = generate(load_engine(model, cores()), [document])
+    (completion,) = generate(IsolatedEngine(model), [document])
     if completion.text is None:
         raise BatchAssetsError(completion.error_message or "no answer")
     click.echo(shown(completion.text))

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from batch_assets.engines.catalog import ENGINES, FASTER_ENGINES, REFERENCE, load_engine
+from batch_assets.engines.catalog import ENGINES, FASTER_ENGINES, REFERENCE, IsolatedEngine, convert
 from batch_assets.engines.contract import Score, ScoringModel, generate
 from batch_assets.engines.conversion import CONVERSION_FILE, Conversion
 from batch_assets.engines.spec import EngineSpec
 from batch_assets.errors import BatchAssetsError
-from batch_assets.machine import cores
 from batch_assets.mlflow_client import MlflowClient
 from batch_assets.settings import Settings, named
 from batch_assets.sources.records import Document
@@ -84,7 +83,7 @@ def prepare(
         folder = Path(name) / engine.name
         folder.mkdir()
         report(f"converting the model for {engine.name} in {settings.dtype}")
-        conversion = engine.convert(replace(model, engine=engine.name, dtype=settings.dtype), folder)
+        conversion = convert(replace(model, engine=engine.name, dtype=settings.dtype), folder)
         conversion.write(folder)
         if conversion.refusal is None and can_compare:
             scoring = replace(model, engine=engine.name, dtype=settings.dtype, engine_path=str(folder))
@@ -230,7 +229,7 @@ def _compare(
     reference_mean: float,
 ) -> Conversion:
     """Score the documents that the reference engine scored, and compare the texts."""
-    completions = generate(load_engine(model, cores()), [item.document or "" for item in documents])
+    completions = generate(IsolatedEngine(model), [item.document or "" for item in documents])
     texts = [completion.text or "" for completion in completions]
     answers = [model.checked(completion).text or "" for completion in completions]
     mean = fmean(

@@ -4,7 +4,6 @@ import dagster as dg
 
 from batch_assets.graph.pipeline_names import AssetKeys, group_of, owners_of
 from batch_assets.graph.signatures import with_known_signature
-from batch_assets.machine import cores
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import Settings
 from batch_assets.sources.configured import evaluation_dataset
@@ -31,7 +30,7 @@ def build_model_evaluation(settings: Settings) -> dg.AssetsDefinition:
         registry: dg.ResourceParam[ModelRegistry],
     ) -> dg.MaterializeResult[None]:
         """Evaluate the newest logged model, unless it was already evaluated on the same documents."""
-        from batch_assets.engines.contract import Engine
+        from batch_assets.engines.catalog import IsolatedEngine
         from batch_assets.models.evaluation import evaluate
         from batch_assets.models.model_runs import newest_run
         from batch_assets.models.registry import run_model
@@ -43,11 +42,6 @@ def build_model_evaluation(settings: Settings) -> dg.AssetsDefinition:
         run = newest_run(registry.client, settings)
         task = task_of(settings)
 
-        def load_engine() -> Engine:
-            from batch_assets.engines.transformers_engine import TransformersEngine
-
-            return TransformersEngine(run_model(run, settings), cores())
-
         evaluation = evaluate(
             registry.client,
             run,
@@ -55,7 +49,7 @@ def build_model_evaluation(settings: Settings) -> dg.AssetsDefinition:
             documents,
             dataset.name,
             digest_documents(documents),
-            load_engine,
+            lambda: IsolatedEngine(run_model(run, settings)),
             settings.samples,
             context.log.info,
         )

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
 
+from batch_assets.engines.catalog import IsolatedEngine
 from batch_assets.engines.contract import Engine
 from batch_assets.errors import BatchAssetsError
 from batch_assets.locks import is_held, locked
-from batch_assets.machine import cores
 from batch_assets.models.evaluation import DocumentResult, results_on
 from batch_assets.models.model_runs import run_of
 from batch_assets.models.registry import (
@@ -151,9 +151,7 @@ def propose(
 
     def scored(version: Version) -> list[DocumentResult]:
         def load_engine() -> Engine:
-            from batch_assets.engines.transformers_engine import TransformersEngine
-
-            return TransformersEngine(run_model(run_of(model.client, version.run_id), settings), cores())
+            return IsolatedEngine(run_model(run_of(model.client, version.run_id), settings))
 
         return results_on(model.client, version.run_id, task, documents, load_engine, report)
 

@@ -1,7 +1,7 @@
 """The registry: versions, their aliases, and the models that workers load."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from batch_assets.engines.contract import Score, ScoringModel
 from batch_assets.engines.encoding import markup_in
 from batch_assets.engines.model_files import check_mlflow_model
 from batch_assets.errors import BatchAssetsError
+from batch_assets.isolation import isolated
 from batch_assets.mlflow_client import MlflowClient, ModelVersion
 from batch_assets.models.evaluation import text_digests
 from batch_assets.models.model_runs import DIGEST_TAG, ModelRun
@@ -179,12 +180,16 @@ def predict(version: Version, documents: list[str]) -> list[str]:
     """Score a few documents on this machine, as any user of the registry would.
 
     Raises:
-        BatchAssetsError: the version could run code, or its model is not supported.
+        BatchAssetsError: the version could run code, its model is not supported, or it killed its process.
     """
+    return list(isolated(_predict, str(_fetch(version.uri)), documents))
+
+
+def _predict(folder: str, documents: list[str]) -> Iterator[str]:
     import mlflow
 
-    model = mlflow.pyfunc.load_model(str(_fetch(version.uri)))
-    return [str(text) for text in model.predict(documents)]
+    for text in mlflow.pyfunc.load_model(folder).predict(documents):
+        yield str(text)
 
 
 def digest_of(client: MlflowClient, version: Version) -> str | None:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from batch_assets.engines.catalog import MLFLOW, load_engine
 from batch_assets.engines.choice import is_cpu_build
 from batch_assets.engines.contract import FINAL_ERRORS, Engine, RowError, ScoringModel
+from batch_assets.isolation import end_isolated_process
 from batch_assets.lake.contracts import Table
 from batch_assets.lake.counts import Counts, check_rows, counts_of
 from batch_assets.lake.lake import BatchSnapshot
@@ -319,6 +320,7 @@ def _gpus() -> int:
     import torch
 
     if torch.cuda.is_available():
+        end_isolated_process()
         gc.collect()
         torch.cuda.empty_cache()
     return int(torch.cuda.device_count())
