@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from batch_assets.errors import BatchAssetsError
@@ -132,6 +132,8 @@ TASK_FIELDS = ("task", "labels", "answer_schema", "prompt")
 # It has the owner's values for these, unless its file sets them.
 SET_BY_OWNER = ("engine", "device_map", "batch_tokens")
 
+# The scheme of an address, such as jdbc: or s3://
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 _SECRET_PARAMETER = re.compile(
     r"([?&;][^=&;\s]*(?:pass|pwd|token|secret|key|odbc_connect)[^=&;\s]*=)[^&;\s]*", re.IGNORECASE
 )
@@ -353,6 +355,7 @@ class Settings(BaseSettings):
     owners: str = Field(
         "team:batch-inference", description="Owners of the assets: team:name or email addresses, separated by commas."
     )
+    debug: bool = Field(False, description="Print the traceback of an error that a command reports in one line.")
     samples: int = Field(3, ge=0, description="Rows of text to show in metadata and artifacts; 0 = none.")
     ui_port: int = Field(3000, ge=1, le=65535, description="Port of the Dagster UI.")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="Port of the MLflow UI.")
@@ -383,6 +386,16 @@ class Settings(BaseSettings):
     @classmethod
     def _names(cls, name: str | None) -> str | None:
         return None if name is None else check_name(name)
+
+    @field_validator("dataset", "evaluation_dataset", "model")
+    @classmethod
+    def _no_address(cls, name: str | None, info: ValidationInfo) -> str | None:
+        if name is not None and _ADDRESS.match(name) and not Path(name).exists():
+            message = "an address can't be used: name a local file or folder, or one on the hub"
+            if info.field_name != "model":
+                message += "; in a pipeline's file, source.url is for a Delta table and source.landing for a bucket"
+            raise ValueError(message)
+        return name
 
     @field_validator("source_table")
     @classmethod

@@ -29,8 +29,8 @@ def input_version(table: BatchSnapshot, batch: str) -> int:
     commit = table.last_commit(batch)
     if commit is None:
         raise BatchAssetsError(
-            f"batch {batch} is not in {table.table.name} at version {table.version}; materialize the documents of this "
-            "batch first"
+            f"batch {batch} is not in {table.table.name} at version {table.version}: materialize its "
+            f"{'answers' if table.table.completion_fields else 'documents'} first"
         )
     return commit.version
 
@@ -133,10 +133,22 @@ def unfinished_batches(
         for batch in _batches(documents, scored, busy)
         if scored.last_commit(batch) is not None
         and (
-            (answered is not None and is_stale(answered, batch, input_metadata(documents, batch), documents.version))
-            or is_stale(quality, batch, quality_input_metadata(scored, answered, batch), scored.version)
+            (answered is not None and is_unanswered(documents, answered, batch))
+            or is_unmeasured(scored, answered, quality, batch)
         )
     ]
+
+
+def is_unanswered(documents: BatchSnapshot, answered: BatchSnapshot, batch: str) -> bool:
+    """Whether the ``ai_query`` answers of a batch are missing or outdated."""
+    return is_stale(answered, batch, input_metadata(documents, batch), documents.version)
+
+
+def is_unmeasured(scored: BatchSnapshot, answered: BatchSnapshot | None, quality: BatchSnapshot, batch: str) -> bool:
+    """Whether the quality metrics of a batch are missing or outdated; they are if there are no answers yet."""
+    if any(table.last_commit(batch) is None for table in (scored, answered) if table is not None):
+        return True
+    return is_stale(quality, batch, quality_input_metadata(scored, answered, batch), scored.version)
 
 
 def needs_retry(output: BatchSnapshot, batch: str, recorded: Mapping[str, Any], settings: Settings) -> bool:
@@ -180,6 +192,12 @@ def batches_to_retry(
                 times = 0 if now < commit.seconds + delay else 1 + int(math.log2((now - commit.seconds) / delay))
                 found[batch] = max(times, found.get(batch, 0))
     return found
+
+
+def waiting_rows(output: BatchSnapshot, batch: str, attempts: int) -> int:
+    """The number of rows of a batch with a service error that are requested again; ``attempts`` is the limit."""
+    commit = output.last_commit(batch)
+    return 0 if commit is None else sum(_waiting_rows(commit, attempts).values())
 
 
 def _waiting_rows(commit: Commit, attempts: int) -> dict[int, int]:

@@ -1,5 +1,6 @@
 """Sensors on an ephemeral instance, with real tables and a real landing folder."""
 
+import errno
 import gzip
 import json
 import os
@@ -40,6 +41,7 @@ from batch_assets.operations.local_runs import close_dead_runs, close_orphaned_r
 from batch_assets.operations.rescore import describe_cost, select_batches
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.settings import DEFAULT_PIPELINE
+from batch_assets.sources.formats import records_of
 from batch_assets.sources.landing import land_batch
 from batch_assets.sources.landing_folder import LandingFolder
 from batch_assets.staleness import input_metadata, quality_input_metadata
@@ -426,6 +428,24 @@ def test_a_stray_quote_or_unreadable_value_only_loses_its_own_record(tmp_path):
     records = list(folder.dataset_of(batch).records(batch))
     assert [record.problem is None for record in records] == [True, False, True, True, False, True, True, False, True]
     assert "is not CSV" in records[1].problem
+
+
+class FailingFiles:
+    """A file system on a disk or a bucket that fails."""
+
+    def __init__(self, error: OSError) -> None:
+        self.error = error
+
+    def open_input_file(self, path):
+        raise self.error
+
+    open_input_stream = open_input_file
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), OSError("Generic S3 error: timed out")])
+def test_a_file_that_cannot_be_reached_is_not_taken_for_one_with_bad_content(error):
+    with pytest.raises(OSError, match=r"Input/output error|timed out"):
+        list(records_of(FailingFiles(error), "a.jsonl", ["document"]))
 
 
 ODD_NAMES = [

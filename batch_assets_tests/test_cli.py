@@ -16,7 +16,7 @@ import dagster as dg
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
-from dagster._core.events import EngineEventData
+from dagster._core.events import AssetObservationData, DagsterEvent, EngineEventData
 from deltalake import write_deltalake
 
 from batch_assets.cli import main
@@ -295,6 +295,9 @@ def test_status_shows_the_state_of_every_batch(home, deployment, invoke):
     deployment.land("old", rows=3)
     add_run(instance, "r0", ["half"], dg.DagsterRunStatus.FAILURE)
     deployment.score("half", rows=2)
+    failed_answers = dg.AssetObservation("ai_query_inference", partition="half", metadata={"failed": "no answer"})
+    event = DagsterEvent("ASSET_OBSERVATION", "score_batches", event_specific_data=AssetObservationData(failed_answers))
+    instance.report_dagster_event(event, "r0")
     add_run(instance, "r1", ["late", "mended"], dg.DagsterRunStatus.FAILURE)
     add_run(instance, "r2", ["bad"], dg.DagsterRunStatus.FAILURE)
     add_run(instance, "r3", ["queued"], dg.DagsterRunStatus.NOT_STARTED)
@@ -307,7 +310,7 @@ def test_status_shows_the_state_of_every_batch(home, deployment, invoke):
     deployment.score("emptied")
     before = files(home)
     result = invoke("status", "--json")
-    assert (result.exit_code, files(home) == before) == (0, True)
+    assert (result.exit_code, files(home) == before) == (1, True)
     found = json.loads(result.stdout)
     assert {one["batch"]: one["state"] for one in found["batches"]} == {
         "awaited": "empty", "bad": "failed", "done": "scored", "emptied": "empty", "half": "failed", "late": "failed",
@@ -316,6 +319,10 @@ def test_status_shows_the_state_of_every_batch(home, deployment, invoke):
     assert found["counts"] == {
         "empty": 2, "failed": 3, "landed": 1, "queued": 1, "running": 1, "scored": 2, "stale": 1,
     }  # fmt: skip
+    assets = {one["batch"]: list(one["assets"].values()) for one in found["batches"]}
+    assert assets["half"] == ["done", "failed", "waiting"]
+    assert assets["bad"] == ["failed", "waiting", "waiting"]
+    assert assets["mended"] == ["done", "done", "done"]
     old = next(one for one in found["batches"] if one["batch"] == "old")
     figures = ("documents", "rejected", "summaries", "errors", "no_text", "model_version")
     assert [old[key] for key in figures] == [3, 0, 1, 0, 1, 1]
@@ -324,6 +331,7 @@ def test_status_shows_the_state_of_every_batch(home, deployment, invoke):
     assert runs[3] == ("r1", "FAILURE", ["late", "mended"])
     plain = invoke("status").stdout
     assert re.search(r"^old +stale +3 +0 +1 +0 +1 +1 +\d{4}-", plain, re.MULTILINE)
+    assert "batch half: batch_inference done, ai_query_inference failed, summary_quality waiting" in plain
     assert plain.isascii()
 
 
@@ -331,6 +339,29 @@ def test_try_refuses_a_document_without_text(home, invoke):
     result = invoke("try", " \u200b\n")
     assert (result.exit_code, result.stderr) == (2, "batch-assets: the document has no text\n")
     assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "values", "has_traceback"),
+    [
+        (("try", " "), {}, False),
+        (("try", " ", "--debug"), {}, True),
+        (("--debug", "try", " "), {}, True),
+        (("try", " "), {"DEBUG": "1"}, True),
+    ],
+)
+def test_an_error_is_one_line_unless_debugging(home, invoke, arguments, values, has_traceback):
+    result = invoke(*arguments, **values)
+    assert result.stderr.splitlines()[-1] == "batch-assets: the document has no text"
+    assert ("Traceback" in result.stderr) == has_traceback
+    assert has_traceback or len(result.stderr.splitlines()) == 1
+
+
+def test_a_lost_file_is_not_reported_as_a_mistake_of_the_user(home, monkeypatch):
+    monkeypatch.setenv(f"{PREFIX}HOME", str(home))
+    monkeypatch.setattr("batch_assets.cli.state.load_all", lambda: open(home / "lost"))  # noqa: PTH123, SIM115
+    result = CliRunner().invoke(main, ["status"])
+    assert isinstance(result.exception, FileNotFoundError)
 
 
 def test_status_shows_the_champion_its_score_and_its_start_time(deployment, invoke):

@@ -197,6 +197,10 @@ def test_failed_rows_are_requested_again_with_the_version_that_scored_their_batc
     newest, one_label_less = model.champion().number, settings.labels[1:]
     assert scored.run("tickets", SCORE_BATCHES, ["monday"], labels=one_label_less, rescore="all") == []
     failed = [row for row in scored.rows("tickets", "scored", "monday") if row["error_class"]]
+    (observed,) = scored.instance.fetch_observations(dg.AssetKey(["tickets", "batch_inference"]), limit=1).records
+    assert observed.partition_key == "monday"
+    expected = {"all": len(failed), "model": len(failed), "requested_again": 0}
+    assert observed.asset_observation.metadata["failed_rows"].value == expected
     promote_version(settings, 3 - newest, lambda line: None)
     try:
         changes = {"labels": one_label_less, "retry_errors": True}

@@ -33,12 +33,16 @@ def test_an_unknown_setting_is_reported_with_the_closest_match(monkeypatch):
         ("SPARK_MASTER", ""),
         ("MODEL", ""),
         ("DATASET", " "),
+        ("DATASET", "jdbc:postgresql://me:secret@host/db"),
+        ("EVALUATION_DATASET", "s3://bucket/data.jsonl"),
+        ("MODEL", "https://example.org/model"),
     ],
 )
 def test_an_invalid_value_is_reported_with_its_variable(monkeypatch, variable, value):
     monkeypatch.setenv(f"BATCH_ASSETS_{variable}", value)
-    with pytest.raises(BatchAssetsError, match=f"BATCH_ASSETS_{variable}="):
+    with pytest.raises(BatchAssetsError, match=f"BATCH_ASSETS_{variable}=") as refused:
         load_settings()
+    assert "secret" not in str(refused.value)
 
 
 def test_contradictory_lengths_are_refused(monkeypatch):

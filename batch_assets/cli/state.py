@@ -1,7 +1,7 @@
 """Commands for the deployment as a whole: status, doctor, forget, ui, upkeep."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ def status(pipeline: str | None, as_json: bool) -> None:
 
     Changes nothing. A batch is running, queued, failed (its last run failed), landed (not scored yet), stale (needs
     scoring again), scored or empty. If there are more than 20 batches, scored ones are only counted; --json lists all.
-    Exit status: 0 shown, 2 the state can't be read.
+    Exit status: 0 nothing has failed, 1 a batch has failed or a pipeline is invalid, 2 the state can't be read.
 
     \b
     batch-assets status --json | jq '.batches[] | select(.state == "failed")'
@@ -56,11 +56,17 @@ def status(pipeline: str | None, as_json: bool) -> None:
         shown = {name: {"counts": found.counts, **asdict(found)} for name, found in states.items()}
         only = shown[wanted[0].pipeline] if len(wanted) == 1 else {"pipelines": shown}
         print_json({**only, "invalid_pipelines": problems})
-        return
+    else:
+        _print_states(states, problems, len(wanted))
+    if problems or any(found.has_failed for found in states.values()):
+        sys.exit(ExitStatus.FAILED)
+
+
+def _print_states(states: "Mapping[str, Status]", problems: Sequence[str], pipelines: int) -> None:
     for problem in problems:
         click.echo(f"invalid pipeline: {problem}")
     for name, found in states.items():
-        if len(wanted) > 1:
+        if pipelines > 1:
             click.echo(f"pipeline {name}")
         _print_batches(found.batches, found.counts)
         if found.source_problem is not None:
@@ -85,7 +91,7 @@ def status(pipeline: str | None, as_json: bool) -> None:
 
 
 def _print_batches(batches: "Sequence[Batch]", counts: dict[str, int]) -> None:
-    from batch_assets.operations.status import SCORED
+    from batch_assets.operations.status import FAILED, SCORED
 
     if not batches:
         click.echo("no batches yet: run 'batch-assets run', or land files")
@@ -95,7 +101,12 @@ def _print_batches(batches: "Sequence[Batch]", counts: dict[str, int]) -> None:
     shown = notable[:_BATCHES_SHOWN]
     if shown:
         titles = ["batch", "state", "documents", "rejected", "answers", "errors", "no text", "version", "scored"]
-        print_table(titles, [tuple(asdict(batch).values()) for batch in shown])
+        print_table(titles, [tuple(asdict(batch).values())[: len(titles)] for batch in shown])
+    for batch in shown:
+        if batch.state == FAILED:
+            click.echo(f"batch {batch.batch}: " + ", ".join(f"{name} {state}" for name, state in batch.assets.items()))
+        if batch.retried:
+            click.echo(f"batch {batch.batch}: {batch.retried} failed rows are requested again")
     if len(shown) < len(batches):
         click.echo(f"{len(batches) - len(shown)} more batches are not shown; --json lists all")
 

@@ -14,6 +14,7 @@ from batch_assets.graph.signatures import with_known_signature
 from batch_assets.graph.table_metadata import (
     answer_lineage,
     column_schema,
+    failed_rows,
     open_pinned_documents,
     sample,
     table_metadata,
@@ -159,7 +160,8 @@ def build_ai_query_inference(settings: Settings) -> dg.AssetsDefinition:
                     snapshot, batch, ["id", table.output_column, "prompt_tokens", "completion_tokens"], settings.samples
                 ),
             }
-            return BatchOutcome(version, metadata, {keys.documents: documents_version})
+            failures = failed_rows(snapshot, batch, counts["errors"], settings.error_attempts)
+            return BatchOutcome(version, metadata, {keys.documents: documents_version}, failures)
 
         return each_batch(context, query)
 

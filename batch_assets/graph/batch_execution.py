@@ -1,6 +1,6 @@
 """Run an asset batch by batch: each batch is recorded separately, and a failed batch does not stop the others."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,10 @@ from batch_assets.resources.dagster_internals import (
 
 # Materializations searched for the pinned version of a batch; if none of them has it, the newest one is used.
 _MAX_RECORDS = 10
+# Observations searched for the assets in which batches failed.
+_MAX_OBSERVATIONS = 1000
+# Metadata key of the observation that records the failed rows of a batch.
+FAILED_ROWS = "failed_rows"
 # Metadata key of the observation that records a failed batch.
 _FAILURE_KEY = "failed"
 # The last asset fails the run, but the batches failed in an earlier one, so a retry must start at the first step.
@@ -31,11 +35,14 @@ class BatchOutcome:
     """The current state of a batch.
 
     ``version`` is the table version that last changed the batch, ``inputs`` the data version of each upstream asset.
+    ``failed_rows`` is recorded as an observation, so that people can send alerts: the number of rows by the class of
+    the error, ``all`` of them, and those that are ``requested_again`` after a while.
     """
 
     version: int
     metadata: Mapping[str, Any]
     inputs: Mapping[dg.AssetKey, int | str] = field(default_factory=dict)
+    failed_rows: Mapping[str, int] = field(default_factory=dict)
 
 
 def each_batch(context: dg.AssetExecutionContext, work: Callable[[str], BatchOutcome]) -> dg.MaterializeResult[None]:
@@ -72,6 +79,9 @@ def each_batch(context: dg.AssetExecutionContext, work: Callable[[str], BatchOut
         context.log_event(
             dg.AssetMaterialization(context.asset_key, partition=batch, metadata=done.metadata, tags=tags)
         )
+        if done.failed_rows:
+            failures = {FAILED_ROWS: dict(done.failed_rows)}
+            context.log_event(dg.AssetObservation(context.asset_key, partition=batch, metadata=failures))
     if failed and (len(failed) == len(context.partition_keys) or not _has_downstream(context)):
         reasons = "; ".join(f"{batch}: {reason}" for batch, reason in failed.items())
         raise dg.Failure(
@@ -89,14 +99,43 @@ def failed_upstream(context: dg.AssetExecutionContext) -> dict[str, str]:
     graph = context.job_def.asset_layer.asset_graph
     ancestors = graph.get_ancestor_asset_keys(context.asset_key)
     failed: dict[str, str] = {}
-    for entry in context.instance.all_logs(context.run_id, of_type=dg.DagsterEventType.ASSET_OBSERVATION):
+    for observed in _failures(context.instance, context.run_id):
+        if observed.asset_key in ancestors:
+            why = f"{observed.asset_key.to_user_string()}: {observed.metadata[_FAILURE_KEY].value}"
+            failed.setdefault(str(observed.partition), why)
+    return failed
+
+
+def _failures(instance: dg.DagsterInstance, run_id: str) -> Iterator[dg.AssetObservation]:
+    """The observations of a run that record a failed batch."""
+    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_OBSERVATION):
         event = entry.dagster_event
         observed = event.asset_observation_data.asset_observation if event else None
-        if observed is None or observed.asset_key not in ancestors or _FAILURE_KEY not in observed.metadata:
-            continue
-        failed.setdefault(
-            str(observed.partition), f"{observed.asset_key.to_user_string()}: {observed.metadata[_FAILURE_KEY].value}"
-        )
+        if observed is not None and _FAILURE_KEY in observed.metadata:
+            yield observed
+
+
+def failed_assets(
+    instance: dg.DagsterInstance, keys: Sequence[dg.AssetKey], runs: Mapping[str, str]
+) -> dict[str, set[dg.AssetKey]]:
+    """The assets in which batches failed during a run.
+
+    Args:
+        instance: Dagster's storage.
+        keys: assets to look at.
+        runs: the id of the run by batch.
+    """
+    failed: dict[str, set[dg.AssetKey]] = {}
+    for key in keys:
+        if not runs:
+            break
+        # Not from the logs of the runs: Dagster creates a file for each run that is asked for.
+        only = dg.AssetRecordsFilter(key, asset_partitions=list(runs))
+        for record in instance.fetch_observations(only, limit=_MAX_OBSERVATIONS).records:
+            observed = record.asset_observation
+            batch = None if observed is None else str(observed.partition)
+            if observed is not None and _FAILURE_KEY in observed.metadata and runs[str(batch)] == record.run_id:
+                failed.setdefault(str(batch), set()).add(key)
     return failed
 
 

@@ -13,6 +13,7 @@ from batch_assets.graph.signatures import with_known_signature
 from batch_assets.graph.table_metadata import (
     answer_lineage,
     column_schema,
+    failed_rows,
     open_pinned_documents,
     pin_number,
     sample,
@@ -153,7 +154,9 @@ def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
                     snapshot, batch, ["id", "document", table.reference_column, table.output_column], settings.samples
                 ),
             }
-            return BatchOutcome(version, metadata, {keys.documents: documents_version, champion_asset: scored_by})
+            inputs: dict[dg.AssetKey, int | str] = {keys.documents: documents_version, champion_asset: scored_by}
+            failures = failed_rows(snapshot, batch, counts["errors"], settings.error_attempts)
+            return BatchOutcome(version, metadata, inputs, failures)
 
         return each_batch(context, score)
 

@@ -1,5 +1,6 @@
 """Shared by the assets that write tables: table metadata, samples, and the versions that a run is pinned to."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,10 +12,11 @@ from batch_assets.errors import BatchAssetsError
 from batch_assets.graph.pipeline_names import tag_of
 from batch_assets.lake.contracts import Table
 from batch_assets.lake.counts import COUNTED, Counts, counts_by_batch
-from batch_assets.lake.lake import BatchSnapshot, Lake
+from batch_assets.lake.lake import FAILURES, BatchSnapshot, Lake
 from batch_assets.quality.markdown import markdown_table
 from batch_assets.settings import Settings
 from batch_assets.sources.documents import open_documents
+from batch_assets.staleness import waiting_rows
 from batch_assets.tasks.output_tables import tables_of
 
 _DOCUMENT_VERSION_TAG = "batch_assets/prod_data_version"
@@ -93,6 +95,24 @@ def totals(snapshot: BatchSnapshot, batch: str) -> dict[str, int]:
         for name in summed:
             read[name] += pc.sum(rows.column(name)).as_py() or 0
     return {**asdict(counts), **read}
+
+
+def failed_rows(snapshot: BatchSnapshot, batch: str, errors: int, attempts: int) -> dict[str, int]:
+    """The failed rows of a batch: all, by the class of the error, and those that are requested again; empty without.
+
+    Args:
+        snapshot: the answers.
+        batch: key of the batch.
+        errors: number of failed rows.
+        attempts: how often the request of a row may end in a service error.
+    """
+    if not errors:
+        return {}
+    commit = snapshot.last_commit(batch)
+    by_class = Counter[str]()
+    for error_class, _, rows in [] if commit is None else commit.metadata.get(FAILURES, []):
+        by_class[error_class] += rows
+    return {"all": errors, **by_class, "requested_again": waiting_rows(snapshot, batch, attempts)}
 
 
 def sample(snapshot: BatchSnapshot, batch: str, columns: list[str], count: int) -> dict[str, dg.MarkdownMetadataValue]:

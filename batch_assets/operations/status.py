@@ -9,9 +9,10 @@ from typing import Any
 import dagster as dg
 
 from batch_assets.errors import BatchAssetsError
+from batch_assets.graph.batch_execution import failed_assets
 from batch_assets.graph.observation import stale_batches_now
 from batch_assets.graph.partitions import batches_of, busy_batches, known_batches
-from batch_assets.graph.pipeline_names import champion_key
+from batch_assets.graph.pipeline_names import AssetKeys, champion_key
 from batch_assets.graph.quality_checks import quality_checks
 from batch_assets.graph.table_checks import table_checks
 from batch_assets.lake.counts import Counts, counts_by_batch
@@ -19,10 +20,12 @@ from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.resources.dagster_storage import existing_instance
 from batch_assets.settings import COMMIT, Settings
 from batch_assets.sources.documents import find_documents, lost_rows
-from batch_assets.staleness import unfinished_batches
+from batch_assets.staleness import is_unanswered, is_unmeasured, unfinished_batches, waiting_rows
 from batch_assets.tasks.output_tables import tables_of
 
 SCORED = "scored"
+# States of a batch and of its assets.
+FAILED, WAITING, DONE = "failed", "waiting", "done"
 _RUNS_SHOWN = 5
 # Finished runs to search for the last run of each batch.
 _RUNS_SEARCHED = 1000
@@ -35,7 +38,11 @@ _RUNNING = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.Dagste
 class Batch:
     """A batch; ``summaries``, ``errors`` and ``no_text`` are None if the table's log does not record them.
 
-    ``errors`` counts documents that failed, ``no_text`` documents without text.
+    ``errors`` counts documents that failed, ``no_text`` documents without text. ``retried`` is the number of failed
+    rows, in all tables of answers, that are requested again after a while.
+
+    ``assets`` has the state of each asset for this batch: done; failed (in the last run of the batch); waiting (to be
+    materialized, for example because another asset failed).
 
     ``state`` is the first that applies: running; queued; failed (its last run failed and left work undone); landed
     (never scored); stale (as in ``stale_batches``); scored; empty (it has no documents).
@@ -50,6 +57,8 @@ class Batch:
     no_text: int | None
     model_version: int | None
     scored_at: str | None
+    retried: int
+    assets: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,11 @@ class Status:
         """Batches in each state."""
         return dict(sorted(Counter(batch.state for batch in self.batches).items()))
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether an asset of a batch has failed and was not repaired."""
+        return any(batch.state == FAILED for batch in self.batches)
+
 
 def status_of(settings: Settings) -> Status:
     """Read the state from the tables, the registry and Dagster's runs.
@@ -135,11 +149,27 @@ def batches_in(instance: dg.DagsterInstance, settings: Settings, champion: int |
     def state(batch: str, scored: float | None) -> str:
         if batch in busy:
             return "running" if batch in running else "queued"
-        if batch in failures and (scored is None or scored < failures[batch] or batch in unfinished):
-            return "failed"
+        if batch in failures and (scored is None or scored < _start_time(failures[batch]) or batch in unfinished):
+            return FAILED
         if batch in stale:
             return "landed" if scored is None else "stale"
         return SCORED if documents.files(batch) else "empty"
+
+    names = AssetKeys(pipeline)
+    runs = {batch: record.dagster_run.run_id for batch, record in failures.items()}
+    failed = failed_assets(instance, [names.scored, names.answered, names.quality], runs)
+
+    def assets(batch: str) -> dict[str, str]:
+        undone = {names.scored: output.last_commit(batch) is None or batch in stale}
+        if answered is not None:
+            undone[names.answered] = bool(documents.files(batch)) and is_unanswered(documents, answered, batch)
+        undone[names.quality] = bool(documents.files(batch)) and is_unmeasured(output, answered, quality, batch)
+        left = [key for key, is_undone in undone.items() if is_undone]
+        bad = failed.get(batch, set())
+        if batch in failures and not bad & {*left}:
+            # The run ended before it could record which asset failed: what it had to do first.
+            bad = set(left[:1])
+        return {key.to_user_string(): DONE if key not in left else FAILED if key in bad else WAITING for key in undone}
 
     found = []
     keys = {*documents.batches(), *rejected.batches(), *output.batches(), *known_batches(instance, pipeline)}
@@ -153,6 +183,10 @@ def batches_in(instance: dg.DagsterInstance, settings: Settings, champion: int |
                 state=state(batch, scored),
                 documents=documents.rows(batch),
                 rejected=rejected.rows(batch),
+                retried=sum(
+                    waiting_rows(table, batch, settings.error_attempts) for table in (output, answered) if table
+                ),
+                assets=assets(batch),
                 **written[batch],
             )
         )
@@ -250,15 +284,15 @@ def failing_checks(instance: dg.DagsterInstance, settings: Settings) -> dict[str
     return dict(sorted(found.items()))
 
 
-def _failures(instance: dg.DagsterInstance, pipeline: str) -> dict[str, float]:
-    """Batches of a pipeline whose last run failed, with its start in seconds since 1970."""
+def _failures(instance: dg.DagsterInstance, pipeline: str) -> dict[str, Any]:
+    """Batches of a pipeline whose last run failed, with the record of that run."""
     known = known_batches(instance, pipeline)
     last: dict[str, Any] = {}
     for record in instance.get_run_records(dg.RunsFilter(statuses=_FINISHED), limit=_RUNS_SEARCHED):
         for batch in batches_of(record.dagster_run, pipeline, known):
             last.setdefault(batch, record)
     failure = dg.DagsterRunStatus.FAILURE
-    return {batch: _start_time(record) for batch, record in last.items() if record.dagster_run.status == failure}
+    return {batch: record for batch, record in last.items() if record.dagster_run.status == failure}
 
 
 def _start_time(record: Any) -> float:

@@ -61,7 +61,8 @@ def records_of(files: pafs.FileSystem, path: str, columns: Sequence[str]) -> Ite
         columns: columns that are needed; others may be left out.
 
     Raises:
-        BatchAssetsError: the file, or the rest of it, can't be read.
+        BatchAssetsError: the content of the file, or of the rest of it, can't be read.
+        OSError: the file itself can't be read now.
     """
     name = path.rpartition("/")[2]
     kind = name.lower().removesuffix(".gz")
@@ -74,7 +75,18 @@ def records_of(files: pafs.FileSystem, path: str, columns: Sequence[str]) -> Ite
                 yield from _csv(name, text, columns) if kind.endswith(".csv") else _json_lines(name, text)
     # Rejected records store this error as their reason, and a changed reason would land the batch again.
     except (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error, UnicodeError) as error:
+        if isinstance(error, OSError):
+            _raise_if_unreachable(files, path, error)
         raise BatchAssetsError(f"{path} can't be read: {error}") from error
+
+
+def _raise_if_unreachable(files: pafs.FileSystem, path: str, error: OSError) -> None:
+    """Raise an error again unless the file's content caused it: gzip and Arrow raise OSErrors for that too."""
+    if error.errno is not None:
+        raise error
+    with files.open_input_stream(path) as source:
+        while source.read(_BUFFER):
+            pass
 
 
 class _LimitedBytes(io.RawIOBase):
