@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence, Set
+from enum import Enum
 from typing import Any
 
 from batch_assets.engines.contract import ErrorClass
@@ -151,21 +152,36 @@ def is_unmeasured(scored: BatchSnapshot, answered: BatchSnapshot | None, quality
     return is_stale(quality, batch, quality_input_metadata(scored, answered, batch), scored.version)
 
 
-def needs_retry(output: BatchSnapshot, batch: str, recorded: Mapping[str, Any], settings: Settings) -> bool:
-    """Whether a run requests failed rows of a batch again, although the batch is not stale.
+class Need(Enum):
+    """What a run does with a batch of answers."""
+
+    NOTHING = "it is up to date"
+    FAILED_ROWS = "failed rows are requested again"
+    EVERYTHING = "its input or what decides its answers has changed"
+
+
+def need_of(
+    output: BatchSnapshot, batch: str, recorded: Mapping[str, Any], newest_input: int, settings: Settings
+) -> Need:
+    """What a run does with a batch of answers.
 
     Args:
         output: current snapshot of the answers.
         batch: key of the batch.
-        recorded: metadata that a run would record now; must have ``input_version``.
+        recorded: as in ``is_stale``.
+        newest_input: as in ``is_stale``.
         settings: how often the request of a row may end in a service error, and whether to retry all errors.
     """
+    if is_stale(output, batch, recorded, newest_input):
+        return Need.EVERYTHING
     commit = output.last_commit(batch)
     if commit is None or commit.metadata.get("input_version", -1) > recorded["input_version"]:
-        return False  # a newer run has superseded this one
+        return Need.NOTHING  # a newer run has superseded this one
     if settings.retry_errors and (counts := counts_by_batch(output).get(batch)) is not None:
-        return counts.errors > 0
-    return bool(_waiting_rows(commit, settings.error_attempts))
+        has_failed_rows = counts.errors > 0
+    else:
+        has_failed_rows = bool(_waiting_rows(commit, settings.error_attempts))
+    return Need.FAILED_ROWS if has_failed_rows else Need.NOTHING
 
 
 def batches_to_retry(

@@ -20,7 +20,7 @@ from batch_assets.lake.staging import stage
 from batch_assets.scoring.completions import CompletionStore
 from batch_assets.scoring.scorer import score_batch
 from batch_assets.settings import Settings
-from batch_assets.staleness import batches_to_retry, input_metadata, needs_retry
+from batch_assets.staleness import Need, batches_to_retry, input_metadata, need_of
 from batch_assets_tests.servers import ChatServer, Reply, completion
 
 TEXTS = [f"text {number}" for number in range(3)]
@@ -60,7 +60,10 @@ class Pipeline:
 
     def needs_retry(self, **changes) -> bool:
         documents, output = self.lake.open(PROD_DATA), self.lake.open(AI_QUERY_INFERENCE)
-        return needs_retry(output, "a", input_metadata(documents, "a"), self.settings.model_copy(update=changes))
+        settings = self.settings.model_copy(update=changes)
+        need = need_of(output, "a", input_metadata(documents, "a"), documents.version, settings)
+        assert need is not Need.EVERYTHING
+        return need is Need.FAILED_ROWS
 
     def rows(self) -> list[tuple[str | None, str | None, int | None]]:
         return rows_of(self.lake, AI_QUERY_INFERENCE)

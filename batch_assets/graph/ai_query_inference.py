@@ -25,7 +25,7 @@ from batch_assets.resources.endpoints import EndpointsResource
 from batch_assets.resources.spark import SparkResource
 from batch_assets.settings import DEFAULT_PIPELINE, Settings
 from batch_assets.sources.documents import open_documents
-from batch_assets.staleness import input_metadata, input_version, is_stale, needs_retry
+from batch_assets.staleness import Need, input_metadata, input_version, need_of
 from batch_assets.tasks.configured_task import task_of
 from batch_assets.tasks.output_tables import tables_of
 
@@ -104,8 +104,8 @@ def build_ai_query_inference(settings: Settings) -> dg.AssetsDefinition:
             parts = [statement, endpoints.describe(endpoint), *filter(None, [task.rules])]
             digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
             expected = {**input_metadata(documents, batch), "statement": digest}
-            is_changed = is_stale(output, batch, expected, open_documents(lake, settings, tables).version)
-            if not is_changed and not needs_retry(output, batch, expected, settings):
+            newest = open_documents(lake, settings, tables).version
+            if need_of(output, batch, expected, newest, settings) is Need.NOTHING:
                 commit = output.last_commit(batch)
                 assert commit is not None
                 context.log.info(f"batch {batch}: up to date, {output.rows(batch)} rows")

@@ -26,7 +26,7 @@ from batch_assets.resources.spark import SparkResource
 from batch_assets.scoring.completions import CompletionStore
 from batch_assets.settings import Settings, named
 from batch_assets.sources.documents import open_documents
-from batch_assets.staleness import MODEL, input_metadata, input_version, is_stale, needs_retry
+from batch_assets.staleness import MODEL, Need, input_metadata, input_version, need_of
 from batch_assets.tasks.output_tables import tables_of
 
 if TYPE_CHECKING:
@@ -75,12 +75,12 @@ def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
             expected = input_metadata(documents, batch)
             if batch in rescored:
                 expected |= {MODEL: model_name, "model_version": number, "fingerprint": model_of(number).fingerprint}
-            is_changed = is_stale(output, batch, expected, open_documents(lake, settings, tables).version)
+            need = need_of(output, batch, expected, open_documents(lake, settings, tables).version, settings)
             used, commit = number, output.last_commit(batch)
-            if not is_changed:
+            if need is not Need.EVERYTHING:
                 assert commit is not None
                 scored_by = commit.metadata["model_version"]
-                if not needs_retry(output, batch, expected, settings):
+                if need is Need.NOTHING:
                     hint = (
                         ""
                         if scored_by == number

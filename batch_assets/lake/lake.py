@@ -446,7 +446,8 @@ class BatchSnapshot:
             {PARTITION: batch},
             staged,
             {
-                **metadata,
+                # Failures may come from an earlier commit of the batch.
+                **{key: value for key, value in metadata.items() if key != FAILURES},
                 "table": self.table.name,
                 "batch": batch,
                 "sums": {name: sums[name] for name in self.table.summed_columns},
