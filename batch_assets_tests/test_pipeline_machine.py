@@ -2,7 +2,7 @@
 
 import pytest
 from deltalake import DeltaTable
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 from mlflow import MlflowClient
 
@@ -35,14 +35,13 @@ def machine(client, monkeypatch):
     return PipelineMachine
 
 
-def check(machine, sequences: int, steps: int) -> None:
+def check(machine, sequences: int, steps: int, number: int) -> None:
     run_state_machine_as_test(
-        machine,
+        seed(number)(machine),
         settings=settings(
             max_examples=sequences,
             stateful_step_count=steps,
             deadline=None,
-            derandomize=True,
             database=None,
             suppress_health_check=list(HealthCheck),
         ),
@@ -50,4 +49,10 @@ def check(machine, sequences: int, steps: int) -> None:
 
 
 def test_after_any_sequence_and_a_last_run_the_tables_are_right(machine):
-    check(machine, sequences=30, steps=12)
+    check(machine, sequences=24, steps=10, number=1)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("number", range(20))
+def test_after_thousands_of_sequences_the_tables_are_right(machine, number):
+    check(machine, sequences=250, steps=15, number=number)

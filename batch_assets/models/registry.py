@@ -13,6 +13,7 @@ from batch_assets.engines.model_files import check_mlflow_model
 from batch_assets.errors import BatchAssetsError
 from batch_assets.isolation import isolated
 from batch_assets.mlflow_client import MlflowClient, ModelVersion
+from batch_assets.mlflow_client import RegisteredModel as MlflowModel
 from batch_assets.models.evaluation import text_digests
 from batch_assets.models.model_runs import DIGEST_TAG, ModelRun
 from batch_assets.models.tracking import resolve_artifact_uri
@@ -65,7 +66,7 @@ class RegisteredModel:
 
     def versions(self) -> list[Version]:
         """All versions, highest number first."""
-        found = self.client.search_model_versions(f"name = '{self.name}'") if self._exists() else []
+        found = self.client.search_model_versions(f"name = '{self.name}'")
         return sorted((_version(version) for version in found), key=lambda version: version.number, reverse=True)
 
     def version(self, number: int) -> Version:
@@ -148,11 +149,12 @@ class RegisteredModel:
 
     def finish_promotion(self) -> None:
         """Complete a promotion that has moved the champion, or forget one that has not; do nothing without one."""
-        numbers = self.client.get_registered_model(self.name).tags.get(_PROMOTION_TAG) if self._exists() else None
-        if numbers is None:
+        registered = self._registered()
+        numbers = None if registered is None else registered.tags.get(_PROMOTION_TAG)
+        if registered is None or numbers is None:
             return
         old, _, new = numbers.partition(" ")
-        aliases = {alias: str(number) for alias, number in self._aliases().items()}
+        aliases = {alias: str(number) for alias, number in registered.aliases.items()}
         if aliases.get(CHAMPION) == new:
             if old:
                 self.client.set_registered_model_alias(self.name, PREVIOUS, old)
@@ -166,10 +168,19 @@ class RegisteredModel:
             self.client.set_model_version_tag(self.name, str(version.number), key, value)
 
     def _aliases(self) -> Mapping[str, str]:
-        return self.client.get_registered_model(self.name).aliases if self._exists() else {}
+        registered = self._registered()
+        return {} if registered is None else registered.aliases
 
-    def _exists(self) -> bool:
-        return bool(self.client.search_registered_models(f"name = '{self.name}'"))
+    def _registered(self) -> MlflowModel | None:
+        """MLflow's registered model, None before its first version."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.get_registered_model(self.name)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
 
 
 def _version(version: ModelVersion) -> Version:
