@@ -320,9 +320,9 @@ def test_status_shows_the_state_of_every_batch(home, deployment, invoke):
         "empty": 2, "failed": 3, "landed": 1, "queued": 1, "running": 1, "scored": 2, "stale": 1,
     }  # fmt: skip
     assets = {one["batch"]: list(one["assets"].values()) for one in found["batches"]}
-    assert assets["half"] == ["done", "failed", "waiting"]
-    assert assets["bad"] == ["failed", "waiting", "waiting"]
-    assert assets["mended"] == ["done", "done", "done"]
+    assert assets["half"] == ["done", "done", "failed", "waiting"]
+    assert assets["bad"] == ["done", "failed", "waiting", "waiting"]
+    assert assets["mended"] == ["done"] * 4
     old = next(one for one in found["batches"] if one["batch"] == "old")
     figures = ("documents", "rejected", "summaries", "errors", "no_text", "model_version")
     assert [old[key] for key in figures] == [3, 0, 1, 0, 1, 1]
@@ -331,7 +331,9 @@ def test_status_shows_the_state_of_every_batch(home, deployment, invoke):
     assert runs[3] == ("r1", "FAILURE", ["late", "mended"])
     plain = invoke("status").stdout
     assert re.search(r"^old +stale +3 +0 +1 +0 +1 +1 +\d{4}-", plain, re.MULTILINE)
-    assert "batch half: batch_inference done, ai_query_inference failed, summary_quality waiting" in plain
+    assert (
+        "batch half: prod_data done, batch_inference done, ai_query_inference failed, summary_quality waiting" in plain
+    )
     assert plain.isascii()
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -29,6 +30,17 @@ def die(number: int) -> Iterator[int]:
 def leave(status: int) -> Iterator[int]:
     os._exit(status)
     yield 1
+
+
+def sleep(seconds: float) -> Iterator[int]:
+    yield os.getpid()
+    time.sleep(seconds)
+
+
+def spoil(text: bytes) -> Iterator[int]:
+    yield 1
+    os.write(int(sys.argv[1]), text)
+    yield 2
 
 
 class OddError(Exception):
@@ -75,6 +87,18 @@ def test_a_process_that_dies_is_an_error_here_and_the_next_call_gets_another_one
     assert [number for number, _ in isolated(numbers, 1)] == [0]
 
 
+def test_an_answer_that_cannot_be_read_is_an_error_and_not_waited_for():
+    with pytest.raises(BatchAssetsError, match="an answer that can't be read"):
+        list(isolated(spoil, b"this is no pickle\n"))
+    assert [number for number, _ in isolated(numbers, 1)] == [0]
+
+
+def test_a_call_inside_another_one_is_refused():
+    for _ in isolated(numbers, 1):
+        with pytest.raises(RuntimeError, match="read the results of the last call"):
+            list(isolated(numbers, 1))
+
+
 def test_errors_are_raised_here_with_their_class_and_a_traceback():
     with pytest.raises(BatchAssetsError, match="do something") as caught:
         list(isolated(fail, BatchAssetsError("do something")))
@@ -86,12 +110,12 @@ def test_errors_are_raised_here_with_their_class_and_a_traceback():
 
 def test_the_process_ends_with_the_one_that_started_it():
     code = (
-        "import os, signal\nfrom batch_assets_tests.test_isolation import numbers\n"
+        "import os, signal\nfrom batch_assets_tests.test_isolation import sleep\n"
         "from batch_assets.isolation import isolated\n"
-        "print(next(process for _, process in isolated(numbers, 1)), flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+        "print(next(isolated(sleep, 600)), flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False)
     assert done.returncode == -signal.SIGKILL
     with suppress(psutil.NoSuchProcess):
         psutil.Process(int(done.stdout)).wait(30)
-    assert isolation._process is None
+    assert isolation._running is None

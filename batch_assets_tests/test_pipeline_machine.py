@@ -49,7 +49,7 @@ def check(machine, sequences: int, steps: int, number: int) -> None:
 
 
 def test_after_any_sequence_and_a_last_run_the_tables_are_right(machine):
-    check(machine, sequences=24, steps=10, number=1)
+    check(machine, sequences=16, steps=10, number=1)
 
 
 @pytest.mark.proof

@@ -226,6 +226,19 @@ def test_a_promotion_that_is_killed_at_any_point_is_completed_or_undone_and_can_
         rollback(model)
 
 
+def test_a_rollback_that_is_killed_and_repeated_rolls_back_once(registry):
+    settings, client, champion, _ = registry
+    model = RegisteredModel.of(client, settings)
+    for writes in range(8):
+        for alias, number in {"champion": 2, "previous": 1}.items():
+            client.set_registered_model_alias(champion.name, alias, str(number))
+        try:
+            rollback(RegisteredModel.of(DyingClient(client, writes), settings))
+        except KilledError:
+            assert rollback(model).number == 1
+        assert aliases(client, champion).items() >= {"champion": 1, "previous": 2}.items()
+
+
 def test_a_promotion_waits_for_the_one_that_is_running(registry):
     settings, client, champion, _ = registry
     said: list[str] = []

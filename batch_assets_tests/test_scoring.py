@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,6 +209,31 @@ def test_rows_that_kill_their_worker_are_isolated_and_the_rest_completes(spark, 
     for row in found[8:]:
         assert (row["generated_summary"], row["error_message"]) == (None, "the worker process died over this document")
         assert row["request_hash"]
+
+
+class Broken(Deadly):
+    """An engine whose process dies over every document while the file ``broken`` is in the model's folder."""
+
+    def __init__(self, model, threads):
+        super().__init__(model, threads)
+        self._flag = Path(model.path) / "broken"
+
+    def stream(self, documents, batch_tokens=None):
+        if self._flag.exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._engine.stream(documents, batch_tokens)
+
+
+def test_documents_are_not_blamed_for_a_machine_that_kills_every_worker(spark, lake, t5, documents, tmp_path):
+    land(lake, "a", texts(documents, 20))
+    model = replace(score_model_of_its_own(t5), path=str(shutil.copytree(t5.path, tmp_path / "model")))
+    (tmp_path / "model" / "broken").touch()
+    with pytest.raises(BatchAssetsError, match=r"documents killed their workers, so the cause is probably the model"):
+        score(spark, lake, "a", model, load=by_value(Broken))
+    assert rows(lake, "a") == []
+    (tmp_path / "model" / "broken").unlink()
+    scored = score(spark, lake, "a", model, load=by_value(Broken))
+    assert (scored.scored, scored.counts) == (20, Counts(summaries=20))
 
 
 def by_value(thing):

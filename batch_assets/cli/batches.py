@@ -204,7 +204,8 @@ def rescore(
     chosen = sum([batches is not None, everything, since is not None])
     if chosen > 1 or not (chosen or errors):
         raise click.UsageError("use exactly one of --batches, --all and --since, or --errors")
-    settings = load(pipeline).model_copy(update={"retry_errors": True} if errors else {"rescore": "all"})
+    changes = {"retry_errors": True, "rescore": "none"} if errors else {"rescore": "all"}
+    settings = load(pipeline).model_copy(update=changes)
     failures: list[str] = []
     with progress_to_stderr(as_json), open_instance(settings) as instance:
         lake, tables = Lake.of(settings), tables_of(settings)

@@ -160,7 +160,7 @@ def build_ai_query_inference(settings: Settings) -> dg.AssetsDefinition:
                     snapshot, batch, ["id", table.output_column, "prompt_tokens", "completion_tokens"], settings.samples
                 ),
             }
-            failures = failed_rows(snapshot, batch, counts["errors"], settings.error_attempts)
+            failures = failed_rows(snapshot, batch, counts["errors"], settings.error_attempts) if performance else {}
             return BatchOutcome(version, metadata, {keys.documents: documents_version}, failures)
 
         return each_batch(context, query)

@@ -20,6 +20,7 @@ from batch_assets.graph.table_metadata import (
     table_metadata,
     totals,
 )
+from batch_assets.lake.commit_log import Commit
 from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.resources.registry import ModelRegistry
 from batch_assets.resources.spark import SparkResource
@@ -71,6 +72,15 @@ def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
         known = known_batches(context.instance, settings.pipeline)
         rescored = {"all": known, "latest": known[-1:], "none": []}[settings.rescore]
 
+        def is_unchanged(commit: Commit) -> bool:
+            """Whether requests of a batch would be the same as when it was scored."""
+            scored_by = commit.metadata["model_version"]
+            if commit.metadata.get(MODEL, model_name) != model_name:
+                return False
+            if scored_by not in {version.number for version in registered.versions()}:
+                return False
+            return bool(model_of(scored_by).fingerprint == commit.metadata.get("fingerprint"))
+
         def score(batch: str) -> BatchOutcome:
             expected = input_metadata(documents, batch)
             if batch in rescored:
@@ -88,9 +98,14 @@ def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
                     )
                     context.log.info(f"batch {batch}: up to date, scored by version {scored_by}{hint}")
                     return outcome(output, batch, commit.version, scored_by, 0, {})
-                if commit.metadata.get(MODEL, model_name) == model_name:
-                    # All rows of a batch have the same version.
-                    used = scored_by
+                # All rows of a batch have the same version and settings.
+                used = scored_by
+                if not is_unchanged(commit):
+                    context.log.warning(
+                        f"batch {batch}: failed rows are not requested again, because version {scored_by} was deleted "
+                        "or the settings have changed: score the whole batch with 'batch-assets rescore'"
+                    )
+                    return outcome(output, batch, commit.version, scored_by, 0, {})
                 context.log.info(f"batch {batch}: requesting failed rows again with version {used}")
             model = model_of(used)
             store = CompletionStore.of(lake, table, batch, model.fingerprint)
@@ -155,7 +170,7 @@ def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
                 ),
             }
             inputs: dict[dg.AssetKey, int | str] = {keys.documents: documents_version, champion_asset: scored_by}
-            failures = failed_rows(snapshot, batch, counts["errors"], settings.error_attempts)
+            failures = failed_rows(snapshot, batch, counts["errors"], settings.error_attempts) if performance else {}
             return BatchOutcome(version, metadata, inputs, failures)
 
         return each_batch(context, score)

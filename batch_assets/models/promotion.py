@@ -190,14 +190,11 @@ def promote_by_hand(
     Raises:
         BatchAssetsError: the version does not exist or can't be loaded.
     """
-    version = model.version(number)
-    old = _check_and_promote(model, settings, version, documents, report)
-    _record(model, version, {f"{_TAG_PREFIX}decision": "promoted", f"{_TAG_PREFIX}reason": "by hand"}, old)
-    return old
+    return _check_and_promote(model, settings, model.version(number), documents, report, reason="by hand")
 
 
 def rollback(model: RegisteredModel) -> Version:
-    """Swap the champion and the previous champion.
+    """Swap the champion and the previous champion; if an earlier call was killed after that, finish what it did.
 
     Returns:
         The new champion.
@@ -205,7 +202,8 @@ def rollback(model: RegisteredModel) -> Version:
     Raises:
         BatchAssetsError: there is no previous champion, or it is the champion.
     """
-    model.finish_promotion()
+    if model.finish_promotion():
+        return model.champion()
     previous, champion = model.with_alias(PREVIOUS), model.with_alias(CHAMPION)
     if previous is None:
         raise BatchAssetsError(f"no version of {model.name} has the alias {PREVIOUS}: promote a version instead")
@@ -215,8 +213,8 @@ def rollback(model: RegisteredModel) -> Version:
             f"version {previous.number} of {model.name} is the champion and the previous champion: promote a version "
             "instead"
         )
-    model.promote(previous)
     _record(model, previous, {f"{_TAG_PREFIX}decision": "promoted", f"{_TAG_PREFIX}reason": "rollback"}, None)
+    model.promote(previous, is_rollback=True)
     return previous
 
 
@@ -226,8 +224,17 @@ def _check_and_promote(
     version: Version,
     documents: Sequence[Document],
     report: Callable[[str], None],
+    reason: str | None = None,
 ) -> Version | None:
     """Check that a version loads and predicts, as for any user of the registry, and promote it.
+
+    Args:
+        model: the registered model.
+        settings: engine settings.
+        version: the version.
+        documents: held-out documents; the first ones are scored.
+        report: called with each progress message.
+        reason: recorded with the version before it is promoted, if given.
 
     Returns:
         The old champion, or None if it was this version or there was none.
@@ -241,6 +248,9 @@ def _check_and_promote(
         ][: settings.samples]
         keep_samples(model.client, version.run_id, SAMPLE, rows)
     prepare_engine(model.client, version, settings, documents, report)
+    if reason is not None:
+        tags = {f"{_TAG_PREFIX}decision": "promoted", f"{_TAG_PREFIX}reason": reason}
+        _record(model, version, tags, model.with_alias(CHAMPION))
     return model.promote(version)
 
 

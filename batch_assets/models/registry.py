@@ -12,6 +12,7 @@ from batch_assets.engines.encoding import markup_in
 from batch_assets.engines.model_files import check_mlflow_model
 from batch_assets.errors import BatchAssetsError
 from batch_assets.isolation import isolated
+from batch_assets.machine import cores
 from batch_assets.mlflow_client import MlflowClient, ModelVersion
 from batch_assets.mlflow_client import RegisteredModel as MlflowModel
 from batch_assets.models.evaluation import text_digests
@@ -26,8 +27,9 @@ from batch_assets.tasks.configured_task import task_of
 _CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 4096, 32_768
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
-# On the registered model while the champion changes: the numbers of the old one, if any, and of the new one.
-_PROMOTION_TAG = "batch_assets.promotion"
+# On the registered model while the champion changes: the numbers of the old one, if any, and of the new one, and
+# whether it is a rollback.
+_PROMOTION_TAG, _ROLLBACK = "batch_assets.promotion", "rollback"
 
 
 @dataclass(frozen=True)
@@ -114,12 +116,14 @@ class RegisteredModel:
             if version.run_id == run.run_id:
                 # It may have been registered by hand, without tags.
                 self.tag(version, {key: tags[key] for key in tags.keys() - version.tags.keys()})
+                if version.number not in self.aliases():  # the process that registered it may have been killed
+                    self.client.set_registered_model_alias(self.name, CHALLENGER, str(version.number))
                 return version, False
         created = mlflow.register_model(run.model_uri, self.name, tags=tags)
         self.client.set_registered_model_alias(self.name, CHALLENGER, created.version)
         return _version(self.client.get_model_version(self.name, created.version)), True
 
-    def promote(self, version: Version) -> Version | None:
+    def promote(self, version: Version, *, is_rollback: bool = False) -> Version | None:
         """Move the alias champion to a version; the old champion gets the alias ``previous``.
 
         Only one promotion of a model may run at a time. If the process is killed in between, ``finish_promotion``
@@ -136,7 +140,8 @@ class RegisteredModel:
         if old is not None and old.number == version.number:
             return None
         numbers = f"{'' if old is None else old.number} {version.number}"
-        self.client.set_registered_model_tag(self.name, _PROMOTION_TAG, numbers)
+        change = f"{numbers} {_ROLLBACK}" if is_rollback else numbers
+        self.client.set_registered_model_tag(self.name, _PROMOTION_TAG, change)
         self.client.set_registered_model_alias(self.name, CHAMPION, str(version.number))
         self.finish_promotion()
         now = self.with_alias(CHAMPION)
@@ -147,20 +152,26 @@ class RegisteredModel:
             )
         return old
 
-    def finish_promotion(self) -> None:
-        """Complete a promotion that has moved the champion, or forget one that has not; do nothing without one."""
+    def finish_promotion(self) -> bool:
+        """Complete a promotion that has moved the champion, or forget one that has not; do nothing without one.
+
+        Returns:
+            Whether it completed a rollback.
+        """
         registered = self._registered()
-        numbers = None if registered is None else registered.tags.get(_PROMOTION_TAG)
-        if registered is None or numbers is None:
-            return
-        old, _, new = numbers.partition(" ")
+        change = None if registered is None else registered.tags.get(_PROMOTION_TAG)
+        if registered is None or change is None:
+            return False
+        old, new, *kind = change.split(" ")
         aliases = {alias: str(number) for alias, number in registered.aliases.items()}
-        if aliases.get(CHAMPION) == new:
+        is_moved = aliases.get(CHAMPION) == new
+        if is_moved:
             if old:
                 self.client.set_registered_model_alias(self.name, PREVIOUS, old)
             if aliases.get(CHALLENGER) == new:
                 self.client.delete_registered_model_alias(self.name, CHALLENGER)
         self.client.delete_registered_model_tag(self.name, _PROMOTION_TAG)
+        return is_moved and kind == [_ROLLBACK]
 
     def tag(self, version: Version, tags: Mapping[str, str]) -> None:
         """Add tags to a version."""
@@ -198,7 +209,9 @@ def predict(version: Version, documents: list[str]) -> list[str]:
 
 def _predict(folder: str, documents: list[str]) -> Iterator[str]:
     import mlflow
+    import torch
 
+    torch.set_num_threads(cores())
     for text in mlflow.pyfunc.load_model(folder).predict(documents):
         yield str(text)
 

@@ -20,7 +20,7 @@ from batch_assets.lake.lake import BatchSnapshot, Lake
 from batch_assets.resources.dagster_storage import existing_instance
 from batch_assets.settings import COMMIT, Settings
 from batch_assets.sources.documents import find_documents, lost_rows
-from batch_assets.staleness import is_unanswered, is_unmeasured, unfinished_batches, waiting_rows
+from batch_assets.staleness import is_unanswered, is_unmeasured, waiting_rows
 from batch_assets.tasks.output_tables import tables_of
 
 SCORED = "scored"
@@ -143,33 +143,33 @@ def batches_in(instance: dg.DagsterInstance, settings: Settings, champion: int |
     rejected, output = lake.find(tables.rejected), lake.find(tables.scored)
     answered = None if tables.answered is None else lake.find(tables.answered)
     quality = lake.find(tables.quality)
-    unfinished = unfinished_batches(documents, output, answered, quality, busy) if failures else []
     stale = stale_batches_now(instance, settings, documents, output, answered, champion)
-
-    def state(batch: str, scored: float | None) -> str:
-        if batch in busy:
-            return "running" if batch in running else "queued"
-        if batch in failures and (scored is None or scored < _start_time(failures[batch]) or batch in unfinished):
-            return FAILED
-        if batch in stale:
-            return "landed" if scored is None else "stale"
-        return SCORED if documents.files(batch) else "empty"
 
     names = AssetKeys(pipeline)
     runs = {batch: record.dagster_run.run_id for batch, record in failures.items()}
-    failed = failed_assets(instance, [names.scored, names.answered, names.quality], runs)
+    failed = failed_assets(instance, [names.documents, names.scored, names.answered, names.quality], runs)
 
     def assets(batch: str) -> dict[str, str]:
         undone = {names.scored: output.last_commit(batch) is None or batch in stale}
         if answered is not None:
             undone[names.answered] = bool(documents.files(batch)) and is_unanswered(documents, answered, batch)
         undone[names.quality] = bool(documents.files(batch)) and is_unmeasured(output, answered, quality, batch)
-        left = [key for key, is_undone in undone.items() if is_undone]
         bad = failed.get(batch, set())
+        undone = {names.documents: names.documents in bad, **undone}
+        left = [key for key, is_undone in undone.items() if is_undone]
         if batch in failures and not bad & {*left}:
             # The run ended before it could record which asset failed: what it had to do first.
             bad = set(left[:1])
         return {key.to_user_string(): DONE if key not in left else FAILED if key in bad else WAITING for key in undone}
+
+    def state(batch: str, scored: float | None) -> str:
+        if batch in busy:
+            return "running" if batch in running else "queued"
+        if FAILED in assets(batch).values():
+            return FAILED
+        if batch in stale:
+            return "landed" if scored is None else "stale"
+        return SCORED if documents.files(batch) else "empty"
 
     found = []
     keys = {*documents.batches(), *rejected.batches(), *output.batches(), *known_batches(instance, pipeline)}
@@ -194,9 +194,9 @@ def batches_in(instance: dg.DagsterInstance, settings: Settings, champion: int |
 
 
 def _source_problem(settings: Settings) -> str | None:
-    lake, tables = Lake.of(settings, fail_fast=True), tables_of(settings)
     if settings.batch_by != COMMIT:
         return None
+    lake, tables = Lake.of(settings, fail_fast=True), tables_of(settings)
     return lost_rows(settings, find_documents(lake, settings, tables), lake.find(tables.scored))
 
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from batch_assets.engines.contract import SYSTEMIC_ERRORS, Completion
+from batch_assets.engines.contract import SYSTEMIC_ERRORS, Completion, ErrorClass, RowError
 from batch_assets.errors import BatchAssetsError
 from batch_assets.lake.contracts import Table
 from batch_assets.lake.lake import BatchSnapshot, Lake
@@ -95,11 +95,31 @@ class CompletionStore:
         if self.count() < SYSTEMIC_ERRORS:
             return None
         first = None
-        for row in self.rows(["error_message"]):
+        has_other_cause = False
+        for row in self.rows(["error_message", "error_class"]):
             if row["error_message"] is None:
                 return None
             first = first or row["error_message"]
-        return first
+            # A model or a machine may be the reason why workers die.
+            if row["error_class"] != ErrorClass.DOCUMENT or row["error_message"] == RowError.WORKER_DIED:
+                has_other_cause = True
+        return first if has_other_cause else None
+
+    def blamed(self) -> list[str]:
+        """Paths of the files with a document that killed its workers; each is in a file of its own."""
+        files = self._files()
+        return [
+            path
+            for path in self.paths()
+            if path.endswith("-1.parquet")
+            for rows in read_parquet(files, path, ["error_message"])
+            if rows.column("error_message").to_pylist() == [RowError.WORKER_DIED.value]
+        ]
+
+    def forget_blamed(self) -> None:
+        """Remove the documents that killed their workers, so that the next run scores them again."""
+        for path in self.blamed():
+            self._files().delete_file(path)
 
     def count(self) -> int:
         """Number of completions, according to the file names."""

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from batch_assets.engines.catalog import MLFLOW, load_engine
 from batch_assets.engines.choice import is_cpu_build
-from batch_assets.engines.contract import FINAL_ERRORS, Engine, RowError, ScoringModel
+from batch_assets.engines.contract import FINAL_ERRORS, SYSTEMIC_ERRORS, Engine, RowError, ScoringModel
+from batch_assets.errors import BatchAssetsError
 from batch_assets.isolation import end_isolated_process
 from batch_assets.lake.contracts import Table
 from batch_assets.lake.counts import Counts, check_rows, counts_of
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import StructType
 
+# A batch fails if more than one in this many of its requests, and more than a few, killed their workers.
+_BLAMED_SHARE = 10
 _HASH = "_request_hash"
 # Columns of completions: whether this run wrote it, whether it is finished, and the attempts of all runs.
 _IS_NEW, _IS_FINISHED, _ATTEMPTS = "_is_new", "_is_finished", "_attempts"
@@ -167,7 +170,7 @@ def _score_missing(
                 gpus_each=max(gpus // slots, 1),
                 load=load,
             )
-            workers = _run_job(spark, missing, scoring)
+            workers = _run_job(spark, missing, total, scoring)
         report(
             f"batch {batch}: {workers.processes} workers, {workers.mebibytes:.0f} MiB at most"
             + (f", model loaded in {workers.load_seconds:.1f} s" if workers.loads else "")
@@ -177,11 +180,14 @@ def _score_missing(
         missing.unpersist()
 
 
-def _run_job(spark: "SparkSession", missing: "DataFrame", scoring: Scoring) -> Workers:
-    """Run the scoring job. Run it again if rows killed so many workers that Spark gave up: for local[2], one is enough.
+def _run_job(spark: "SparkSession", missing: "DataFrame", requests: int, scoring: Scoring) -> Workers:
+    """Run the scoring job for a number of requests, and again if rows killed so many workers that Spark gave up.
 
-    Spark then kills the workers of other tasks too. So the rows that were being scored are scored first, in one task:
-    only a row that kills its worker is found there twice.
+    With a master such as local[2], Spark gives up after one, and kills the workers of other tasks too. So the rows that
+    were being scored are scored first, in one task: only a row that kills its worker is found there twice.
+
+    Raises:
+        BatchAssetsError: too many rows killed their workers to blame the documents.
     """
     deaths = Counter[str]()
     tasks: list[Any] = []
@@ -195,7 +201,14 @@ def _run_job(spark: "SparkSession", missing: "DataFrame", scoring: Scoring) -> W
                 tasks += missing.mapInArrow(scoring.run, REPORT_DDL).collect()
         except Exception:
             died = scoring.store.attempts(scoring.job)
-            if died.total() <= deaths.total() or scoring.store.error_if_all_failed() is not None:
+            blamed = len(scoring.store.blamed())
+            if blamed > max(SYSTEMIC_ERRORS, requests // _BLAMED_SHARE):
+                scoring.store.forget_blamed()
+                raise BatchAssetsError(
+                    f"{blamed} documents killed their workers, so the cause is probably the model, the memory or the "
+                    "device, and nothing was committed; the next run scores them again"
+                ) from None
+            if died.total() <= deaths.total():
                 raise
             deaths = died
             scoring = replace(scoring, first_attempt=CAREFUL_ATTEMPT)
@@ -252,7 +265,8 @@ def _completions(spark: "SparkSession", finished: FinishedWork) -> "DataFrame | 
     # Prefer a completion with a text: a worker that Spark gave up on may still have finished. Prefer the newer error.
     rank = F.when(~is_failed, 0).when(F.col(_IS_NEW), 1).otherwise(2)
     # Equal documents have the same attempts in the output.
-    earlier, now = F.max(F.when(~F.col(_IS_NEW), F.col("attempts"))), F.sum(F.when(F.col(_IS_NEW), F.col("attempts")))
+    # Tasks that Spark repeats count once.
+    earlier, now = F.max(F.when(~F.col(_IS_NEW), F.col("attempts"))), F.max(F.when(F.col(_IS_NEW), F.col("attempts")))
     best = completions.groupBy("request_hash").agg(
         F.min_by(F.struct(*completions.columns), rank).alias("best"),
         (F.coalesce(earlier, F.lit(0)) + F.coalesce(now, F.lit(0))).alias(_ATTEMPTS),

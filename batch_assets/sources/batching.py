@@ -27,8 +27,8 @@ _READERS = 16
 
 # The batches of data files, which never change: rows by key. A file that a commit removed may be gone.
 _remembered: dict[tuple[object, ...], Mapping[str, int]] = {}
-# The same for commits, which never change either, by table and version.
-_remembered_commits: dict[tuple[str, str], "dict[int, _Appended]"] = {}
+# The same for commits, which never change either, by table and version; None for those that the log lost.
+_remembered_commits: dict[tuple[str, str], "dict[int, _Appended | None]"] = {}
 
 
 class Batching(ABC):
@@ -56,7 +56,7 @@ class Batching(ABC):
     def column(self) -> BatchColumn | None:
         """The column that tells the batch of a row; None if all rows of a file are in its batch."""
 
-    def is_incomplete(self) -> bool:
+    def has_lost_commits(self) -> bool:
         """Whether the log no longer has commits that were batches."""
         return False
 
@@ -267,15 +267,16 @@ class CommitBatching(Batching):
     def _commits(self) -> "dict[int, _Appended]":
         """What each commit appended since the pipeline first saw the table, as far as the log has them."""
         stored = self._stored
+        if sum(map(len, _remembered_commits.values())) >= _MOST_REMEMBERED:
+            _remembered_commits.clear()
         known = _remembered_commits.setdefault((stored.uri, stored.table_id), {})
         wanted = range(self.began[1] + 1, stored.version + 1)
         files = file_system(stored.uri, stored.storage_options)
         unread = [version for version in wanted if version not in known]
         with ThreadPoolExecutor(_READERS) as readers:
             for version, actions in zip(unread, readers.map(partial(read_commit, files), unread), strict=True):
-                if actions is not None:
-                    known[version] = self._appended(actions)
-        return {version: known[version] for version in wanted if version in known}
+                known[version] = None if actions is None else self._appended(actions)
+        return {version: appended for version in wanted if (appended := known[version]) is not None}
 
     def _appended(self, actions: Sequence[Mapping[str, Any]]) -> "_Appended":
         has_removed = any("remove" in action and action["remove"].get("dataChange", True) for action in actions)
@@ -283,7 +284,7 @@ class CommitBatching(Batching):
         files = [_data_file(self._stored, add) for add in adds if add.get("dataChange", True)]
         return _Appended(has_removed, {file: self._stored.count([file]) for file in files} if not has_removed else {})
 
-    def is_incomplete(self) -> bool:
+    def has_lost_commits(self) -> bool:
         """Whether the log no longer has the first version, or a commit after it."""
         return not self._first or len(self._commits) < self._stored.version - self.began[1]
 

@@ -84,7 +84,8 @@ class Conversion:
             return pa.array([_plain(value) for value in values.to_pylist()], pa.string())
         try:
             kept = values.cast(kind)
-            is_same = kept.cast(values.type).equals(values)
+            # As text, because NaN is not equal to itself.
+            is_same = kept.cast(values.type).cast(pa.string()).equals(values.cast(pa.string()))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             is_same = False
         if not is_same:
@@ -218,7 +219,7 @@ class DocumentView(WritableTable):
         Args:
             answers: the number of rows that were scored of each batch.
         """
-        if not self._batching.is_incomplete():
+        if not self._batching.has_lost_commits():
             return 0
         batches = self._batching.files()
         kept = {key: rows for key, rows in answers.items() if key not in batches and not self._batching.is_gone(key)}

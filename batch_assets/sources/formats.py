@@ -66,27 +66,55 @@ def records_of(files: pafs.FileSystem, path: str, columns: Sequence[str]) -> Ite
     """
     name = path.rpartition("/")[2]
     kind = name.lower().removesuffix(".gz")
-    try:
-        with files.open_input_file(path) as source:
+    with files.open_input_file(path) as file:
+        source = _Source(file)
+        try:
             if kind.endswith(".parquet"):
                 yield from _parquet(name, source, columns)
             else:
-                text = _text(source, source.size(), is_packed=name.lower().endswith(".gz"))
+                text = _text(source, file.size(), is_packed=name.lower().endswith(".gz"))
                 yield from _csv(name, text, columns) if kind.endswith(".csv") else _json_lines(name, text)
-    # Rejected records store this error as their reason, and a changed reason would land the batch again.
-    except (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error, UnicodeError) as error:
-        if isinstance(error, OSError):
-            _raise_if_unreachable(files, path, error)
-        raise BatchAssetsError(f"{path} can't be read: {error}") from error
+        except _UnreachableError as error:
+            raise error.cause from None
+        # Gzip and Arrow raise OSErrors for bad content too. Rejected records store this error as their reason, and a
+        # changed reason would land the batch again.
+        except (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error, UnicodeError) as error:
+            raise BatchAssetsError(f"{path} can't be read: {error}") from error
 
 
-def _raise_if_unreachable(files: pafs.FileSystem, path: str, error: OSError) -> None:
-    """Raise an error again unless the file's content caused it: gzip and Arrow raise OSErrors for that too."""
-    if error.errno is not None:
-        raise error
-    with files.open_input_stream(path) as source:
-        while source.read(_BUFFER):
-            pass
+class _UnreachableError(Exception):
+    """The bytes of a file can't be read now, which says nothing about its content."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class _Source(io.RawIOBase):
+    """The bytes of a file; errors while they are read are told from errors of their content."""
+
+    def __init__(self, file: pa.NativeFile) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            content = self._file.read(len(buffer))
+        except OSError as error:
+            raise _UnreachableError(error) from error
+        buffer[: len(content)] = content
+        return len(content)
 
 
 class _LimitedBytes(io.RawIOBase):
@@ -183,7 +211,7 @@ def _csv_lines(text: io.TextIOWrapper) -> Iterator[str]:
         yield line
 
 
-def _parquet(name: str, source: pa.NativeFile, columns: Sequence[str]) -> Iterator[Record]:
+def _parquet(name: str, source: io.RawIOBase, columns: Sequence[str]) -> Iterator[Record]:
     position = 0
     with pq.ParquetFile(source, pre_buffer=False, buffer_size=_BUFFER) as file:
         present = [name for name in columns if name in file.schema_arrow.names]
