@@ -13,8 +13,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from batch_assets.errors import BatchAssetsError
@@ -24,6 +25,27 @@ T = TypeVar("T")
 _STANDARD_ERROR = 2
 # A process whose pipe is closed is about to end.
 _SECONDS_TO_DIE = 60
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the caller's process has changed since the other process was started."""
+
+    environment: Mapping[str, str]
+    path: Sequence[str]
+    folder: str
+
+    @classmethod
+    def now(cls) -> "_State":
+        """The state of this process."""
+        return cls(dict(os.environ), list(sys.path), str(Path.cwd()))
+
+    def restore(self) -> None:
+        """Give this process the same state."""
+        os.environ.clear()
+        os.environ.update(self.environment)
+        sys.path[:] = self.path
+        os.chdir(self.folder)
 
 
 @dataclass(frozen=True)
@@ -60,6 +82,7 @@ def isolated(function: Callable[..., Iterable[T]], *arguments: Any) -> Iterator[
             process, replies = _running_process()
             assert process.stdin is not None
             try:
+                pickle.dump(_State.now(), process.stdin)
                 pickle.dump((function, arguments), process.stdin)
                 process.stdin.flush()
                 while isinstance(reply := pickle.load(replies), _Result):
@@ -96,7 +119,7 @@ def _running_process() -> "tuple[subprocess.Popen[bytes], BinaryIO]":
     if _running is None or _running[0].poll() is not None:
         end_isolated_process()
         read, write = os.pipe()
-        # Its modules are found as those of this process. Ctrl+C in a terminal must end only this process.
+        # Its modules are found as those of this process.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         process = subprocess.Popen(
             [sys.executable, "-m", "batch_assets.isolation", str(write), str(os.getpid())],
@@ -104,7 +127,7 @@ def _running_process() -> "tuple[subprocess.Popen[bytes], BinaryIO]":
             stdout=_STANDARD_ERROR,  # libraries may print
             env=environment,
             pass_fds=[write],
-            start_new_session=True,
+            start_new_session=True,  # Ctrl+C in a terminal must end only this process
         )
         os.close(write)
         _running = process, os.fdopen(read, "rb")
@@ -125,6 +148,7 @@ def _serve(replies: BinaryIO, parent: int) -> None:
     threading.Thread(target=_end_with, args=[parent], daemon=True).start()
     while True:
         try:
+            pickle.load(sys.stdin.buffer).restore()
             function, arguments = pickle.load(sys.stdin.buffer)
         except EOFError:
             return

@@ -131,10 +131,10 @@ class PlainExecutor:
 
     def score(
         self, machine: "PipelineMachine", documents: BatchSnapshot, output: BatchSnapshot, batch: str,
-        model: ScoringModel, metadata: dict[str, Any], *, asks_failed: bool,
+        model: ScoringModel, metadata: dict[str, Any], *, retry_errors: bool,
     ) -> None:  # fmt: skip
         store = CompletionStore.of(machine.lake, BATCH_INFERENCE, batch, model.fingerprint)
-        known, attempts = FinishedWork.of(store, output, batch, asks_failed=asks_failed).load()
+        known, attempts = FinishedWork.of(store, output, batch, retry_errors=retry_errors).load()
         rows = [row for part in documents.read(batch) for row in part.to_pylist()]
         engine = TinyEngine(model, 1)
         for text in dict.fromkeys(row["document"] for row in rows):
@@ -155,11 +155,11 @@ class PlainExecutor:
 
     def answer(
         self, machine: "PipelineMachine", documents: BatchSnapshot, output: BatchSnapshot, batch: str,
-        metadata: dict[str, Any], *, asks_failed: bool,
+        metadata: dict[str, Any], *, retry_errors: bool,
     ) -> None:  # fmt: skip
         endpoint = machine.faulty.endpoint
         store = CompletionStore.of(machine.lake, AI_QUERY_INFERENCE, batch, "ab" * 32)
-        finished = FinishedWork.of(store, output, batch, asks_failed=asks_failed)
+        finished = FinishedWork.of(store, output, batch, retry_errors=retry_errors)
         rows = [row for part in documents.read(batch) for row in part.to_pylist()]
         task = TaskAnswers(finished)
         context = CallContext(uuid.uuid4().hex, {"e": endpoint}, finished, {"e": 1})
@@ -375,7 +375,7 @@ class PipelineMachine(RuleBasedStateMachine):
     def _run(self, settings: Settings) -> None:
         number = self.model.champion().number
         pinned = self.lake.open(PROD_DATA)
-        asks_failed = settings.retry_errors
+        retry_errors = settings.retry_errors
         for batch in self.documents:
             output, expected = self.lake.open(BATCH_INFERENCE), input_metadata(pinned, batch)
             wanted = expected | ({MODEL: "m", "model_version": number} if settings.rescore == "all" else {})
@@ -384,11 +384,11 @@ class PipelineMachine(RuleBasedStateMachine):
                 used = output.last_commit(batch).metadata["model_version"] if need is Need.FAILED_ROWS else number
                 model = ScoringModel("m", used, f"{used}", str(self.folder / "model"), {}, None, "tiny", "none", 0)
                 metadata = {**wanted, MODEL: "m", "model_version": used}
-                self.executor.score(self, pinned, output, batch, model, metadata, asks_failed=asks_failed)
+                self.executor.score(self, pinned, output, batch, model, metadata, retry_errors=retry_errors)
             output, wanted = self.lake.open(AI_QUERY_INFERENCE), {**expected, "statement": "one"}
             if need_of(output, batch, wanted, self.lake.open(PROD_DATA).version, settings) is not Need.NOTHING:
                 try:
-                    self.executor.answer(self, pinned, output, batch, wanted, asks_failed=asks_failed)
+                    self.executor.answer(self, pinned, output, batch, wanted, retry_errors=retry_errors)
                 except AiFunctionError as error:
                     assert self.faulty.fault == "closed", error
                 except BatchAssetsError as error:

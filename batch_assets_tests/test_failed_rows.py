@@ -102,7 +102,7 @@ def test_an_error_that_the_same_request_would_get_again_is_only_requested_with_a
     assert not pipeline.needs_retry()
     assert pipeline.answer() == 0
     assert pipeline.needs_retry(retry_errors=True)
-    assert pipeline.answer(asks_failed=True) == 1
+    assert pipeline.answer(retry_errors=True) == 1
     assert pipeline.rows()[1] == (None, "document", None)
 
 
@@ -187,7 +187,7 @@ def test_an_engine_requests_service_errors_again_and_counts_their_attempts_once(
     # A worker keeps its engine, so a model elsewhere makes it load a new one.
     model = ScoringModel("m", 1, "d", str(tmp_path), {}, None, "picky", "none", 0)
     assert score() == 1
-    assert score(asks_failed=True) == 2
+    assert score(retry_errors=True) == 2
     assert [answer for answer, _, _ in rows_of(lake, BATCH_INFERENCE)][:3] == [
         "about fine", "about document", "about model",
     ]  # fmt: skip

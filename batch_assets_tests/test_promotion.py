@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from batch_assets.cli import main
 from batch_assets.errors import BatchAssetsError
+from batch_assets.isolation import end_isolated_process
 from batch_assets.models.evaluation import DocumentResult
 from batch_assets.models.model_runs import find_run, run_of
 from batch_assets.models.promotion import decide, promote_by_hand, promotion_lock, propose, rollback
@@ -319,8 +320,11 @@ def small_disk(t5_folder):
     """Simulate a full disk with a file size limit: the database fits, the weights do not."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, ((t5_folder / "model.safetensors").stat().st_size - 1, before[1]))
+    # A new process that logs models inherits the limit.
+    end_isolated_process()
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    end_isolated_process()
 
 
 def test_a_disk_that_fills_up_during_logging_leaves_no_model(tmp_path, t5_folder, small_disk):

@@ -79,7 +79,7 @@ def answer_batch(
     report: Callable[[str], None],
     read: Callable[[str], str] | None = None,
     *,
-    asks_failed: bool = False,
+    retry_errors: bool = False,
 ) -> AnsweredBatch:
     """Run the statement and replace the batch of the output table with its rows.
 
@@ -96,7 +96,7 @@ def answer_batch(
         metadata: metadata of the commit.
         report: called with each progress message.
         read: the answer in a text that the endpoint wrote; raises a ValueError if there is none.
-        asks_failed: request all failed rows of the current output again, even if they would fail again.
+        retry_errors: request all failed rows of the current output again, even if they would fail again.
 
     Raises:
         BatchAssetsError: the endpoint is unreachable, rows are missing, or rows have neither an answer nor an error.
@@ -108,7 +108,7 @@ def answer_batch(
     started = time.monotonic()
     digest = hashlib.sha256(json.dumps([endpoint.identity, statement]).encode()).hexdigest()
     store = CompletionStore.of(lake, output.table, batch, digest)
-    finished = FinishedWork.of(store, output, batch, asks_failed=asks_failed)
+    finished = FinishedWork.of(store, output, batch, retry_errors=retry_errors)
     functions = register_ai_functions(spark, {endpoint.name: endpoint})
     inputs = _null_without_text(read_batch(spark, documents, batch))
     rows = min(limit, documents.rows(batch)) if limit else documents.rows(batch)

@@ -122,7 +122,7 @@ def build_ai_query_inference(settings: Settings) -> dg.AssetsDefinition:
                 {**expected, "endpoint": endpoint, "run_id": context.run.run_id},
                 context.log.info,
                 task.read if task.reads_answers else None,
-                asks_failed=settings.retry_errors,
+                retry_errors=settings.retry_errors,
             )
             usage = answered.usage
             context.log.info(

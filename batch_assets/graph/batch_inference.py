@@ -128,7 +128,7 @@ def build_batch_inference(settings: Settings) -> dg.AssetsDefinition:
                 store,
                 recorded,
                 report=context.log.info,
-                asks_failed=settings.retry_errors,
+                retry_errors=settings.retry_errors,
             )
             context.log.info(
                 f"batch {batch}: {scored.rows} rows committed in {scored.seconds:.0f} s, {scored.scored} scored with "

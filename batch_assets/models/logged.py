@@ -7,11 +7,12 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from batch_assets.isolation import isolated
 from batch_assets.mlflow_client import MlflowClient
 from batch_assets.models.checkpoint import Checkpoint
 from batch_assets.models.model_runs import (
@@ -24,6 +25,7 @@ from batch_assets.models.model_runs import (
     search_runs,
 )
 from batch_assets.models.samples import keep_samples
+from batch_assets.models.tracking import connect
 from batch_assets.models.transformers_pipeline import build_pipeline, generation_parameters, prompt_template
 from batch_assets.settings import Settings
 from batch_assets.sources.dataset import Dataset
@@ -32,6 +34,9 @@ from batch_assets.tasks.task import Task
 
 # Name of the sample that is logged with a run.
 EXAMPLE = "example"
+
+# What the process that logs a model yields.
+_MESSAGE, _RUN = "message", "run"
 
 _REQUIRED = ("mlflow", "transformers", "torch", "accelerate", "pandas")
 
@@ -43,6 +48,25 @@ class LoggedModel:
     run: ModelRun
     is_new: bool
     parameters: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The data set to score: its name, its URI, and a digest of its parts."""
+
+    name: str
+    uri: str
+    digest: str
+
+    def as_mlflow_dataset(self) -> Any:
+        """The data set as an input of an MLflow run."""
+        from mlflow.data.code_dataset_source import CodeDatasetSource
+        from mlflow.data.http_dataset_source import HTTPDatasetSource
+        from mlflow.data.meta_dataset import MetaDataset
+
+        is_page = self.uri.startswith("https://")
+        source = HTTPDatasetSource(self.uri) if is_page else CodeDatasetSource(tags={"uri": self.uri})
+        return MetaDataset(source, name=self.name, digest=self.digest)
 
 
 def requirements() -> list[str]:
@@ -61,6 +85,8 @@ def log_checkpoint(
 ) -> LoggedModel:
     """Log the checkpoint as a model with the transformers flavor, unless a run has the same model already.
 
+    Another process loads and logs it: if that dies, this one reports it.
+
     Args:
         client: MLflow client.
         settings: lengths, prompt, experiment.
@@ -70,15 +96,11 @@ def log_checkpoint(
         report: called with each progress message.
 
     Raises:
-        BatchAssetsError: the checkpoint can't be loaded.
+        BatchAssetsError: the checkpoint can't be loaded, or it killed its process.
     """
-    import mlflow
-    from huggingface_hub import ModelCard
-
     parameters = generation_parameters(checkpoint, settings)
     pins = requirements()
     weights = checkpoint.digest()
-    task = task_of(settings)
     identity = _sha256([weights, settings.task, settings.prompt, parameters, settings.logged_dtype, pins])
     known = search_runs(client, settings, f"tags.`{IDENTITY_TAG}` = '{identity}'", [])
     if known and not settings.new_model:
@@ -86,13 +108,39 @@ def log_checkpoint(
         report(f"run {known[0].run_id} already has this model")
         return LoggedModel(known[0], False, parameters)
 
-    report(f"loading {checkpoint.name} from {checkpoint.folder}")
+    digest = _sha256([part.provenance for part in dataset.parts()])[:32]
+    inputs = _Inputs(dataset.name, dataset.uri, digest)
+    run_id = ""
+    for what, text in isolated(_log, settings, checkpoint, parameters, example, inputs, weights, identity):
+        if what == _RUN:
+            run_id = text
+        else:
+            report(text)
+    logged = search_runs(client, settings, f"attributes.run_id = '{run_id}'", [])
+    return LoggedModel(logged[0], True, parameters)
+
+
+def _log(
+    settings: Settings,
+    checkpoint: Checkpoint,
+    parameters: dict[str, Any],
+    example: str,
+    inputs: _Inputs,
+    weights: str,
+    identity: str,
+) -> Iterator[tuple[str, str]]:
+    """Load the checkpoint, let it answer one document, and log it; yields progress messages and the id of the run."""
+    import mlflow
+    from huggingface_hub import ModelCard
+
+    client, task = connect(settings), task_of(settings)
+    yield _MESSAGE, f"loading {checkpoint.name} from {checkpoint.folder}"
     pipeline = build_pipeline(checkpoint, settings)
     template = prompt_template(pipeline, settings)
     request = example if template is None else template.format(prompt=example)
     output = pipeline(request, **parameters, **({} if template is None else {"return_full_text": False}))
     (text,) = output[0].values()
-    report("logging the model to MLflow")
+    yield _MESSAGE, "logging the model to MLflow"
     mlflow.set_experiment(settings.experiment)
     with mlflow.start_run(run_name=checkpoint.name) as run:
         mlflow.log_params(
@@ -107,7 +155,7 @@ def log_checkpoint(
                 **parameters,
             }
         )
-        mlflow.log_input(_mlflow_dataset(dataset), context="inference")
+        mlflow.log_input(inputs.as_mlflow_dataset(), context="inference")
         # Document text leaves the lake only if samples may be shown.
         shown = {"input_example": example} if settings.samples else {}
         if settings.samples:
@@ -119,7 +167,7 @@ def log_checkpoint(
             model_config=dict(parameters),
             prompt_template=template,
             signature=task.signature(example, text),
-            pip_requirements=pins,
+            pip_requirements=requirements(),
             model_card=ModelCard(_model_card(checkpoint, task)),
             metadata={"checkpoint": checkpoint.name, "origin": checkpoint.origin, "digest": weights},
             **shown,
@@ -136,8 +184,7 @@ def log_checkpoint(
                 MODEL_URI_TAG: info.model_uri,
             }
         )
-    logged = search_runs(client, settings, f"attributes.run_id = '{run.info.run_id}'", [])
-    return LoggedModel(logged[0], True, parameters)
+    yield _RUN, run.info.run_id
 
 
 def _milliseconds() -> str:
@@ -146,17 +193,6 @@ def _milliseconds() -> str:
 
 def _sha256(parts: list[Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _mlflow_dataset(dataset: Dataset) -> Any:
-    from mlflow.data.code_dataset_source import CodeDatasetSource
-    from mlflow.data.http_dataset_source import HTTPDatasetSource
-    from mlflow.data.meta_dataset import MetaDataset
-
-    uri = dataset.uri
-    source = HTTPDatasetSource(uri) if uri.startswith("https://") else CodeDatasetSource(tags={"uri": uri})
-    digest = _sha256([part.provenance for part in dataset.parts()])[:32]
-    return MetaDataset(source, name=dataset.name, digest=digest)
 
 
 def _versions() -> dict[str, str]:

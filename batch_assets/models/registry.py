@@ -204,15 +204,16 @@ def predict(version: Version, documents: list[str]) -> list[str]:
     Raises:
         BatchAssetsError: the version could run code, its model is not supported, or it killed its process.
     """
-    return list(isolated(_predict, str(_fetch(version.uri)), documents))
+    return list(isolated(_predict, _fetch(version.uri), documents))
 
 
-def _predict(folder: str, documents: list[str]) -> Iterator[str]:
+def _predict(folder: Path, documents: list[str]) -> Iterator[str]:
     import mlflow
     import torch
 
+    check_mlflow_model(folder)
     torch.set_num_threads(cores())
-    for text in mlflow.pyfunc.load_model(folder).predict(documents):
+    for text in mlflow.pyfunc.load_model(str(folder)).predict(documents):
         yield str(text)
 
 

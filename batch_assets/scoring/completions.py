@@ -249,7 +249,7 @@ def refuse_if_all_failed(store: CompletionStore, batch: str, summaries: int) -> 
 class FinishedWork:
     """Completions that can be reused: those in the store, and those in the current output.
 
-    Failed rows of the output are requested again, unless the same request would fail again. ``asks_failed`` requests
+    Failed rows of the output are requested again, unless the same request would fail again. ``retry_errors`` requests
     all of them again. ``columns`` maps output columns to the completion fields that they hold. ``typed_column`` is the
     one whose structs are read as JSON.
     """
@@ -260,11 +260,11 @@ class FinishedWork:
     storage_options: Mapping[str, str]
     columns: Mapping[str, str]
     typed_column: str | None = None
-    asks_failed: bool = False
+    retry_errors: bool = False
 
     @classmethod
     def of(
-        cls, store: CompletionStore, output: BatchSnapshot, batch: str, *, asks_failed: bool = False
+        cls, store: CompletionStore, output: BatchSnapshot, batch: str, *, retry_errors: bool = False
     ) -> "FinishedWork":
         """The finished work on one batch of an output table.
 
@@ -276,7 +276,7 @@ class FinishedWork:
         files = tuple(data_file.path for data_file in output.files(batch))
         table = output.table
         typed = table.output_column if table.has_typed_output else None
-        return cls(store, output.uri, files, output.storage_options, table.completion_fields, typed, asks_failed)
+        return cls(store, output.uri, files, output.storage_options, table.completion_fields, typed, retry_errors)
 
     def load(self) -> tuple[dict[str, Completion], Counter[str]]:
         """Load the finished completions by request hash, and how often other requests ended in a service error."""
@@ -285,7 +285,7 @@ class FinishedWork:
             for rows in self.read_output(path):
                 for row in rows.to_pylist():
                     completion = Completion(**row)
-                    if completion.is_finished and not (self.asks_failed and completion.error_message):
+                    if completion.is_finished and not (self.retry_errors and completion.error_message):
                         found.setdefault(completion.request_hash, completion)
                     else:
                         attempts[completion.request_hash] = completion.attempts or 0

@@ -80,7 +80,7 @@ def score_batch(
     report: Callable[[str], None],
     load: Callable[[ScoringModel, int], Engine] = load_engine,
     *,
-    asks_failed: bool = False,
+    retry_errors: bool = False,
 ) -> ScoredBatch:
     """Write one answer for every document of a batch, and commit the batch once.
 
@@ -94,7 +94,7 @@ def score_batch(
         metadata: what the commit records.
         report: called with each progress message.
         load: creates the engine of a worker from a model and a number of threads.
-        asks_failed: request all failed rows of the current output again, even if they would fail again.
+        retry_errors: request all failed rows of the current output again, even if they would fail again.
 
     Raises:
         BatchAssetsError: every request failed, rows are missing, or rows have neither an answer nor an error.
@@ -105,7 +105,7 @@ def score_batch(
     started = time.monotonic()
     frame = read_batch(spark, documents, batch).select(*documents.table.column_names)
     hashed = frame.mapInArrow(_with_hash(model), f"{documents.table.spark_ddl}, {_HASH} string")
-    finished = FinishedWork.of(store, output, batch, asks_failed=asks_failed)
+    finished = FinishedWork.of(store, output, batch, retry_errors=retry_errors)
     with output.raise_if_superseded(batch):
         scored, workers = _score_missing(spark, hashed, batch, model, finished, report, load)
         staged = stage_frame(_assemble(spark, hashed, output.table, model, finished), output, batch)
@@ -272,7 +272,7 @@ def _completions(spark: "SparkSession", finished: FinishedWork) -> "DataFrame | 
         (F.coalesce(earlier, F.lit(0)) + F.coalesce(now, F.lit(0))).alias(_ATTEMPTS),
     )
     is_final = F.col("error_class").isin(*FINAL_ERRORS)
-    if finished.asks_failed:
+    if finished.retry_errors:
         is_final = is_final & F.col(_IS_NEW)
     found = best.select("best.*", _ATTEMPTS)
     return found.withColumn("attempts", F.when(F.col("attempts").isNotNull(), F.col(_ATTEMPTS))).withColumn(
