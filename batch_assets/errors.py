@@ -1,9 +1,15 @@
 """The error class for problems that users can fix, and the exit statuses of commands."""
 
+import errno
 import re
 from enum import IntEnum
 
 _LONGEST_REASON = 500
+# Of an OSError that says nothing about what was to be read: the disk, a limit or a permission.
+_OF_THIS_MACHINE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOSPC),
+}
 
 
 class ExitStatus(IntEnum):
@@ -25,6 +31,16 @@ class ExitStatus(IntEnum):
 
 class BatchAssetsError(Exception):
     """A problem that the user can fix; the message says what failed, where, and what to do."""
+
+
+def raise_if_of_this_machine(error: Exception) -> None:
+    """Raise an error again if a disk, a limit or a permission caused it, before it is taken for bad input.
+
+    Raises:
+        OSError: the error.
+    """
+    if isinstance(error, OSError) and error.errno in _OF_THIS_MACHINE:
+        raise error
 
 
 def reason(error: Exception) -> str:

@@ -1,4 +1,5 @@
 import csv
+import errno
 import gzip
 import json
 import shutil
@@ -145,6 +146,15 @@ def test_two_files_that_map_to_the_same_batch_are_refused(tmp_path):
 def test_an_unreachable_hub_data_set_suggests_the_embedded_data_set(tmp_path):
     with pytest.raises(BatchAssetsError, match="BATCH_ASSETS_DATASET=aclsum"):
         HubDataset("EdinburghNLP/xsum", "test", tmp_path, 10).check()
+
+
+def test_a_full_disk_is_not_taken_for_a_missing_data_set(tmp_path, monkeypatch):
+    def load(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    with pytest.raises(OSError, match="No space left on device"):
+        HubDataset("someone/something", "test", tmp_path, 100).parts()
 
 
 def test_a_hub_data_set_with_a_loading_script_is_read_from_its_converted_copy(tmp_path, monkeypatch):

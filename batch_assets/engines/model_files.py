@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from batch_assets.errors import BatchAssetsError
+from batch_assets.errors import BatchAssetsError, raise_if_of_this_machine
 
 # Model types whose configuration class loads no other configuration, with their classes for text generation.
 ENCODER_DECODERS: Mapping[str, tuple[str, ...]] = {
@@ -176,6 +176,7 @@ def check_mlflow_model(folder: Path) -> None:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         flavors = {name: dict(flavor) for name, flavor in content["flavors"].items()}
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise_if_of_this_machine(error)
         raise BatchAssetsError(f"{file} does not describe an MLflow model ({type(error).__name__})") from error
     if flavors.keys() != _MLFLOW_KEYS.keys() or flavors["python_function"].get("loader_module") != _LOADER:
         raise BatchAssetsError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from batch_assets.engines.model_files import ENCODER_DECODERS, check_model_folder
-from batch_assets.errors import BatchAssetsError
+from batch_assets.errors import BatchAssetsError, raise_if_of_this_machine
 from batch_assets.tasks.task import Task
 
 # Bytes per weight.
@@ -81,6 +81,7 @@ class Checkpoint:
 
                 AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+            raise_if_of_this_machine(error)
             raise BatchAssetsError(
                 f"the model folder {self.folder} has no usable tokenizer ({type(error).__name__}): save one there with "
                 "tokenizer.save_pretrained()"

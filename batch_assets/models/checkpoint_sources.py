@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
-from batch_assets.errors import BatchAssetsError
+from batch_assets.errors import BatchAssetsError, raise_if_of_this_machine
 from batch_assets.models import smollm2
 from batch_assets.models.checkpoint import WEIGHT_BYTES, Checkpoint
 from batch_assets.settings import EMBEDDED_MODEL, Settings
@@ -109,6 +109,7 @@ class HubCheckpoint(CheckpointSource):
         try:
             huggingface_hub.model_info(self.name, timeout=20)
         except (OSError, ValueError) as error:
+            raise_if_of_this_machine(error)
             raise self._error(error) from error
 
     def weight_bytes(self, dtype: str) -> int | None:
@@ -135,6 +136,7 @@ class HubCheckpoint(CheckpointSource):
                 self.name, cache_dir=self.cache, allow_patterns=_FILE_PATTERNS, local_files_only=local_files_only
             )
         except (OSError, ValueError) as error:
+            raise_if_of_this_machine(error)
             raise self._error(error) from error
         return Checkpoint(self.name, Path(folder), f"https://huggingface.co/{self.name}")
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from batch_assets.errors import BatchAssetsError
+from batch_assets.errors import BatchAssetsError, raise_if_of_this_machine
 from batch_assets.sources.column_mapping import XSUM_COLUMNS, ColumnMapping
 from batch_assets.sources.dataset import Dataset, Part
 from batch_assets.sources.records import Record
@@ -55,6 +55,7 @@ class HubDataset(Dataset):
                         raise
                     self._loaded = load(_CONVERTED)
             except (OSError, ValueError, RuntimeError) as error:
+                raise_if_of_this_machine(error)
                 raise BatchAssetsError(
                     f"the data set {self._id} can't be loaded from the Hugging Face hub ({_first_line(error)}): "
                     "check the name and the network, or use aclsum, which needs no hub (BATCH_ASSETS_DATASET=aclsum, "
