@@ -184,7 +184,7 @@ def test_an_unreachable_table_is_an_error_of_its_pipeline_and_leaves_the_others(
             in_place.tick("tickets")
         assert in_place.tick("again") == []
         shown = CliRunner().invoke(main, ["status"])
-        assert shown.exit_code == 0
+        assert shown.exit_code == 1
         assert "tickets can't be shown: the table support.tickets can't be read" in shown.output
         assert "pipeline again" in shown.output
     finally:

@@ -34,7 +34,8 @@ def status(pipeline: str | None, as_json: bool) -> None:
 
     Changes nothing. A batch is running, queued, failed (its last run failed), landed (not scored yet), stale (needs
     scoring again), scored or empty. If there are more than 20 batches, scored ones are only counted; --json lists all.
-    Exit status: 0 nothing has failed, 1 a batch has failed or a pipeline is invalid, 2 the state can't be read.
+    Exit status: 0 nothing has failed, 1 a batch has failed, or a pipeline is invalid or can't be shown, 2 the state
+    can't be read.
 
     \b
     batch-assets status --json | jq '.batches[] | select(.state == "failed")'
