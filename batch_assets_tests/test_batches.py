@@ -4,6 +4,7 @@ import dagster as dg
 import pytest
 
 from batch_assets.graph.batch_execution import BatchOutcome, each_batch
+from batch_assets.resources.terminal import terminal_logger
 
 BATCHES = dg.StaticPartitionsDefinition(["x", "y", "z"])
 
@@ -31,13 +32,17 @@ class Chain:
 
         return asset
 
-    def run(self, *fails: tuple[str, str], selection: list[str] | None = None) -> dict[str, str]:
+    def run(
+        self, *fails: tuple[str, str], selection: list[str] | None = None, loggers: dict | None = None
+    ) -> dict[str, str]:
         """Run over all batches and return the message of each failed step."""
         self.fails, self.worked = {*fails}, []
-        result = dg.materialize(
-            self.assets,
+        defs = dg.Definitions(assets=self.assets, loggers=loggers, executor=dg.in_process_executor)
+        job = dg.define_asset_job("job", selection=selection or "*", partitions_def=BATCHES)
+        resolved = dg.Definitions.merge(defs, dg.Definitions(jobs=[job])).resolve_job_def("job")
+        result = resolved.execute_in_process(
             instance=self.instance,
-            selection=selection,
+            run_config={"loggers": {name: {} for name in loggers or {}}},
             tags={"dagster/asset_partition_range_start": "x", "dagster/asset_partition_range_end": "z"},
             raise_on_error=False,
         )
@@ -64,6 +69,14 @@ def test_the_last_asset_fails_the_run_with_the_reasons_from_earlier_assets(chain
     assert chain.materialized("asked") == {"y", "z"}
     assert chain.materialized("measured") == {"z"}
     assert ("scored", "x") not in chain.worked
+
+
+def test_the_terminal_shows_the_reason_of_a_failed_batch_once(chain, capfd):
+    chain.run(("scored", "y"), loggers={"console": terminal_logger})
+    printed = capfd.readouterr().out
+    assert printed.count("y is broken") == 1
+    assert "batch y skipped: it failed in scored" in printed
+    assert '"measured" failed. 1 of 3 batches failed' in printed
 
 
 def test_an_asset_processes_a_batch_that_failed_only_in_a_parallel_asset(chain):

@@ -63,7 +63,7 @@ def each_batch(context: dg.AssetExecutionContext, work: Callable[[str], BatchOut
     failed: dict[str, str] = {}
     for batch in context.partition_keys:
         if batch in failed_before:
-            context.log.warning(f"batch {batch} skipped: it failed in {failed_before[batch]}")
+            context.log.warning(f"batch {batch} skipped: it failed in {failed_before[batch].partition(': ')[0]}")
             failed[batch] = failed_before[batch]
             continue
         try:

@@ -13,16 +13,23 @@ _CLEAR_LINE = "\r\x1b[2K"
 
 
 class _LineFormatter(logging.Formatter):
+    """Each reason of a failure is printed once."""
+
     def format(self, record: logging.LogRecord) -> str:
         meta: dict[str, Any] = getattr(record, "dagster_meta", {})
         step = meta.get("step_key") or ""
         text = meta.get("orig_message") or record.getMessage()
         event = meta.get("dagster_event")
         error = getattr(getattr(event, "event_specific_data", None), "error", None)
-        if error is not None:
+        # The failure of a run repeats the errors of its steps.
+        if error is not None and getattr(event, "event_type", None) != dg.DagsterEventType.RUN_FAILURE:
             while error.cause is not None:
                 error = error.cause
-            text = f"{text} {error.message.strip()}"
+            message = error.message.strip()
+            if error.cls_name == dg.Failure.__name__:
+                # Without the reasons of failed batches, in parentheses, which were printed when they failed.
+                message = message.partition(" (")[0].rpartition(": ")[2]
+            text = f"{text} {message}"
         return f"{self.formatTime(record, '%H:%M:%S')}  {step:<20}  {text}"
 
 
