@@ -23,6 +23,7 @@ from batch_assets.graph.table_metadata import sample_rows
 from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA
 from batch_assets.lake.counts import Counts
 from batch_assets.lake.staging import stage
+from batch_assets.machine import cores
 from batch_assets.models.registry import scoring_model
 from batch_assets.scoring import scorer
 from batch_assets.scoring.completions import CompletionStore, remove_abandoned
@@ -388,7 +389,7 @@ def test_workers_share_the_available_cores_and_gpus(spark, t5, monkeypatch, devi
     monkeypatch.setattr(scorer, "_gpus", lambda: gpus)
     slots, threads, shared = scorer._resources(spark, replace(t5, device_map=device_map))
     assert (slots, shared) == expected
-    assert slots * threads <= os.cpu_count()
+    assert slots * threads <= cores()
 
 
 def take(queue, done):

@@ -9,7 +9,6 @@ The T5 has the shape of t5-small (https://huggingface.co/google-t5/t5-small) and
 measure speed: 512 tokens in, 40 forced tokens out, 4 beams, no repeated trigrams.
 """
 
-import os
 import random
 import statistics
 import subprocess
@@ -35,6 +34,7 @@ from batch_assets.graph.batch_execution import BatchOutcome, each_batch
 from batch_assets.lake.contracts import BATCH_INFERENCE, PROD_DATA
 from batch_assets.lake.lake import Lake
 from batch_assets.lake.staging import stage
+from batch_assets.machine import cores
 from batch_assets.models.checkpoint_sources import checkpoint_source
 from batch_assets.models.logged import log_checkpoint
 from batch_assets.models.registry import RegisteredModel, prepare_engine, scoring_model
@@ -220,7 +220,7 @@ def executors(home: Path, runs: int) -> None:
     model = bench.model(engine="ctranslate2", dtype="int8")
     texts = _documents(_ROWS)
     bench.land("executors", texts)
-    _say(f"T5 of t5-small's shape, ctranslate2 int8, {os.cpu_count()} cores")
+    _say(f"T5 of t5-small's shape, ctranslate2 int8, {cores()} cores")
     one = bench.time("one process, one thread", _ROWS, lambda: _bare_ctranslate2(model, texts, 1))
     best = bench.time("one process, all cores", _ROWS, lambda: _bare_ctranslate2(model, texts))
     settings = {"spark.driver.host": "127.0.0.1", "spark.ui.enabled": "false", "spark.executor.memory": "1g"}
@@ -287,7 +287,7 @@ def gpu(home: Path, runs: int) -> None:
             options = dict(model.parameters) | ({} if model.template is None else {"return_full_text": False})
             some = [model.render(text) for text in texts[: 16 if device == "cuda" else 2]]
             one = bench.time(f"pipeline {dtype}", len(some), lambda: [plain(text, **options) for text in some] and None)  # noqa: B023
-            engine = TransformersEngine(model, os.cpu_count() or 1)
+            engine = TransformersEngine(model, cores())
             for tokens in (4096, 32_768, 131_072) if device == "cuda" else (4096,):
                 label = f"{dtype}, {tokens} tokens a batch"
                 ours = bench.time(label, len(texts), lambda: generate(engine, texts, tokens) and None)  # noqa: B023
@@ -347,7 +347,7 @@ def _bare_ctranslate2(model: ScoringModel, texts: list[str], translators: int = 
     conversion = Conversion.read(Path(model.engine_path))
     tokenizer = Tokenizer.from_file(str(Path(model.engine_path) / TOKENIZER_FILE))
     translator = ctranslate2.Translator(
-        model.engine_path, compute_type=model.dtype, inter_threads=translators or os.cpu_count() or 1, intra_threads=1
+        model.engine_path, compute_type=model.dtype, inter_threads=translators or cores(), intra_threads=1
     )
     sources = [encoding.tokens for encoding in tokenizer.encode_batch([conversion.prefix + text for text in texts])]
     results = translator.translate_batch(sources, max_batch_size=8, max_input_length=0, **conversion.decoding)
@@ -383,7 +383,7 @@ def _matrix_product() -> float:
     """Floating-point operations per second of a large float32 matrix product on all cores."""
     import torch
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(cores())
     size = 2048
     left, right = torch.rand(size, size), torch.rand(size, size)
     seconds = []
