@@ -192,13 +192,14 @@ class PlainExecutor:
 class PipelineMachine(RuleBasedStateMachine):
     """The pipeline, and the model of what is right.
 
-    Tests set ``client``, ``fuse``, ``faulty`` and ``executor``, which all sequences share.
+    Tests set the attributes that all sequences share; ``tables`` is a lake with empty tables.
     """
 
     client: Any
     fuse: Fuse
     faulty: FaultyEndpoint
     executor: Any
+    tables: Path
 
     @initialize(rescore=st.sampled_from(["none", "all"]), content=documents_of_a_batch)
     def begin(self, rescore: str, content: dict[str, str]) -> None:
@@ -210,8 +211,7 @@ class PipelineMachine(RuleBasedStateMachine):
             home=self.folder / "home", rescore=rescore, endpoint="e", ai_query_limit=0, error_attempts=1000
         )
         self.lake = Lake.of(self.settings)
-        for table in DEFAULT_TABLES.all:
-            self.lake.open(table)
+        shutil.copytree(self.tables, self.lake.uri)
         self.model = RegisteredModel(self.client, "machine")
         for alias in (CHAMPION, PREVIOUS):
             self.client.delete_registered_model_alias(self.model.name, alias)

@@ -1,11 +1,15 @@
 """Random sequences of what users, other writers and failures do to one pipeline."""
 
+from pathlib import Path
+
 import pytest
 from deltalake import DeltaTable
 from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 from mlflow import MlflowClient
 
+from batch_assets.lake.contracts import DEFAULT_TABLES
+from batch_assets.lake.lake import Lake
 from batch_assets.models.tracking import connect
 from batch_assets.scoring.completions import CompletionStore
 from batch_assets_tests.conftest import settings_for
@@ -23,15 +27,23 @@ def client(tmp_path_factory):
     return client
 
 
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    lake = Lake(str(tmp_path_factory.mktemp("tables")))
+    for table in DEFAULT_TABLES.all:
+        lake.open(table)
+    return Path(lake.uri)
+
+
 @pytest.fixture
-def machine(client, monkeypatch):
+def machine(client, tables, monkeypatch):
     fuse = Fuse()
     fuse.around(DeltaTable, "create_write_transaction", monkeypatch)
     fuse.around(CompletionStore, "write", monkeypatch)
     for name in ("set_registered_model_alias", "set_registered_model_tag", "delete_registered_model_tag"):
         fuse.around(MlflowClient, name, monkeypatch)
     PipelineMachine.client, PipelineMachine.fuse, PipelineMachine.faulty = client, fuse, FaultyEndpoint()
-    PipelineMachine.executor = PlainExecutor()
+    PipelineMachine.executor, PipelineMachine.tables = PlainExecutor(), tables
     return PipelineMachine
 
 
@@ -49,7 +61,7 @@ def check(machine, sequences: int, steps: int, number: int) -> None:
 
 
 def test_after_any_sequence_and_a_last_run_the_tables_are_right(machine):
-    check(machine, sequences=16, steps=10, number=1)
+    check(machine, sequences=24, steps=7, number=1)
 
 
 @pytest.mark.proof
