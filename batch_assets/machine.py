@@ -76,5 +76,5 @@ def _control_groups(root: Path, controller: str) -> list[Path]:
 def _content(path: Path) -> str:
     try:
         return path.read_text().strip()
-    except OSError:  # there is no such limit
+    except OSError:  # the system has no file for this limit
         return ""

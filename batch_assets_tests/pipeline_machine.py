@@ -336,7 +336,7 @@ class PipelineMachine(RuleBasedStateMachine):
         return pa.Table.from_pylist(rows, schema=PROD_DATA.arrow_schema)
 
     def _again_if_killed(self, command: Any) -> None:
-        """Run a command, and once more if it was killed, as whoever is on call does."""
+        """Run a command, and once more if it was killed, as an engineer on call would."""
         try:
             command()
         except KilledError:

@@ -286,7 +286,7 @@ def test_status_describes_a_new_home_and_creates_nothing(home, invoke):
 
 def test_status_shows_the_state_of_every_batch(home, deployment, invoke):
     instance = deployment.instance
-    for batch in ("bad", "done", "half", "late", "mended", "new", "old", "queued", "worked"):
+    for batch in ("bad", "done", "half", "late", "mixed", "new", "old", "queued", "worked"):
         deployment.land(batch)
     register_batches(instance, DEFAULT_PIPELINE, [*deployment.lake.open(PROD_DATA).batches(), "awaited", "emptied"])
     for batch in ("done", "late"):
@@ -298,12 +298,12 @@ def test_status_shows_the_state_of_every_batch(home, deployment, invoke):
     failed_answers = dg.AssetObservation("ai_query_inference", partition="half", metadata={"failed": "no answer"})
     event = DagsterEvent("ASSET_OBSERVATION", "score_batches", event_specific_data=AssetObservationData(failed_answers))
     instance.report_dagster_event(event, "r0")
-    add_run(instance, "r1", ["late", "mended"], dg.DagsterRunStatus.FAILURE)
+    add_run(instance, "r1", ["late", "mixed"], dg.DagsterRunStatus.FAILURE)
     add_run(instance, "r2", ["bad"], dg.DagsterRunStatus.FAILURE)
     add_run(instance, "r3", ["queued"], dg.DagsterRunStatus.NOT_STARTED)
     add_run(instance, "r4", ["worked"], dg.DagsterRunStatus.STARTED)
-    deployment.score("mended", rows=2)
-    deployment.finish("mended")
+    deployment.score("mixed", rows=2)
+    deployment.finish("mixed")
     deployment.land("emptied")
     deployment.score("emptied", rows=2)
     deployment.land("emptied", rows=0)
@@ -314,7 +314,7 @@ def test_status_shows_the_state_of_every_batch(home, deployment, invoke):
     found = json.loads(result.stdout)
     assert {one["batch"]: one["state"] for one in found["batches"]} == {
         "awaited": "empty", "bad": "failed", "done": "scored", "emptied": "empty", "half": "failed", "late": "failed",
-        "mended": "scored", "new": "landed", "old": "stale", "queued": "queued", "worked": "running",
+        "mixed": "scored", "new": "landed", "old": "stale", "queued": "queued", "worked": "running",
     }  # fmt: skip
     assert found["counts"] == {
         "empty": 2, "failed": 3, "landed": 1, "queued": 1, "running": 1, "scored": 2, "stale": 1,
@@ -322,13 +322,13 @@ def test_status_shows_the_state_of_every_batch(home, deployment, invoke):
     assets = {one["batch"]: list(one["assets"].values()) for one in found["batches"]}
     assert assets["half"] == ["done", "done", "failed", "waiting"]
     assert assets["bad"] == ["done", "failed", "waiting", "waiting"]
-    assert assets["mended"] == ["done"] * 4
+    assert assets["mixed"] == ["done"] * 4
     old = next(one for one in found["batches"] if one["batch"] == "old")
     figures = ("documents", "rejected", "summaries", "errors", "no_text", "model_version")
     assert [old[key] for key in figures] == [3, 0, 1, 0, 1, 1]
     runs = [(run["run_id"], run["status"], run["batches"]) for run in found["runs"]]
     assert runs[0] == ("r4", "STARTED", ["worked"])
-    assert runs[3] == ("r1", "FAILURE", ["late", "mended"])
+    assert runs[3] == ("r1", "FAILURE", ["late", "mixed"])
     plain = invoke("status").stdout
     assert re.search(r"^old +stale +3 +0 +1 +0 +1 +1 +\d{4}-", plain, re.MULTILINE)
     assert (

@@ -144,17 +144,17 @@ def test_the_class_of_an_error_comes_from_the_response(reply: Reply, expected):
 
 
 class Picky:
-    """An engine that fails for the documents that say so, unless the file ``mended`` exists."""
+    """An engine that fails for the documents that say so, unless the file ``repaired`` exists."""
 
     def __init__(self, model: ScoringModel, threads: int) -> None:
         from pathlib import Path
 
-        self.is_mended = Path(model.path).exists()
+        self.is_repaired = Path(model.path).exists()
 
     def stream(self, documents, batch_tokens=None):
         for place, document in enumerate(documents):
             failing = next((one for one in ErrorClass if document.startswith(one)), None)
-            if failing is None or self.is_mended:
+            if failing is None or self.is_repaired:
                 yield place, Completion(f"about {document}", finish_reason="stop")
             else:
                 yield place, Completion.failed("no", failing)
@@ -162,7 +162,7 @@ class Picky:
 
 def test_an_engine_requests_service_errors_again_and_counts_their_attempts_once(spark, lake, tmp_path):
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    flag = tmp_path / "mended"
+    flag = tmp_path / "repaired"
     # The fingerprint does not depend on the path, so requests stay the same.
     model = ScoringModel("m", 1, "d", str(flag), {}, None, "picky", "none", 0)
     land(lake, ["fine", "document", "model", "service", "service", None])

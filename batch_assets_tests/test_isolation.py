@@ -89,7 +89,7 @@ def test_a_process_that_dies_is_an_error_here_and_the_next_call_gets_another_one
 
 def test_an_answer_that_cannot_be_read_is_an_error_and_not_waited_for():
     with pytest.raises(BatchAssetsError, match="an answer that can't be read"):
-        list(isolated(spoil, b"this is no pickle\n"))
+        list(isolated(spoil, b"not a pickle\n"))
     assert [number for number, _ in isolated(numbers, 1)] == [0]
 
 

@@ -200,7 +200,7 @@ def rollback(model: RegisteredModel) -> Version:
         The new champion.
 
     Raises:
-        BatchAssetsError: there is no previous champion, or it is the champion.
+        BatchAssetsError: no version is the previous champion, or it is the champion.
     """
     if model.finish_promotion():
         return model.champion()
@@ -213,7 +213,7 @@ def rollback(model: RegisteredModel) -> Version:
             f"version {previous.number} of {model.name} is the champion and the previous champion: promote a version "
             "instead"
         )
-    _record(model, previous, {f"{_TAG_PREFIX}decision": "promoted", f"{_TAG_PREFIX}reason": "rollback"}, None)
+    _record(model, previous, Decision(True, "rollback", {}).tags(), None)
     model.promote(previous, is_rollback=True)
     return previous
 
@@ -249,8 +249,7 @@ def _check_and_promote(
         keep_samples(model.client, version.run_id, SAMPLE, rows)
     prepare_engine(model.client, version, settings, documents, report)
     if reason is not None:
-        tags = {f"{_TAG_PREFIX}decision": "promoted", f"{_TAG_PREFIX}reason": reason}
-        _record(model, version, tags, model.with_alias(CHAMPION))
+        _record(model, version, Decision(True, reason, {}).tags(), model.with_alias(CHAMPION))
     return model.promote(version)
 
 
